@@ -1,0 +1,35 @@
+# Each target does all set-up on a fresh machine by itself: virtual environment, install, run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test test-slow format clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed  ## train all five tasks on the embedded world and score the model (at most 5 minutes on two cores)
+	$(BIN)/python run.py train --out runs/demo --overwrite
+
+test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on two cores)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
+	$(BIN)/pytest -q -m 'slow and not network and not gpu'
+
+format: $(VENV)/installed  ## put the code in the house's form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove what was built; runs are kept
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,325 @@
+"""Typed settings: every default and every meaning once. YAML sets fields, dotted `--set` flags win.
+
+`load({"train": {"learning_rate": 3e-4}}, ["train.clip_norm=0.5"])` -> one frozen `RunConfig`, or one `InputError` that
+lists every problem with its path.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from multitask.errors import InputError, suggest
+
+T = TypeVar("T", bound="Settings")
+SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+
+
+class Settings(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class CutConfig(Settings):
+    """How one set of rows is cut into three splits: by a stable hash of a column, so that no group crosses."""
+
+    by: str
+    """Column, as the file names it, whose equal values stay together; for instance the article of a question."""
+    validation: float = Field(0.05, ge=0, lt=1)
+    """Share of groups in validation."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of groups in test."""
+
+    @model_validator(mode="after")
+    def _room(self) -> "CutConfig":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave no rows for train")
+        return self
+
+
+class SourceConfig(Settings):
+    """Where rows come from. Exactly one of `files`, `hub`, `world`."""
+
+    files: dict[Literal["train", "validation", "test", "all"], list[str]] | None = None
+    """Local files of each split, relative to `data.root`; `all`: to be cut as `cut` says."""
+    hub: str | None = None
+    """Namespaced name on the Hugging Face hub, read through `datasets`; a local folder works too."""
+    hub_config: str | None = None
+    """The hub set's configuration, for instance `nli` of `klue/klue`."""
+    revision: str | None = None
+    """Commit, branch or tag of the hub set; `refs/convert/parquet` for sets that exist only as loading scripts."""
+    hub_splits: dict[Literal["train", "validation", "test", "all"], str] = {
+        "train": "train", "validation": "validation", "test": "test"
+    }  # fmt: skip
+    """The hub's name of each split."""
+    world: dict[Split, int] | None = None
+    """Number of rows of each split of the embedded procedural world."""
+    format: Literal["jsonl", "csv", "tsv", "parquet", "text"] | None = None
+    """File format; None: by extension (`.gz` may follow). TSV has no quoting; text is one row `text` per line."""
+    encoding: Literal["utf-8", "cp949"] = "utf-8"
+    """Text encoding; utf-8 with or without BOM."""
+    columns: dict[str, str] = {}
+    """Our field -> the source's column; a dot goes into a nested column (`answers.text`)."""
+    labels: dict[str | int, str | dict[str, str]] = {}
+    """Class as the source writes it -> its word, or its word by language; in order."""
+    skip_labels: list[str | int] = []
+    """Classes whose rows are left out and counted, for instance -1 of SNLI."""
+    language: str = "en"
+    """Language of the rows that do not carry a `language` of their own."""
+    cut: CutConfig | None = None
+    """How `all` is cut into splits."""
+    on_bad_row: Literal["raise", "skip"] | None = None
+    """As `data.on_bad_row`, for this source alone; None: that one."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return {k: [v] if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "SourceConfig":
+        given = [k for k in ("files", "hub", "world") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of files, hub, world is needed, found {', '.join(given) or 'none'}")
+        splits: Any = self.files if self.files is not None else self.hub_splits if self.hub else {}
+        if ("all" in splits) != (self.cut is not None):
+            raise ValueError("`all` and `cut` belong together: rows of `all` are cut into splits as `cut` says")
+        return self
+
+
+class DataConfig(Settings):
+    """What rows the tasks are taught and asked."""
+
+    sources: dict[str, list[str | SourceConfig]] = {}
+    """Task -> its sources: preset names (`configs/data`) or sources written out. Not named: the embedded world."""
+    root: Path | None = None
+    """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    """What a row that cannot be used does: stop with file and line, or be skipped and counted."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many usable rows of each task's training split; None: all."""
+    cache: Path | None = None
+    """Folder of encoded rows; None: `multitask` in the user's cache folder (XDG_CACHE_HOME)."""
+
+
+class ModelConfig(Settings):
+    """The one shared GPT-2."""
+
+    name: str | None = None
+    """Hub name or local folder; None: an empty GPT-2 of the size below."""
+    revision: str | None = None
+    """Commit, branch or tag of the hub model."""
+    tokenizer: str | None = None
+    """Hub name or local folder; None: the model's own, or for an empty model one trained on the run's training rows."""
+    vocab_size: int = Field(2000, ge=300)
+    """Tokens of a tokenizer trained here, task tokens not counted."""
+    n_layer: int = Field(4, ge=1)
+    """Layers of an empty model."""
+    n_head: int = Field(4, ge=1)
+    """Attention heads of an empty model."""
+    n_embd: int = Field(128, ge=8)
+    """Width of an empty model."""
+    n_positions: int = Field(256, ge=16)
+    """Window of an empty model, in tokens."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of embeddings, attention and residuals in training. Packing and batching change no loss when it is 0."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> "ModelConfig":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        return self
+
+
+class AdapterConfig(Settings):
+    """LoRA (Hu et al., 2021) through `peft`."""
+
+    kind: Literal["none", "lora"] = "none"
+    """none: all weights train; lora: low-rank updates and the new token rows train."""
+    rank: int = Field(8, ge=1)
+    """Rank of the updates."""
+    alpha: float = Field(16.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the low-rank update."""
+    target_modules: list[str] = ["c_attn", "c_proj", "c_fc"]
+    """Names of the linear layers that get an update."""
+    merge: bool = False
+    """Write a plain model with the updates added in, in place of an adapter and its base."""
+
+
+class TrainConfig(Settings):
+    """The one loop."""
+
+    epochs: float = Field(3.0, gt=0)
+    """Passes over as many rows as all tasks have together; a pass is counted in tokens of the mixture."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; None: what `epochs` amounts to."""
+    batch_tokens: int = Field(4096, ge=16)
+    """Tokens of one step, over all micro-steps and processes; rounded down to whole blocks, at least one."""
+    micro_batch_tokens: int = Field(4096, ge=16)
+    """Tokens of one forward-backward pass; lower it when memory runs out, results stay the same."""
+    block_size: int | None = Field(None, ge=16)
+    """Window of one example, in tokens; None: the model's `n_positions`."""
+    packing: Literal["packed", "none"] = "packed"
+    """packed: examples share blocks, isolated; none: padded rows, length-sorted. The same loss either way."""
+    packing_window: int = Field(2048, ge=1)
+    """Examples among which best fit looks for what fills a block."""
+    prompt_weight: float = Field(0.0, ge=0, le=1)
+    """Loss weight of prompt tokens; target tokens weigh 1."""
+    mixing_temperature: float = Field(1.0, ge=1)
+    """Tasks are drawn in proportion to rows^(1/T); 1: proportional, large: equal."""
+    mixture_cap: int | None = Field(None, ge=1)
+    """A task counts as at most so many rows in the mixture (Raffel et al., 2020); None: no cap."""
+    mixture_weights: dict[str, float] = {}
+    """Explicit share of each task, in any unit; empty: by rows."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warm-up, to `final_learning_rate`."""
+    final_learning_rate: float = Field(0.0, ge=0)
+    """Learning rate at the last step."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear rise; at most a tenth of all steps are used."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decay of matrices; biases, norms and embeddings have none."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment."""
+    beta2: float = Field(0.98, ge=0, lt=1)
+    """AdamW's second moment."""
+    clip_norm: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where it is fast (measured), else fp16 on a GPU, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_every_steps: int = Field(20, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    eval_every_steps: int = Field(0, ge=0)
+    """Steps between validations; 0: ten in all."""
+    eval_max_rows: int = Field(200, ge=1)
+    """Validation rows of each task looked at during training."""
+    select_by: Literal["loss", "score"] = "loss"
+    """Best checkpoint by the macro-average over tasks of validation nats per target token, or of each first metric."""
+    patience: int = Field(0, ge=0)
+    """Stop after so many validations without a better one; 0: never."""
+    save_every_steps: int = Field(500, ge=0)
+    """Steps between checkpoints; 0: only when interrupted."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept."""
+    tracker: str | None = None
+    """An accelerate tracker by name: tensorboard, wandb, mlflow ...; None: none."""
+
+
+class EvalConfig(Settings):
+    """How a model is scored."""
+
+    split: Split = "test"
+    """Split that final scores are taken on."""
+    max_rows: int | None = Field(None, ge=1)
+    """Score the first so many rows of each task; None: all."""
+    batch_tokens: int = Field(8192, ge=16)
+    """Tokens of one forward pass; a limit on memory, results stay the same."""
+    num_bootstrap: int = Field(1000, ge=10)
+    """Resamples behind each 95 % interval."""
+    rouge_tokenizer: dict[str, Literal["words", "eojeol", "chars"]] = {"en": "words", "ko": "eojeol"}
+    """ROUGE's text tokenizer by language; a language not named uses eojeol (split at white space)."""
+
+
+class RunConfig(Settings):
+    """A whole run."""
+
+    tasks: list[str] = Field(["gen", "summ", "nli", "qa", "cls"], min_length=1)
+    """Tasks taught to the one model."""
+    seed: int = Field(7, ge=0)
+    """Everything random is a function of it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto: the accelerator if there is one."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def shipped(folder: str) -> Path:
+    """`tasks` or `configs` as shipped: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / folder
+    return inside if inside.is_dir() else Path(__file__).parent.parent / folder
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping; raises InputError with file and line."""
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise InputError(f"{path}: no such file; {near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: a mapping of settings was expected, found {type(loaded).__name__}")
+    return loaded
+
+
+def override(settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
+    """A copy of `settings` with `a.b=value` flags applied; values are read as YAML (`null`, `1e-3`, `[a, b]`)."""
+    result = {**settings}
+    for flag in flags:
+        path, sign, text = flag.partition("=")
+        if not sign or not path:
+            raise InputError(f"--set {flag}: expected name=value, for instance train.learning_rate=3e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {flag}: '{text}' is not a YAML value; put quotes around it") from None
+        if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+            with suppress(ValueError):
+                value = float(value)
+        node, parts = result, path.split(".")
+        for part in parts[:-1]:
+            node[part] = {**node[part]} if isinstance(node.get(part), dict) else {}
+            node = node[part]
+        node[parts[-1]] = value
+    return result
+
+
+def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None, where: str = "settings") -> T:
+    """Check everything at once. Raises one InputError with a line per problem: path, what is wrong, nearest name."""
+    try:
+        return kind.model_validate(override(settings, flags or []))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            if problem["loc"][-1] == "str" and problem["type"] == "string_type":
+                continue  # the other half of `name | source written out`
+            path = ".".join(str(p) for p in problem["loc"] if "Config" not in str(p))
+            text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                text = f"no such setting; {suggest(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
+            elif problem["type"] != "value_error":
+                text = f"{text}, found {problem['input']!r}"
+            lines.append(f"{where}: {path or '(top)'}: {text}")
+        raise InputError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _fields(kind: type[Settings], loc: tuple[Any, ...]) -> list[str]:
+    """Names of the settings beside the one at `loc`."""
+    for part in loc:
+        if part in kind.model_fields:
+            inner = kind.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, Settings):
+                kind = inner
+        elif "SourceConfig" in str(part):
+            kind = SourceConfig
+    return list(kind.model_fields)

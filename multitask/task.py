@@ -1,0 +1,67 @@
+"""What a task is: a sentence pattern and a few facts, as data. Plugins import this module and nothing else of ours.
+
+`"{premise}<|sep|>{hypothesis}<|nli|>{label}<|end|>"` with target `label` is a whole task: everything before the target
+is the prompt, the loss is taken on the target and on the final marker.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+END = "<|end|>"
+PAD = "<|pad|>"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A plain-text prompt for untuned models.
+
+    template: text with `{field}` names, ending where the answer begins; the answer brings its own leading space.
+    words: for closed tasks, the continuation of each choice, in the order of the choices. None: a space and the word
+        that the stream uses.
+    """
+
+    template: str
+    words: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Every fact about it lives in its plugin file and nowhere else.
+
+    name: also the plugin's module name.
+    stream: the pattern; `{field}` names, `<|markers|>` and literal text. It ends with the target and `<|end|>`.
+    target: the field that the model learns to write.
+    cut: the only field that may be shortened to fit the window; None: rows that do not fit are refused and counted.
+    label: the field that holds a class; its words come from `choices`, or else from `labels` of the data source.
+    choices: the closed answer set, in order, where it belongs to the task itself.
+    optional: fields a row may lack; the literal text after such a field goes with it.
+    prompts: plain prompts for untuned models, by language.
+    metrics: names of `multitask.metrics`, the first one being the task's score.
+    baselines: what a program without a model can do: `majority`, `lead1`, `lead3`, `random_span` (the last three of
+        the `cut` field). `unigram` perplexity is always added.
+    max_new_tokens: the longest answer that generation may write, in tokens.
+    prepare: completes a row as read before its fields are taken; it may add `references` (list of accepted answers)
+        and `keep` (start and end, in characters, of the stretch of the `cut` field that training must not cut away).
+        It raises ValueError for a row that it cannot use.
+    parse: turns a completion into the prediction that metrics see; None: white space is stripped.
+    """
+
+    name: str
+    stream: str
+    target: str
+    cut: str | None = None
+    label: str | None = None
+    choices: tuple[str, ...] | None = None
+    optional: tuple[str, ...] = ()
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    max_new_tokens: int = 32
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    parse: Callable[[str], str] | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """True when the answer is one word of a closed set."""
+        return self.label == self.target
