@@ -1,0 +1,116 @@
+"""Finding task plugins: every `TASK` of a folder of modules, of `--tasks-dir` folders and of installed packages.
+
+`load_tasks()["nli"].stream` -> `"{premise}<|sep|>{hypothesis}<|nli|>{label}<|end|>"`
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from dataclasses import fields as dataclass_fields
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from multitask.config import shipped
+from multitask.errors import InputError, suggest
+from multitask.formatting import fields, parse
+from multitask.task import END, Task
+
+ENTRY_POINTS = "multitask.tasks"
+
+
+def load_tasks(tasks_dirs: Iterable[str | Path] = ()) -> dict[str, Task]:
+    """All tasks by name: the shipped ones, those of installed packages, those of `tasks_dirs`.
+
+    Raises InputError for a folder or plugin that cannot be used and for two tasks of one name.
+    """
+    return {name: task for name, (task, _) in find_tasks(tasks_dirs).items()}
+
+
+def find_tasks(tasks_dirs: Iterable[str | Path] = ()) -> dict[str, tuple[Task, str]]:
+    """All tasks by name, each with the file or entry point it was found in."""
+    found: dict[str, tuple[Task, str]] = {}
+
+    def add(task: object, name: str, origin: str) -> None:
+        checked = check(task, name, origin)
+        if name in found:
+            raise InputError(f"{origin}: task '{name}' is already defined in {found[name][1]}; rename one of the two")
+        found[name] = (checked, origin)
+
+    for folder in [shipped("tasks"), *map(Path, tasks_dirs)]:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of task plugins; expected a folder with files like nli.py")
+        for path in sorted(folder.glob("[!_]*.py")):
+            add(_import(path), path.stem, str(path))
+    for entry in entry_points(group=ENTRY_POINTS):
+        add(entry.load(), entry.name, f"entry point {entry.value}")
+    return found
+
+
+def choose(found: dict[str, Task], names: Iterable[str]) -> dict[str, Task]:
+    """The named tasks, in the order given; raises InputError for a name that does not exist."""
+    chosen: dict[str, Task] = {}
+    for name in names:
+        if name not in found:
+            raise InputError(f"unknown task '{name}'; {suggest(name, found)}")
+        chosen[name] = found[name]
+    return chosen
+
+
+def _import(path: Path) -> object:
+    """The `TASK` of one plugin file; a plugin is code and runs here."""
+    name = f"multitask_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path}: the plugin does not import: {type(error).__name__}: {error}") from error
+    return getattr(module, "TASK", None)
+
+
+def check(task: object, name: str, origin: str) -> Task:
+    """The contract of a plugin; raises InputError with all that is wrong."""
+    if not isinstance(task, Task):
+        raise InputError(f"{origin}: no TASK of type multitask.task.Task was found; define TASK = Task(...)")
+    known = fields(task.stream)
+    problems = []
+    if task.name != name:
+        problems.append(f"TASK.name is '{task.name}', expected '{name}', the module's name")
+    if not task.stream.endswith(f"{{{task.target}}}{END}"):
+        problems.append(
+            f"stream ends with '{task.stream[-20:]}', expected '{{{task.target}}}{END}': target, then {END}"
+        )
+    if len(parse(task.stream)) < 3:
+        problems.append("nothing stands before the target; the first token of an example is never learned")
+    if len(set(known)) != len(known):
+        problems.append("a field stands twice in the stream")
+    for role, value in [("cut", task.cut), ("label", task.label), *(("optional", v) for v in task.optional)]:
+        if value is not None and value not in known:
+            problems.append(f"{role} field '{value}' is not in the stream; {suggest(value, known)}")
+    if task.cut == task.target or task.target in task.optional:
+        problems.append("the target can neither be cut nor be optional")
+    if task.choices is not None and task.label is None:
+        problems.append("choices need a label field")
+    for language, prompt in task.prompts.items():
+        for value in fields(prompt.template):
+            if value not in known or value == task.target:
+                problems.append(f"prompt '{language}' names '{value}'; {suggest(value, set(known) - {task.target})}")
+        if prompt.words is not None and len(prompt.words) != len(task.choices or ()):
+            problems.append(f"prompt '{language}' has {len(prompt.words)} words for {len(task.choices or ())} choices")
+    if problems:
+        raise InputError("\n".join(f"{origin}: {problem}" for problem in problems))
+    return task
+
+
+def fingerprint(task: Task) -> str:
+    """A hash of what decides the task's examples: its values and the source of its functions."""
+    parts = []
+    for item in dataclass_fields(task):
+        value = getattr(task, item.name)
+        parts.append(f"{item.name}={inspect.getsource(value) if callable(value) else value!r}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""Reading comprehension: answer with words of the passage.
+
+Row: {"context": str, "question": str, "answers": [str, ...], "answer_start": [int, ...]}; `answer_start` may be absent.
+The first answer is the target, all of them are references.
+Source: SQuAD (Rajpurkar et al., 2016), KorQuAD 1.0 (Lim et al., 2019).
+"""
+
+from typing import Any
+
+from multitask.task import Prompt, Task
+
+
+def prepare(row: dict[str, Any]) -> dict[str, Any]:
+    """Choose the target, keep all references, and find where the passage says the answer."""
+    answers = row.get("answers")
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise ValueError(f"field 'answers' is {answers!r}, expected a list of at least one non-empty string")
+    answer = answers[0]
+    starts = row.get("answer_start") or [row["context"].find(answer) if isinstance(row.get("context"), str) else -1]
+    start = starts[0]
+    keep = [start, start + len(answer)] if start >= 0 else None
+    return {**row, "answer": answer, "references": answers, "keep": keep}
+
+
+TASK = Task(
+    name="qa",
+    stream="{context}<|question|>{question}<|answer|>{answer}<|end|>",
+    target="answer",
+    cut="context",
+    prompts={"en": Prompt("{context}\nQ: {question}\nA:"), "ko": Prompt("{context}\n질문: {question}\n답:")},
+    metrics=("f1", "exact_match"),
+    baselines=("random_span",),
+    max_new_tokens=32,
+    prepare=prepare,
+)
