@@ -1,0 +1,705 @@
+"""Rows: from a file, a hub set or the embedded world to checked texts that know where they came from.
+
+`{"id": "a1", "text": "재밌다", "label": 1}` read for `cls` with `labels: {0: {ko: 부정}, 1: {ko: 긍정}}` ->
+`Row(id="a1", fields={"text": "재밌다", "label": "긍정"}, choices=("부정", "긍정"), where="reviews.jsonl:1", ...)`.
+
+Files are read by our own line reader: a general loader names neither file nor line, and merges rows of files such as
+NSMC's `ratings_*.txt`, where a quote is only a quote. Nothing here holds more than one record, or one Parquet batch.
+"""
+
+import codecs
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from multitask.config import DataConfig, SourceConfig, load, read_yaml, shipped
+from multitask.errors import InputError, RowError, suggest
+from multitask.task import Task
+
+Record = dict[str, Any]
+Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
+
+EXTENSIONS: Mapping[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".parquet": "parquet",
+}
+WORLD = SourceConfig(world={"train": 20000, "validation": 500, "test": 500})
+MAX_RECORD_BYTES = 1 << 24  # a CSV quote that is never closed must not swallow a whole file
+ROOT_HINT = "relative names start from data.root, else MULTITASK_DATA, else the working folder; neither is set"
+CSV_CELL = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row of one task.
+
+    id: the file's `id`, else `<file name>:<line>`.
+    fields: exactly the fields of the task's stream pattern, text untouched; optional ones may be missing.
+    references: accepted answers; without others the target alone.
+    language: the row's own, else the source's.
+    choices: words of the closed label set in the row's language, in order; () without labels.
+    classes: language-independent names of the choices: the English word if there is one, else the first.
+    keep: span of the cut field, in characters, that training must keep.
+    where: `path:line`, for errors.
+    """
+
+    id: str
+    fields: dict[str, str]
+    references: tuple[str, ...]
+    language: str
+    choices: tuple[str, ...]
+    classes: tuple[str, ...]
+    keep: tuple[int, int] | None
+    where: str
+
+
+@dataclass
+class Counts:
+    """Filled while rows are iterated.
+
+    num_skipped: bad rows under `on_bad_row: skip`, and rows of `skip_labels`. A line of an `all` file that cannot even
+        be parsed might belong to any split and is counted in each.
+    """
+
+    num_rows: int = 0
+    num_skipped: int = 0
+
+
+def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
+    """The sources of one task, presets looked up; the embedded world where none is named.
+
+    Raises InputError for an unknown preset, with the nearest one.
+    """
+    if task.name not in data.sources:
+        return [WORLD]
+    return [_preset(task, s) if isinstance(s, str) else s for s in data.sources[task.name]]
+
+
+def has_split(source: SourceConfig, split: str) -> bool:
+    """True when the source promises rows of `split`."""
+    return bool(_parts(source, split)) if source.world is None else bool(_world_count(source, split))
+
+
+def read_rows(task: Task, source: SourceConfig, split: str, data: DataConfig, counts: Counts) -> Iterator[Row]:
+    """Checked rows of one split of one source, in file order.
+
+    Raises RowError for a row that cannot be used (or counts it, as `on_bad_row` says), and InputError, never skipped,
+    for a file, a hub set or a setting that cannot.
+    """
+    skips_bad = (source.on_bad_row or data.on_bad_row) == "skip"
+    schema = _Schema(task, source)
+    num_good, first_error = 0, None
+    for record in _records(task, source, split, data):
+        try:
+            row = schema.row(record)
+        except RowError as error:
+            if not skips_bad:
+                raise
+            first_error = first_error or error
+            row = None
+        if row is None:
+            counts.num_skipped += 1
+            continue
+        num_good += 1
+        counts.num_rows += 1
+        yield row
+    if first_error is not None and num_good == 0:
+        raise InputError(f"no row of the {split} split of {_name(source)} can be used; the first error: {first_error}")
+
+
+def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
+    """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
+
+    Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
+    """
+    if source.world is not None:
+        from multitask import world
+
+        files, digests = [f"world:{split}:{_world_count(source, split)}"], [_sha256([Path(world.__file__)])]
+    elif source.hub is not None:
+        files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
+        arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
+        digests = [_sha256(Path(f["filename"]) for f in found) for found in arrow]
+    else:
+        files = [name for name, _ in _parts(source, split)]
+        digests = [_sha256([_existing(name, data)]) for name in files]
+    return {"files": files, "sha256": digests, "revision": source.revision}
+
+
+# ---------------------------------------------------------------- from a record to a row
+
+
+class _Record(NamedTuple):
+    """What a reader found at one place: a mapping, or why there is none (a generator that raised could not go on)."""
+
+    id: str
+    where: str
+    found: Record | RowError
+
+
+class _Closed(NamedTuple):
+    """The closed label set in one language."""
+
+    by_label: dict[str, str]  # label as the source writes it -> word
+    choices: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+
+class _Schema:
+    """What one task expects of the records of one source."""
+
+    def __init__(self, task: Task, source: SourceConfig) -> None:
+        self.task, self.source = task, source
+        self.fields = _fields(task)
+        self.skip_labels = frozenset(_key(label) for label in source.skip_labels)
+        self.labels = {_key(k): words for k, words in _labels(task, source).items()}
+        self.closed: dict[str, _Closed] = {}
+        for word in dict.fromkeys(w for words in self.labels.values() for w in _words(words)):
+            if not word.strip():
+                raise InputError(f"{_name(source)}: labels: a word is empty; every class needs a word")
+            if task.choices and word not in task.choices:
+                raise InputError(
+                    f"{_name(source)}: labels: '{word}' is not one of the choices of task '{task.name}': "
+                    f"{', '.join(task.choices)}{_near(word, task.choices)}"
+                )
+
+    def row(self, record: _Record) -> Row | None:
+        """The checked row; None for one that `skip_labels` leaves out. Raises RowError."""
+        where, found = record.where, record.found
+        if isinstance(found, RowError):
+            raise found
+        found = self._mapped(found)
+        language = found.get("language") or self.source.language
+        if not isinstance(language, str):
+            raise RowError(f"{where}: field 'language' is {_short(language)}, expected a name such as ko or en")
+        closed = self._closed(language, where)
+        label, raw = self.task.label, found.get(self.task.label or "")
+        if label is not None and raw is not None and str(raw).strip():
+            if _key(raw) in self.skip_labels:
+                return None
+            found = {**found, label: self._word(raw, closed, where)}
+        found = self._prepared(found, where)
+        texts = {field: self._text(found, field, where) for field in self.fields}
+        fields = {field: text for field, text in texts.items() if text is not None}
+        references, keep = self._extras(found, fields, where)
+        own_id = found.get("id")
+        row_id = record.id if own_id is None or own_id == "" else str(own_id)
+        return Row(row_id, fields, references, language, closed.choices, closed.classes, keep, where)
+
+    def _mapped(self, found: Record) -> Record:
+        """With our field names; one whose column is absent is absent, whatever else has its name."""
+        if not self.source.columns:
+            return found
+        mapped = {field: _get(found, column) for field, column in self.source.columns.items()}
+        rest = {name: value for name, value in found.items() if name not in mapped}
+        return {**rest, **{field: value for field, value in mapped.items() if value is not None}}
+
+    def _closed(self, language: str, where: str) -> _Closed:
+        if language not in self.closed:
+            self.closed[language] = self._closed_in(language, where)
+        return self.closed[language]
+
+    def _closed_in(self, language: str, where: str) -> _Closed:
+        own = self.task.choices or ()
+        if not self.labels:
+            return _Closed({_key(choice): choice for choice in own}, own, own)
+        by_label = {}
+        for key, words in self.labels.items():
+            word = words if isinstance(words, str) else words.get(language)
+            if word is None:
+                raise InputError(
+                    f"{where}: label '{key}' has no word in language '{language}', only in {', '.join(words)}; "
+                    "add one to `labels:` or correct `language:`"
+                )
+            by_label[key] = word
+        if own:
+            return _Closed(by_label, own, own)
+        pairs = dict.fromkeys((by_label[key], _class_name(words)) for key, words in self.labels.items())
+        choices, classes = tuple(word for word, _ in pairs), tuple(name for _, name in pairs)
+        if len(set(choices)) < len(pairs) or len(set(classes)) < len(pairs):
+            raise InputError(
+                f"{_name(self.source)}: labels: the words {', '.join(choices)} and {', '.join(classes)} do not pair up "
+                "one to one; classes that share a word must share it in every language"
+            )
+        return _Closed(by_label, choices, classes)
+
+    def _word(self, raw: object, closed: _Closed, where: str) -> str:
+        if not closed.choices:
+            raise InputError(
+                f"{where}: field '{self.task.label}' is {_short(raw)}, but the source has no `labels:`; add them in "
+                f"order, a class and its word each, for instance `labels: {{{raw}: {{en: WORD, ko: WORD}}}}`"
+            )
+        key = _key(raw)
+        if key not in closed.by_label:
+            valid = closed.by_label
+            raise RowError(f"{where}: label {_short(raw)} is not one of {', '.join(valid)}{_near(key, valid)}")
+        return closed.by_label[key]
+
+    def _prepared(self, found: Record, where: str) -> Record:
+        if self.task.prepare is None:
+            return found
+        try:
+            return self.task.prepare(found)
+        except ValueError as error:
+            raise RowError(f"{where}: {error}") from None
+        except (TypeError, KeyError, IndexError, AttributeError) as error:  # a value of a shape it did not foresee
+            raise RowError(
+                f"{where}: the row does not have the shape that task '{self.task.name}' expects "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _text(self, found: Record, field: str, where: str) -> str | None:
+        """One field, checked; None for an optional one that is absent, null or empty."""
+        value = found.get(field)
+        if value is not None and not isinstance(value, str):
+            raise RowError(f"{where}: field '{field}' is {_short(value)}, expected text, found {type(value).__name__}")
+        if value is None or not value.strip():
+            if field in self.task.optional:
+                return None
+            if field in found:
+                raise RowError(f"{where}: field '{field}' is {'null' if value is None else 'empty'}, expected text")
+            column = self.source.columns.get(field)
+            named = f"field '{field}' (column '{column}')" if column else f"field '{field}'"
+            raise RowError(
+                f"{where}: {named} is missing, found {', '.join(map(str, found)) or 'nothing'}; "
+                f"`columns: {{{field}: NAME}}` names another column"
+            )
+        _check_text(value, field, where)
+        return value
+
+    def _extras(
+        self, found: Record, fields: dict[str, str], where: str
+    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+        """References and the span to keep, which only a task's `prepare` can give: a column may have those names."""
+        own = (fields[self.task.target],)
+        if self.task.prepare is None:
+            return own, None
+        references = tuple(found.get("references") or own)
+        for reference in references:
+            if not isinstance(reference, str):
+                raise RowError(f"{where}: a reference is {_short(reference)}, expected text")
+            _check_text(reference, "references", where)
+        keep = found.get("keep")
+        if keep is None or self.task.cut is None:
+            return references, None
+        start, end = keep
+        length = len(fields[self.task.cut])
+        if not 0 <= start <= end <= length:
+            raise RowError(
+                f"{where}: the answer is said to be at characters {start} to {end} of field '{self.task.cut}', "
+                f"which has {length}"
+            )
+        return references, (start, end)
+
+
+def _check_text(text: str, field: str, where: str) -> None:
+    """JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"{where}: field '{field}' holds half of a surrogate pair at character {error.start + 1}, expected text"
+            ) from None
+
+
+@cache
+def _pattern_fields(stream: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\{(\w+)\}", stream))
+
+
+def _fields(task: Task) -> tuple[str, ...]:
+    """Field names of the stream pattern, in order."""
+    return _pattern_fields(task.stream)
+
+
+def _labels(task: Task, source: SourceConfig) -> Mapping[str | int, str | dict[str, str]]:
+    if task.label is None:
+        return {}
+    if source.world is not None and not source.labels and task.choices is None:
+        from multitask import world
+
+        return cast(Mapping[str | int, str | dict[str, str]], world.LABELS)
+    return source.labels
+
+
+def _words(words: str | dict[str, str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(words.values())
+
+
+def _class_name(words: str | dict[str, str]) -> str:
+    return words if isinstance(words, str) else words.get("en") or next(iter(words.values()))
+
+
+def _key(label: object) -> str:
+    """0, "0", 0.0 and false are one class: formats differ in how they write it."""
+    is_whole = isinstance(label, bool) or (isinstance(label, float) and label.is_integer())
+    return str(int(cast(float, label))) if is_whole else str(label)
+
+
+def _get(found: Any, column: str) -> Any:
+    """The value of a column; a dot goes into a nested one, through lists of mappings too; None if there is none."""
+    if isinstance(found, list):
+        values = [_get(item, column) for item in found]
+        return None if None in values else values
+    if not isinstance(found, dict):
+        return None
+    if column in found or "." not in column:
+        return found.get(column)
+    outer, _, inner = column.partition(".")
+    return _get(found.get(outer), inner)
+
+
+def _near(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where the message has listed all names already."""
+    hint = suggest(name, valid)
+    return f"; {hint}" if hint.startswith("did") else ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---------------------------------------------------------------- from a source to records
+
+
+def _name(source: SourceConfig) -> str:
+    if source.hub is not None:
+        return "/".join(filter(None, (source.hub, source.hub_config)))
+    return ", ".join(n for names in source.files.values() for n in names) if source.files else "world"
+
+
+def _preset(task: Task, name: str) -> SourceConfig:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+    else:
+        folder = shipped("configs") / "data"
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
+            raise InputError(
+                f"data.sources.{task.name}: there is no preset '{name}'; {suggest(name, known)}; "
+                "a file of your own is named with its extension, for instance my_data.yaml"
+            )
+    return load(SourceConfig, read_yaml(path), where=str(path))
+
+
+def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
+    """(file or hub split, whether it is one to be cut) that hold rows of `split`."""
+    named = cast(Mapping[str, Any], source.files if source.files is not None else source.hub_splits)
+    parts: list[tuple[str, bool]] = []
+    for key in (split, "all"):
+        if key == "all" and (source.cut is None or not _share(source, split)):
+            continue
+        names = named.get(key, [])
+        parts += [(name, key == "all") for name in ([names] if isinstance(names, str) else names)]
+    return parts
+
+
+def _share(source: SourceConfig, split: str) -> float:
+    """Share of the groups of `all` that goes to `split`."""
+    assert source.cut is not None
+    shares = {"validation": source.cut.validation, "test": source.cut.test}
+    return shares.get(split, 1 - sum(shares.values()))
+
+
+def _split_of(group: object, source: SourceConfig) -> str:
+    """The split of one group of rows: a pure function of its value and the shares, the same on every machine.
+
+    The first 8 bytes of SHA-256 of the value's text, as a fraction of 2^64: below `test` it is test, below
+    `test + validation` validation, else train. New rows never move old ones.
+    """
+    assert source.cut is not None
+    digest = hashlib.sha256(str(group).encode("utf-8", "surrogatepass")).digest()
+    at = int.from_bytes(digest[:8], "big") / 2**64
+    if at < source.cut.test:
+        return "test"
+    return "validation" if at < source.cut.test + source.cut.validation else "train"
+
+
+def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[_Record]:
+    if not has_split(source, split):
+        has = [s for s in ("train", "validation", "test") if has_split(source, s)]
+        raise InputError(f"{_name(source)}: there is no split '{split}', only {', '.join(has) or 'none at all'}")
+    if source.world is not None:
+        yield from _world_records(task, source, split)
+        return
+    for name, is_cut in _parts(source, split):
+        is_empty = True
+        records = _hub_records(source, name) if source.hub is not None else _file_records(name, source, data)
+        for record in records:
+            is_empty = False
+            if is_cut and isinstance(record.found, dict):
+                assert source.cut is not None
+                group = _get(record.found, source.cut.by)
+                if group is None:
+                    missing = f"{record.where}: column '{source.cut.by}', by which splits are cut, is missing"
+                    record = _Record(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
+                elif _split_of(group, source) != split:
+                    continue
+            yield record
+        if is_empty:
+            raise InputError(f"{name}: there are no rows in it, expected at least one")
+
+
+def _world_count(source: SourceConfig, split: str) -> int:
+    return cast(dict[str, int], source.world or {}).get(split, 0)
+
+
+def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[_Record]:
+    from multitask import world
+
+    fields = frozenset(_fields(task))
+    try:
+        for number, found in enumerate(world.rows(fields, split, _world_count(source, split)), 1):
+            where = f"world:{split}:{number}"
+            yield _Record(where, where, found)
+    except KeyError as error:
+        if error.args != (fields,):
+            raise
+        raise InputError(
+            f"the embedded world has no rows of the fields {', '.join(sorted(fields))}; "
+            f"name rows for task '{task.name}' in data.sources.{task.name}"
+        ) from None
+
+
+def _hub_set(source: SourceConfig, split: str) -> Any:
+    import datasets
+
+    name = _name(source)
+    try:
+        return datasets.load_dataset(source.hub, source.hub_config, split=split, revision=source.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+        step = "check `hub`, `hub_config`, `hub_splits`, `revision`; without a network, name local copies in `files:`"
+        if "scripts are no longer supported" in reason:
+            step = "set `revision: refs/convert/parquet`, where the hub keeps a converted copy"
+        raise InputError(f"hub set {name}, split '{split}': cannot be loaded: {reason}; {step}") from error
+
+
+def _hub_records(source: SourceConfig, split: str) -> Iterator[_Record]:
+    """Rows of a hub split, batch by batch from its memory-mapped file; ClassLabel columns stay integers."""
+    batches = _hub_set(source, split).with_format("arrow").iter(batch_size=1000)
+    rows = (found for batch in batches for found in batch.to_pylist())
+    for number, found in enumerate(rows, 1):
+        yield _Record(f"{_name(source)}:{split}:{number}", f"{_name(source)}, {split}: row {number}", found)
+
+
+# ---------------------------------------------------------------- from a file to records
+
+
+def _existing(name: str, data: DataConfig) -> Path:
+    """The path of a file as configured. Raises InputError with the nearest name of its folder."""
+    base = data.root or os.environ.get("MULTITASK_DATA")
+    path = (Path(base) / name if base else Path(name)).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file")
+    text = f"{path}: no such file"
+    if path.parent.is_dir():
+        text += f"; in its folder: {suggest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])}"
+    else:
+        text += f"; there is no folder {path.parent}"
+    raise InputError(text if base or path.is_absolute() else f"{text} ({ROOT_HINT})")
+
+
+def _format(path: Path, source: SourceConfig) -> Format:
+    name = path.name.lower().removesuffix(".gz")
+    found = source.format or EXTENSIONS.get(Path(name).suffix)
+    if found is None:
+        formats = ", ".join(dict.fromkeys(EXTENSIONS.values()))
+        raise InputError(
+            f"{path}: the extension '{Path(name).suffix}' does not tell the format; set `format:` to one of {formats}"
+        )
+    return found
+
+
+def _file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[_Record]:
+    path = _existing(name, data)
+    kind = _format(path, source)
+    if kind == "parquet":
+        yield from _parquet_records(path)
+        return
+    header: list[str] | None = None
+    is_first = True
+    for number, raw in _raw_records(path, has_quotes=kind == "csv"):
+        where = f"{path}:{number}"
+        found: Record | RowError
+        try:
+            text = _without_end(_decoded(raw, path, number, source.encoding))
+            if kind == "jsonl":
+                if not text.strip():
+                    continue
+                if is_first and text.lstrip().startswith("["):
+                    raise InputError(
+                        f"{where}: a JSON array, expected one JSON object per line; `jq -c '.[]' {path.name}` makes it"
+                    )
+                found = _json_record(text, where)
+            elif kind == "text":
+                if not text.strip():
+                    continue
+                found = {"text": text}
+            else:
+                if not text:
+                    continue
+                cells = _csv_cells(text, where) if kind == "csv" else text.split("\t")
+                if header is None:
+                    header = _header(cells, where)
+                    continue
+                found = _table_record(cells, header, where)
+        except RowError as error:
+            if kind in ("csv", "tsv") and header is None:
+                raise InputError(f"{error} (in the header)") from None
+            found = error
+        is_first = False
+        yield _Record(f"{path.name}:{number}", where, found)
+
+
+def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
+    r"""(first line number, bytes with line ends) of each record; with quotes a record may span lines.
+
+    Only `\n` ends a line: text may hold other separators (U+2028, a lone `\r`), which Python's text mode splits at. In
+    utf-8 and cp949 the bytes of `\n`, `"` and `,` are never part of another character, so records are told apart
+    before decoding, and an undecodable one spoils nothing else.
+    """
+    parts: list[bytes] = []
+    first, num_quotes, size = 0, 0, 0
+    is_gzip = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if is_gzip else path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                if not has_quotes:
+                    yield number, raw
+                    continue
+                first = first if parts else number
+                parts.append(raw)
+                num_quotes += raw.count(b'"')
+                size += len(raw)
+                if num_quotes % 2 == 0 or size > MAX_RECORD_BYTES:
+                    yield first, b"".join(parts)
+                    parts, num_quotes, size = [], 0, 0
+        if parts:
+            yield first, b"".join(parts)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: the gzip data is damaged or cut off ({error}); fetch or compress it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _decoded(raw: bytes, path: Path, number: int, encoding: str) -> str:
+    def line_at(position: int) -> str:
+        return f"{path}:{number + raw.count(10, 0, position)}"
+
+    if b"\0" in raw:
+        raise RowError(
+            f"{line_at(raw.index(0))}: a NUL byte, expected text; if the file is UTF-16, save it as utf-8, if it is "
+            "damaged, fetch it again"
+        )
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        position = error.start
+        text = f"{line_at(position)}: byte 0x{raw[position]:02x} is not valid {encoding}"
+    other = "cp949" if encoding == "utf-8" else "utf-8"
+    try:
+        raw.decode(other)
+    except UnicodeDecodeError:
+        raise RowError(f"{text}, nor does the line read as {other}; expected {encoding} text") from None
+    raise RowError(f"{text}; the line reads as {other}: set `encoding: {other}`")
+
+
+def _without_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _json_record(text: str, where: str) -> Record:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        rest = text[error.pos : error.pos + 20].strip()
+        seen = repr(rest) if rest else "the end of the line"
+        raise RowError(f"{where}: not valid JSON at column {error.pos + 1}: {error.msg}, found {seen}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+        raise RowError(f"{where}: not usable JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RowError(f"{where}: a JSON object was expected, found {_short(found)}")
+    return found
+
+
+def _csv_cells(text: str, where: str) -> list[str]:
+    """Cells of one CSV record (RFC 4180)."""
+    if '"' not in text:
+        return text.split(",")
+    if text.count('"') % 2:
+        raise RowError(f"{where}: a quote is opened in this record and never closed; expected a closing quote")
+    cells: list[str] = []
+    at = 0
+    while True:
+        cell = CSV_CELL.match(text, at)
+        if cell is None:
+            raise RowError(
+                f"{where}: column {len(cells) + 1}: a quote inside a cell, found {text[at : at + 20]!r}; expected the "
+                "whole cell in quotes with quotes in it doubled, or `format: tsv`, which has no quoting"
+            )
+        cells.append(cell[2] if cell[1] is None else cell[1].replace('""', '"'))
+        at = cell.end() + 1
+        if at > len(text):
+            return cells
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    doubled = sorted({c for c in cells if cells.count(c) > 1})
+    if doubled:
+        raise InputError(f"{where}: the header names {', '.join(map(repr, doubled))} twice; expected distinct columns")
+    return cells
+
+
+def _table_record(cells: list[str], header: list[str], where: str) -> Record:
+    if len(cells) != len(header):
+        raise RowError(f"{where}: found {len(cells)} columns, expected {len(header)} ({', '.join(header)})")
+    return dict(zip(header, cells, strict=True))
+
+
+def _parquet_records(path: Path) -> Iterator[_Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for found in batch.to_pylist():
+                    number += 1
+                    yield _Record(f"{path.name}:{number}", f"{path}: row {number}", found)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({next(iter(str(error).splitlines()), '')})") from None
+
+
+def _sha256(paths: Iterable[Path]) -> str:
+    """One digest of the bytes of several files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return digest.hexdigest()
