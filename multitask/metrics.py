@@ -1,0 +1,304 @@
+"""Scores as sums that are divided once: numbers of one example, and what makes a score of their sums.
+
+Two answers, one of them right: `{"correct": 1, "count": 1}` and `{"correct": 0, "count": 1}` sum to
+`{"correct": 1, "count": 2}`, which `finish` makes 0.5. A mean of batch means would depend on the batches; this does
+not, and the same numbers, drawn again with replacement, give the interval. Scores are shares of 1, not per cent.
+"""
+
+import math
+import operator
+import re
+import string
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multitask.errors import InputError, suggest
+
+Sums = TypeVar("Sums", float, NDArray[np.float64])
+PerExample = Callable[[str, Sequence[str]], dict[str, float]]
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+FROM_NLL = ("perplexity", "bits_per_byte")
+NAMES = (*FROM_NLL, "accuracy", "macro_f1", "exact_match", "f1", *ROUGE)
+
+MAX_EXPONENT = 700.0
+"""Perplexity is reported as e^700 at most: beyond e^709 a float is infinite."""
+MAX_CELLS = 2**21
+"""Sums of resamples held at a time by `interval`: 16 MiB."""
+
+
+class Finish(Protocol):
+    """Sums to a score: of floats a float, of arrays with one entry per resample an array."""
+
+    def __call__(self, sums: Mapping[str, Sums], /) -> Sums:
+        """Divide, once."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score: two pure functions and which way is up.
+
+    name: as in `NAMES`; also its key in results.
+    per_example: prediction and references to named numbers, which add up over examples. It raises InputError without
+        a reference, and for perplexity and bits per byte, whose numbers (`nll` in nats, `tokens`, `bytes`, each summed
+        over the target) come from the model.
+    finish: the sums to the score. It divides by no zero: without anything to divide by, the score is 0 (perplexity: 1).
+    higher_is_better: false for perplexity and bits per byte.
+    """
+
+    name: str
+    per_example: PerExample
+    finish: Finish
+    higher_is_better: bool
+
+
+def build(name: str, language: str, rouge_tokenizer: str = "eojeol") -> Metric:
+    """The metric of that name for texts of that language; raises InputError for a name that is none.
+
+    Args:
+        name: one of `NAMES`.
+        language: `ko` reads answers as KorQuAD 1.0 does (F1 of characters), any other as SQuAD v1.1 (F1 of words).
+        rouge_tokenizer: one of `TOKENIZERS`, what ROUGE counts.
+    """
+    if name not in NAMES:
+        raise InputError(f"metric '{name}' does not exist; {suggest(name, NAMES)}")
+    if rouge_tokenizer not in TOKENIZERS:
+        raise InputError(f"ROUGE tokenizer '{rouge_tokenizer}' does not exist; {suggest(rouge_tokenizer, TOKENIZERS)}")
+    if name in FROM_NLL:
+        finish: Finish = _perplexity if name == "perplexity" else _bits_per_byte
+        return Metric(name, partial(_no_text, name), finish, higher_is_better=False)
+    if name == "macro_f1":
+        return Metric(name, _confusion, _macro_f1, higher_is_better=True)
+    if name == "accuracy":
+        key, measure = "correct", operator.eq
+    elif name in ROUGE:
+        key, measure = name, partial(_rouge, name, rouge_tokenizer)
+    elif name == "exact_match":
+        key, measure = name, partial(_exact_match, _korquad_words if language == "ko" else _squad_words)
+    else:
+        key, measure = name, partial(_f1, _korquad_characters if language == "ko" else _squad_words)
+    return Metric(name, partial(_best, key, measure), partial(_mean, key), higher_is_better=True)
+
+
+def score(metric: Metric, numbers: Iterable[Mapping[str, float]]) -> float:
+    """The score of all examples together: sum, then finish. Raises InputError without examples."""
+    sums: dict[str, float] = defaultdict(float)
+    for row in numbers:
+        for key, value in row.items():
+            sums[key] += value
+    if not sums:
+        raise InputError(f"metric '{metric.name}' has no examples to score; at least one was expected")
+    return float(metric.finish(sums))
+
+
+def interval(
+    finish: Finish, numbers: Sequence[Mapping[str, float]], num_resamples: int, seed: int | Sequence[int]
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval over rows (Efron, 1979): low and high end of the score.
+
+    Which rows are drawn depends on the seed and the number of rows alone, so two systems scored on the same rows with
+    the same seed are resampled alike. Raises InputError without examples.
+    """
+    n = len(numbers)
+    if not n:
+        raise InputError("there are no examples to resample; at least one was expected")
+    columns: dict[str, int] = {}
+    entries = [(i, columns.setdefault(k, len(columns)), v) for i, row in enumerate(numbers) for k, v in row.items()]
+    rows, places, values = (np.array(part) for part in zip(*entries, strict=True))
+    rng = np.random.default_rng(seed)
+    # The numbers are kept sparse, and resamples are finished a block at a time: macro-F1 has a column per class, and a
+    # model that writes freely makes up as many classes as there are rows.
+    block = max(1, MAX_CELLS // len(columns))
+    scores = []
+    for start in range(0, num_resamples, block):
+        sums = np.empty((min(block, num_resamples - start), len(columns)))
+        for resample in sums:
+            drawn = np.bincount(rng.integers(n, size=n), minlength=n)
+            resample[:] = np.bincount(places, weights=values * drawn[rows], minlength=len(columns))
+        scores.append(finish({key: sums[:, column] for key, column in columns.items()}))
+    low, high = np.quantile(np.concatenate(scores), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def evaluate_metric(name: str, language: str, rouge_tokenizer: str = "eojeol", **options: Any) -> Any:
+    """The metric as an `evaluate.Metric`, offline, to stand in `evaluate.combine` beside metrics of the hub.
+
+    `compute(predictions=[...], references=[...])` takes one reference text, or a list of them, per prediction.
+    `options` go to `evaluate.Metric` (`keep_in_memory`, `cache_dir`, ...). Raises InputError for a metric that is not
+    one of texts, and in `compute` when there is nothing to score.
+    """
+    metric = build(name, language, rouge_tokenizer)
+    if name in FROM_NLL:
+        metric.per_example("", [])
+
+    import datasets
+    import evaluate
+
+    text = datasets.Value("string")
+
+    class Multitask(evaluate.Metric):
+        def _info(self) -> Any:
+            several = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+            one = datasets.Features({"predictions": text, "references": text})
+            return evaluate.MetricInfo(
+                description=f"{name} for texts in '{language}'", citation="", features=[several, one]
+            )
+
+        def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Any:
+            """Score these, or all that were added before."""
+            if len(self) == 0 and (predictions is None or len(predictions) == 0):
+                raise InputError(f"metric '{name}' has no examples to score; at least one was expected")
+            return super().compute(predictions=predictions, references=references, **kwargs)
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+            lists = ([r] if isinstance(r, str) else r for r in references)
+            return {name: score(metric, map(metric.per_example, predictions, lists))}
+
+    return Multitask(**options)
+
+
+# --- Numbers of one example
+
+
+def _best(
+    key: str, measure: Callable[[str, str], float], prediction: str, references: Sequence[str]
+) -> dict[str, float]:
+    """The most that `measure(prediction, reference)` gives over the references."""
+    return {key: float(max(measure(prediction, r) for r in _some(references))), "count": 1.0}
+
+
+def _confusion(prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """A true positive of the class, or a false positive of the one and a false negative of the other."""
+    if prediction in _some(references):
+        return {f"tp:{prediction}": 1.0}
+    return {f"fp:{prediction}": 1.0, f"fn:{references[0]}": 1.0}
+
+
+def _no_text(name: str, prediction: str, references: Sequence[str]) -> dict[str, float]:
+    raise InputError(
+        f"metric '{name}' is computed from the model's nll (numbers nll, tokens, bytes), not from written text; "
+        f"metrics of texts are {', '.join(n for n in NAMES if n not in FROM_NLL)}"
+    )
+
+
+def _some(references: Sequence[str]) -> Sequence[str]:
+    if isinstance(references, str):  # would be read as one reference per character
+        raise InputError(f"references are the text {references!r}, a list of texts was expected; put it into a list")
+    if not references:
+        raise InputError("the list of references is empty; at least one accepted text was expected")
+    return references
+
+
+# --- Sums to scores
+
+
+def _ratio(top: Sums, bottom: Sums) -> Sums:
+    """0 where the bottom is 0, without a warning. Counts are whole, so nothing else is moved by the 1."""
+    result: Sums = top * (bottom > 0) / np.maximum(bottom, 1)
+    return result
+
+
+def _mean(key: str, sums: Mapping[str, Sums]) -> Sums:
+    return _ratio(sums[key], sums["count"])
+
+
+def _perplexity(sums: Mapping[str, Sums]) -> Sums:
+    result: Sums = np.exp(np.minimum(_ratio(sums["nll"], sums["tokens"]), MAX_EXPONENT))
+    return result
+
+
+def _bits_per_byte(sums: Mapping[str, Sums]) -> Sums:
+    return _ratio(sums["nll"] / math.log(2), sums["bytes"])
+
+
+def _macro_f1(sums: Mapping[str, Sums]) -> Sums:
+    """The mean F1 of all classes that occur as gold or as prediction; an invented class counts, with an F1 of 0.
+
+    That is scikit-learn's `f1_score(average="macro")` by definition. F1 = 2 tp / (2 tp + fp + fn).
+    """
+    total: Any = 0.0
+    num_classes: Any = 0.0
+    for label in sorted({key.partition(":")[2] for key in sums}):
+        hits: Any = 2 * sums.get(f"tp:{label}", 0.0)
+        seen = hits + sums.get(f"fp:{label}", 0.0) + sums.get(f"fn:{label}", 0.0)
+        total += _ratio(hits, seen)
+        num_classes += seen > 0
+    result: Sums = _ratio(total, num_classes)
+    return result
+
+
+# --- Answers: SQuAD and KorQuAD. Both official scripts are frozen, as scores, in tests/golden.
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_KORQUAD_SPACES = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
+
+
+def _squad_words(text: str) -> list[str]:
+    """SQuAD v1.1 (Rajpurkar et al., 2016): words in lower case without ASCII punctuation, then without articles."""
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _korquad_words(text: str) -> list[str]:
+    """KorQuAD 1.0 (Lim et al., 2019): quotes and brackets part words, other ASCII punctuation goes."""
+    return text.translate(_KORQUAD_SPACES).lower().translate(_NO_PUNCTUATION).split()
+
+
+def _korquad_characters(text: str) -> str:
+    return "".join(_korquad_words(text))
+
+
+def _exact_match(tokens: Callable[[str], Sequence[str]], prediction: str, reference: str) -> float:
+    return float(tokens(prediction) == tokens(reference))
+
+
+def _f1(tokens: Callable[[str], Sequence[str]], prediction: str, reference: str) -> float:
+    """Harmonic mean of precision and recall of the bag of tokens: 2 shared / (all here + all there); of nothing, 0."""
+    here, there = tokens(prediction), tokens(reference)
+    shared = (Counter(here) & Counter(there)).total()
+    return 2 * shared / (len(here) + len(there)) if shared else 0.0
+
+
+# --- ROUGE (Lin, 2004), by rouge_score; what it counts is ours to say
+
+
+def _words(text: str) -> list[str]:
+    """rouge_score's own words, not stemmed: runs of a-z0-9. Of Korean text nothing is left, and ROUGE is 0."""
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    tokens: list[str] = DefaultTokenizer(use_stemmer=False).tokenize(text)
+    return tokens
+
+
+def _eojeol(text: str) -> list[str]:
+    """Lower case, split at white space, punctuation (Unicode's and ASCII's) stripped at both ends of each word."""
+    marks = "".join(c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P"))
+    return [stripped for word in text.lower().split() if (stripped := word.strip(marks))]
+
+
+def _chars(text: str) -> list[str]:
+    """Lower case, every character that is not white space."""
+    return list("".join(text.lower().split()))
+
+
+TOKENIZERS: Mapping[str, Callable[[str], list[str]]] = {"words": _words, "eojeol": _eojeol, "chars": _chars}
+
+
+@cache
+def _scorer(name: str, tokenizer: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # a second of imports
+
+    return RougeScorer([name], tokenizer=SimpleNamespace(tokenize=TOKENIZERS[tokenizer]))
+
+
+def _rouge(name: str, tokenizer: str, prediction: str, reference: str) -> float:
+    """F-measure; `rougeLsum` takes each line as a sentence."""
+    measure: float = _scorer(name, tokenizer).score(reference, prediction)[name].fmeasure
+    return measure
