@@ -1,0 +1,114 @@
+"""From tensors to nats: the negative log-likelihood of the weighted tokens, projected on the vocabulary only there.
+
+Of a row of 1,000 tokens with 60 target tokens, 60 positions meet the (V, C) output matrix, in chunks; no (B, T, V)
+tensor exists.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multitask.batching import Batch
+
+_CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
+
+
+class _ProjectedNLL(torch.autograd.Function):
+    """Cross entropy of a linear projection, gradients taken chunk by chunk in the forward pass.
+
+    After the idea of Liger Kernel's fused linear cross entropy (Hsu et al., 2024).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, matrix: Tensor, labels: Tensor, weights: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden (M, C), matrix (V, C), labels (M,), weights (M,) -> weighted sum (), nll (M,) in float32."""
+        needs_hidden, needs_matrix = ctx.needs_input_grad[:2]
+        projection = matrix.to(dtype)
+        nll = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_hidden else None
+        grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if needs_matrix else None
+        # Gradients are taken of weights scaled to at most 1 and scaled back in float32: half precision would underflow.
+        scale = weights.abs().max().clamp_min(1e-30) if len(labels) else weights.new_ones(())
+        size = max(1, _CHUNK_ELEMENTS // matrix.shape[0])
+        for start in range(0, len(labels), size):
+            part = slice(start, start + size)
+            chunk, gold = hidden[part].to(dtype), labels[part, None]
+            logits = (chunk @ projection.T).float()
+            total = logits.logsumexp(-1, keepdim=True)
+            nll[part] = (total - logits.gather(-1, gold)).squeeze(-1)
+            if needs_hidden or needs_matrix:
+                share = logits.sub_(total).exp_()  # softmax, in place
+                share.scatter_add_(-1, gold, torch.full_like(gold, -1, dtype=torch.float32))
+                share = share.mul_((weights[part] / scale)[:, None]).to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = (share @ projection).float() * scale
+                if grad_matrix is not None:
+                    grad_matrix += share.T @ chunk
+        if grad_matrix is not None:
+            grad_matrix *= scale
+        ctx.save_for_backward(grad_hidden, grad_matrix)
+        ctx.dtypes = hidden.dtype, matrix.dtype
+        ctx.mark_non_differentiable(nll)
+        return (nll * weights).sum(), nll
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_matrix = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else (grad_hidden * grad).to(ctx.dtypes[0]),
+            None if grad_matrix is None else (grad_matrix * grad).to(ctx.dtypes[1]),
+            None,
+            None,
+            None,
+        )
+
+
+class TokenNLL(nn.Module):
+    """The model with its loss inside `forward`, so that hooks of DDP and mixed precision see one call.
+
+    forward(batch, scale) -> (weighted nats summed and multiplied by `scale` (), nats of each target (M,) float32,
+    detached). `scale` is one over the step's whole weight; dividing before the backward pass keeps fp16 in range.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """One pass over a batch; a `PeftModel` is looked through to its base model."""
+        base = plain_model(self.model)
+        hidden = base.transformer(
+            batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
+        ).last_hidden_state
+        hidden = hidden.flatten(0, 1)[batch.targets - 1]
+        labels = batch.input_ids.view(-1)[batch.targets]
+        kind = batch.input_ids.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        loss, nll = _ProjectedNLL.apply(  # type: ignore[no-untyped-call]
+            hidden, head_matrix(base), labels, batch.weights * scale, dtype
+        )
+        return loss, nll.detach()
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model
+
+
+def head_matrix(base: Any) -> Tensor:
+    """The (V, C) output matrix; with LoRA, the tied matrix with its trained token rows put in."""
+    head = base.lm_head
+    if isinstance(head, nn.Linear):
+        return head.weight
+    adapter = head.token_adapter  # peft.utils.other.TrainableTokensWrapper
+    merged: Tensor = adapter.get_merged_weights(adapter.active_adapters)
+    return merged
+
+
+def token_nll(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Weighted nats summed over the batch (), and the summed weights ()."""
+    total, _ = TokenNLL(model)(batch)
+    return total, batch.weights.sum()
