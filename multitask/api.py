@@ -1,0 +1,110 @@
+"""The same two commands from Python: settings in, the results object out.
+
+`train(tasks=["summ", "qa"], out="runs/first")["tasks"]["qa"]["metrics"]["f1"]["value"]`
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from multitask.config import RunConfig, load, read_yaml
+from multitask.errors import InputError
+from multitask.registry import choose, load_tasks
+
+Report = Callable[[dict[str, Any]], None]
+Settings = RunConfig | Mapping[str, Any] | str | Path | None
+
+
+def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[str] | None = None) -> RunConfig:
+    """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default."""
+    where = "settings"
+    if isinstance(settings, RunConfig):
+        settings = settings.model_dump()
+    elif isinstance(settings, str | Path):
+        where = str(settings)
+        settings = read_yaml(Path(settings))
+    given = dict(settings or {})
+    if tasks is not None:
+        given["tasks"] = list(tasks)
+    return load(RunConfig, given, list(flags), where)
+
+
+def train(
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Trains one model on several tasks; returns what `results.json` of the run folder holds.
+
+    Args:
+        settings: a `RunConfig`, a mapping, a YAML file; None: the embedded default.
+        tasks: task names; None: those of the settings.
+        out: run folder; None: `runs/<tasks>-<date>-<time>`.
+        resume: a run folder to continue, with its own settings.
+        overwrite: replace a run that `out` holds.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `train.learning_rate=3e-4`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    if resume is not None:
+        out = Path(resume)
+        if settings is None:
+            if not (out / "config.yaml").exists():
+                raise InputError(f"{out}: not a run folder (no config.yaml); name the folder that train wrote")
+            settings = out / "config.yaml"
+    config = settings_of(settings, flags, tasks)
+    chosen = choose(load_tasks(tasks_dirs), config.tasks)
+    folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from multitask.training import train as run  # heavy: after everything that can be wrong with names and settings
+
+    return run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
+
+
+def evaluate(
+    model: str | Path,
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Scores a model folder or run on its tasks' rows; returns what the results file holds.
+
+    Args:
+        model: a run folder, or a model folder that a run wrote.
+        settings: as in `train`; None: the run's own, or else the embedded default.
+        tasks: task names; None: those of the settings.
+        out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `eval.max_rows=100`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    path = Path(model)
+    homes = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").exists()]
+    if settings is None and homes:
+        settings = homes[0]
+    config = settings_of(settings, flags, tasks)
+    chosen = choose(load_tasks(tasks_dirs), config.tasks)
+    from multitask.device import choose_device
+    from multitask.evaluation import evaluate as run
+    from multitask.model import load_trained
+
+    loaded, tokenizer = load_trained(path)
+    loaded.to(choose_device(config.device))
+    return run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report)

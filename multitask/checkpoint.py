@@ -1,0 +1,114 @@
+"""Checkpoints that survive a kill: written aside, flushed to disk, renamed. Tensors in safetensors, the rest in JSON.
+
+`checkpoints/step-200/` holds `model.safetensors` (the weights that train), `optimizer.safetensors` and `state.json`. No
+random state is stored: everything random is a function of (seed, step).
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from multitask.errors import InputError
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter that trains, by name; tied ones once."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Writes `folder/step-N`, whole or not at all."""
+    packed = optimizer.state_dict()
+    moments = {f"{n}.{key}": value for n, slot in packed["state"].items() for key, value in slot.items()}
+    write_tensors = {"model.safetensors": trained_weights(model), "optimizer.safetensors": moments}
+    return write_aside(folder / f"step-{step}", write_tensors, {"state.json": {**state, "step": step}})
+
+
+def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> Path:
+    """A folder of tensor and JSON files that appears under its name only when all of it is on disk."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for name, group in tensors.items():
+            save_file({key: value.contiguous().cpu() for key, value in group.items()}, aside / name)
+        for name, record in records.items():
+            (aside / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
+        for path in (*aside.iterdir(), aside):
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
+        _flush(target.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return target
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """Whole checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name)))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what an interrupted write left."""
+    for _, path in steps(folder)[:-keep]:
+        shutil.rmtree(path)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def newest(run: Path) -> Path:
+    """The last checkpoint of a run folder; raises InputError when there is none."""
+    found = steps(run / "checkpoints")
+    if not found:
+        raise InputError(f"{run}: no checkpoint to resume from in {run / 'checkpoints'}; start anew with --overwrite")
+    return found[-1][1]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    return state
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights and optimizer moments back, bit for bit; raises InputError when they belong to another model."""
+    load_weights(path, model)
+    packed = optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_file(path / "optimizer.safetensors").items():
+        number, key = name.split(".", 1)
+        slots.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**packed, "state": slots})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Puts trained weights back; raises InputError when names or shapes differ."""
+    stored, own = load_file(path / "model.safetensors"), trained_weights(model)
+    different = [n for n in {*stored, *own} if n not in stored or n not in own or stored[n].shape != own[n].shape]
+    if different:
+        raise InputError(f"{path}: weights of another model ({len(different)} differ, first '{min(different)}')")
+    with torch.no_grad():
+        for name, value in stored.items():
+            own[name].copy_(value)

@@ -1,0 +1,365 @@
+"""The one training loop: draw blocks, sum nats over micro-steps, divide by the step's whole weight, clip, step.
+
+With 4 blocks a step on 2 processes and room for one block at a time, each process makes 2 micro-steps, and the loss is
+what one process with room for all 4 would have computed: summed nats over summed weights, never an average of averages.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from multitask import checkpoint, evaluation
+from multitask.batching import BlockStream, Drawn, collate, micro_steps
+from multitask.config import RunConfig, TrainConfig
+from multitask.device import peak_memory_bytes
+from multitask.errors import InputError, Interrupted
+from multitask.examples import Examples
+from multitask.loss import TokenNLL
+from multitask.mixture import Mixture, shares
+from multitask.plots import draw_loss
+from multitask.scoring import example_nll
+from multitask.task import Task
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with records such as `{"event": "step", "step": 20, "loss": {"nli": 1.2}, ...}`."""
+
+
+def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
+    """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant."""
+    warmup = min(config.warmup_steps, max_steps // 10)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - warmup) / max(1, max_steps - 1 - warmup)
+    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * left
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, 2019), fused where it exists; only matrices of layers decay."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = [p for name, p in trained if p.ndim >= 2 and "wte" not in name and "wpe" not in name]
+    rest = [p for name, p in trained if not (p.ndim >= 2 and "wte" not in name and "wpe" not in name)]
+    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+class Loop:
+    """One run's state: what a checkpoint holds is what this object holds."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tasks: Mapping[str, Task],
+        out: Path,
+        accelerator: Accelerator,
+        model: Any,
+        tokenizer: Any,
+        examples: Mapping[str, Examples],
+        validation: Mapping[str, Examples],
+        block_size: int,
+        report: Report,
+    ) -> None:
+        self.config, self.train, self.tasks, self.out = config, config.train, tasks, out
+        self.accelerator, self.model, self.tokenizer = accelerator, model, tokenizer
+        self.examples, self.validation, self.block_size, self.report = examples, validation, block_size, report
+        sizes = {name: len(rows) for name, rows in examples.items()}
+        self.share = shares(sizes, self.train.mixing_temperature, self.train.mixture_cap, self.train.mixture_weights)
+        mixture = Mixture(sizes, self.share, config.seed)
+        self.stream = BlockStream(examples, mixture, block_size, self.train.packing_window)
+        self.blocks_per_step = max(1, self.train.batch_tokens // block_size)
+        self.max_steps = self.train.max_steps or self._steps_of_epochs(sizes)
+        self.forward, self.optimizer = accelerator.prepare(
+            TokenNLL(model), make_optimizer(model, self.train, accelerator.device)
+        )
+        self.step = self.num_tokens = 0
+        self.elapsed_s = 0.0
+        self.best: dict[str, Any] | None = None
+        self.num_worse = 0
+        self.sums = torch.zeros(len(tasks), 2, dtype=torch.float64)  # nats, target tokens since the last log line
+        self._wants_stop = False
+
+    def _steps_of_epochs(self, sizes: Mapping[str, int]) -> int:
+        mean_length = sum(self.share[n] * float(rows.lengths.mean()) for n, rows in self.examples.items())
+        return max(1, math.ceil(self.train.epochs * sum(sizes.values()) * mean_length / self.tokens_per_step))
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Most tokens of one step, over all processes."""
+        return self.blocks_per_step * self.block_size
+
+    def run(self) -> None:
+        """Trains to the last step; raises Interrupted, with everything saved, after Ctrl-C or SIGTERM."""
+        self._start()
+        every = self.train.eval_every_steps or max(1, self.max_steps // 10)
+        with self._signals():
+            mark_s, mark_tokens = time.perf_counter(), self.num_tokens
+            while self.step < self.max_steps:
+                began_s = time.perf_counter()
+                rate = self._optimize()
+                self.step += 1
+                self.elapsed_s += time.perf_counter() - began_s
+                is_last = self.step == self.max_steps
+                if self.step % self.train.log_every_steps == 0 or is_last:
+                    now_s = time.perf_counter()
+                    self._log(rate, (self.num_tokens - mark_tokens) / (now_s - mark_s))
+                stops = False
+                if self.step % every == 0 or is_last:
+                    stops = self._validate()
+                    self.forward.train()
+                if self.step % self.train.log_every_steps == 0 or self.step % every == 0:
+                    mark_s, mark_tokens = time.perf_counter(), self.num_tokens
+                interrupted = self._any_wants_stop()
+                if interrupted or stops or is_last or ((s := self.train.save_every_steps) and self.step % s == 0):
+                    self._save()
+                if interrupted:
+                    raise Interrupted(str(self.out))
+                if stops:
+                    break
+
+    def _optimize(self) -> float:
+        """One optimizer step; returns its learning rate."""
+        passes = micro_steps(
+            self.stream.next_blocks(self.blocks_per_step),
+            self.train.packing,
+            self.train.micro_batch_tokens,
+            self.block_size,
+        )
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        weight = sum(d.length - d.num_prompt + self.train.prompt_weight * (d.num_prompt - 1) for p in passes for d in p)
+        rate = learning_rate(self.train, self.step, self.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        num_rounds = -(-len(passes) // world)
+        for turn in range(num_rounds):
+            number = turn * world + rank
+            is_mine = number < len(
+                passes
+            )  # a process without a pass makes one of weight zero, or the others wait for it
+            drawn = passes[number if is_mine else 0]
+            if self.config.model.dropout or self.config.adapter.dropout:
+                torch.manual_seed(hash((self.config.seed, self.step, number)) % 2**63)
+            batch = self._collate(drawn).to(self.accelerator.device)
+            # Gradients of all processes are averaged, hence `world`; the last micro-step alone sends them around.
+            quiet = self.accelerator.no_sync(self.forward) if turn < num_rounds - 1 else nullcontext()
+            with quiet:
+                loss, nll = self.forward(batch, world / weight if is_mine else 0.0)
+                self.accelerator.backward(loss)
+            if is_mine:
+                self._count(batch, drawn, nll)
+        if self.train.clip_norm:
+            self.accelerator.clip_grad_norm_(self.forward.parameters(), self.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_tokens += sum(d.length for p in passes for d in p)
+        return rate
+
+    def _collate(self, drawn: list[Drawn]) -> Any:
+        rows = list(self.examples.values())
+        return collate(
+            [(rows[d.task].ids(d.row), d.num_prompt) for d in drawn], self.train.packing, self.train.prompt_weight
+        )
+
+    def _count(self, batch: Any, drawn: list[Drawn], nll: Tensor) -> None:
+        """Adds the nats of target tokens to their tasks."""
+        task_of = torch.tensor([d.task for d in drawn])
+        owner = task_of[batch.owners[batch.is_target].cpu()]
+        nats = nll[batch.is_target].double().cpu()
+        self.sums[:, 0].index_add_(0, owner, nats)
+        self.sums[:, 1].index_add_(0, owner, torch.ones_like(nats))
+
+    def _log(self, rate: float, tokens_per_s: float) -> None:
+        sums = self.accelerator.reduce(self.sums.to(self.accelerator.device, torch.float32), "sum").cpu().double()
+        self.sums.zero_()
+        loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.tasks, sums, strict=True) if s[1] > 0}
+        record = {
+            "step": self.step,
+            "tokens": self.num_tokens,
+            "loss": loss,
+            "learning_rate": rate,
+            "epochs": self.stream.epochs(),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+        }
+        self._write({"event": "step", **record})
+        self.accelerator.log({f"loss/{n}": v for n, v in loss.items()} | {"learning_rate": rate}, step=self.step)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.report({**record, "max_steps": self.max_steps})
+
+    def _validate(self) -> bool:
+        """Scores the validation rows, keeps the weights if they are the best so far; True when it is time to stop."""
+        self.forward.eval()
+        loss = {}
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for name, rows in self.validation.items():
+            mine = [(rows.ids(n), int(rows.num_prompts[n])) for n in range(rank, len(rows), world)]
+            nll, num = example_nll(self.model, mine, self.train.micro_batch_tokens, self.accelerator.autocast)
+            total = torch.tensor([float(nll.sum()), float(num.sum())], device=self.accelerator.device)
+            nats, tokens = self.accelerator.reduce(total, "sum").tolist()
+            loss[name] = round(nats / tokens, 5)
+        record: dict[str, Any] = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
+        merit = -sum(loss.values()) / len(loss)
+        if self.train.select_by == "score":
+            score = torch.zeros(1, device=self.accelerator.device)
+            if self.accelerator.is_main_process:
+                record["score"] = evaluation.first_metrics(
+                    self.model, self.tokenizer, self.tasks, self.validation, self.config, self.block_size
+                )
+                score += sum(record["score"].values()) / len(record["score"])
+            merit = float(self.accelerator.reduce(score, "sum"))
+        is_best = self.best is None or merit > self.best["merit"]
+        if is_best:
+            self.best = {"step": self.step, "merit": merit}
+            self.num_worse = 0
+            if self.accelerator.is_main_process:
+                weights = checkpoint.trained_weights(self.model)
+                checkpoint.write_aside(self.out / "checkpoints" / "best", {"model.safetensors": weights}, {})
+        else:
+            self.num_worse += 1
+        self._write({**record, "is_best": is_best})
+        return bool(self.train.patience) and self.num_worse >= self.train.patience
+
+    def take_best(self) -> None:
+        """Puts the best weights back and draws the curves."""
+        if (self.out / "checkpoints" / "best").is_dir():
+            checkpoint.load_weights(self.out / "checkpoints" / "best", self.model)
+        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """Seconds in the loop, tokens, tokens/s, memory, parameters."""
+        parameters = list(self.model.parameters())
+        return {
+            "train_s": round(self.elapsed_s, 1),
+            "tokens": self.num_tokens,
+            "tokens_per_s": round(self.num_tokens / max(self.elapsed_s, 1e-9), 1),
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in parameters),
+            "steps": self.step,
+            "best_step": self.best["step"] if self.best else self.step,
+            "shares": {n: round(s, 4) for n, s in self.share.items()},
+            "epochs": self.stream.epochs(),
+        }
+
+    def _save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        sums = self.accelerator.reduce(self.sums.to(self.accelerator.device, torch.float32), "sum").tolist()
+        if self.accelerator.is_main_process:
+            folder = self.out / "checkpoints"
+            scaler = self.accelerator.scaler
+            state = {
+                "cursor": self.stream.cursor,
+                "num_tokens": self.num_tokens,
+                "elapsed_s": self.elapsed_s,
+                "best": self.best,
+                "num_worse": self.num_worse,
+                "sums": sums,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "num_threads": torch.get_num_threads(),
+                "max_steps": self.max_steps,
+            }
+            path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
+            checkpoint.prune(folder, self.train.keep_checkpoints)
+            draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
+            self.report({"event": "saved", "step": self.step, "path": str(path)})
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, path: Path) -> None:
+        """Continues from a checkpoint, bit for bit on a CPU with the same number of threads."""
+        state = checkpoint.read_state(path)
+        checkpoint.load(path, self.model, self.optimizer)
+        self.step, self.num_tokens, self.elapsed_s = state["step"], state["num_tokens"], state["elapsed_s"]
+        self.best, self.num_worse = state["best"], state["num_worse"]
+        self.stream.cursor = tuple(state["cursor"])
+        if self.accelerator.is_main_process:
+            self.sums += torch.tensor(state["sums"], dtype=torch.float64)
+            self._forget_after(self.step)
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if (threads := state["num_threads"]) != torch.get_num_threads():
+            text = (
+                f"{path} was written with {threads} threads, here are {torch.get_num_threads()}: sums round otherwise; "
+                f"OMP_NUM_THREADS={threads} continues bit for bit"
+            )
+            self.report({"event": "warning", "text": text})
+
+    def _forget_after(self, step: int) -> None:
+        """Drops log lines that were written after the checkpoint."""
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+            path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def _start(self) -> None:
+        if self.step > self.max_steps:
+            raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
+        if self.train.tracker and self.accelerator.is_main_process:
+            self.accelerator.init_trackers(
+                "multitask", config={"tasks": ",".join(self.tasks), "seed": self.config.seed}
+            )
+        self.forward.train()
+        if self.accelerator.is_main_process:
+            self.report(
+                {
+                    "event": "start",
+                    "step": self.step,
+                    "max_steps": self.max_steps,
+                    "device": str(self.accelerator.device),
+                    "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
+                    "tokens_per_step": self.tokens_per_step,
+                    "shares": {n: round(s, 4) for n, s in self.share.items()},
+                    "data": {name: rows.report for name, rows in self.examples.items()},
+                    "parameters": sum(p.numel() for p in self.model.parameters()),
+                    "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+                }
+            )
+
+    def _any_wants_stop(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self._wants_stop
+        flag = torch.tensor([float(self._wants_stop)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._wants_stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._wants_stop = True
+            self.report({"event": "warning", "text": "stopping after this step and saving; again: at once, unsaved"})
+
+        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,340 @@
+"""The one shared GPT-2: a tokenizer with the task tokens in it, weights that fit it, LoRA, and the folder it leaves.
+
+`build(ModelConfig(name="gpt2"), tasks, ...)` -> GPT-2 with rows for `<|pad|>`, `<|end|>`, `<|sep|>` ... appended; the
+folder that `save` writes loads with `AutoModelForCausalLM` and `AutoTokenizer` alone.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
+
+from multitask.config import AdapterConfig, ModelConfig
+from multitask.errors import InputError, suggest
+from multitask.formatting import markers
+from multitask.loss import plain_model
+from multitask.task import END, PAD, Task
+
+_PROBE = "The cat, 3 eggs\n와 고양이 세 마리!"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (Radford et al., 2019): any text survives it, whatever it was trained on."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    add_markers(wrapped, special)
+    return wrapped
+
+
+def add_markers(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> list[int]:
+    """Makes each marker one special token; `<|end|>` becomes eos and `<|pad|>` pad. Returns the ids that are new.
+
+    The base's own eos stays an ordinary special token. `<|start|>` becomes bos only where the base has none.
+    """
+    before = len(tokenizer)
+    kept = [token for token in (tokenizer.eos_token, tokenizer.unk_token) if token]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*dict.fromkeys([*kept, *special])]})
+    tokenizer.eos_token, tokenizer.pad_token = END, PAD
+    if tokenizer.bos_token is None and "<|start|>" in special:
+        tokenizer.bos_token = "<|start|>"
+    return list(range(before, len(tokenizer)))
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """A fast tokenizer from a folder or the hub.
+
+    `AutoTokenizer` rebuilds some tokenizers from the model's type (KoGPT2's, as byte-level GPT-2) and then reads other
+    ids than their `tokenizer.json`; where the two differ, the file is right.
+    """
+    try:
+        auto = AutoTokenizer.from_pretrained(name, revision=revision)
+        path = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, "tokenizer", error) from error
+    if path is None:
+        if not isinstance(auto, PreTrainedTokenizerFast):
+            raise InputError(f"{name}: its tokenizer has no fast form (tokenizer.json), which is needed")
+        return auto
+    file = PreTrainedTokenizerFast(tokenizer_file=path)
+    ids = file.backend_tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    if isinstance(auto, PreTrainedTokenizerFast) and auto(_PROBE, add_special_tokens=False)["input_ids"] == ids:
+        return auto
+    vocabulary = file.get_vocab()
+    for role, names in {
+        "bos_token": ("<s>", "</s>"),
+        "eos_token": ("</s>", "<|endoftext|>"),
+        "unk_token": ("<unk>",),
+        "pad_token": ("<pad>",),
+    }.items():
+        stated = getattr(auto, role, None)
+        token = next((t for t in (stated, *names) if t in vocabulary), None)
+        if token is not None:
+            setattr(file, role, token)
+    return file
+
+
+def _not_found(name: str, what: str, error: Exception) -> InputError:
+    reason = str(error).strip().split("\n")[0]
+    folder = Path(name)
+    if folder.exists():
+        return InputError(f"{name}: no {what} could be loaded from this folder: {reason}")
+    near = suggest(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
+    return InputError(
+        f"{name}: no such folder ({near}), and the hub did not give a {what} of that name: {reason}; "
+        "without a network, name a local folder"
+    )
+
+
+def build(
+    config: ModelConfig, tasks: Mapping[str, Task], texts: Iterable[str], seed: int
+) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[int]]:
+    """Model, tokenizer, and the ids of the rows that are new to the model.
+
+    texts: what a tokenizer is trained on when neither the model nor `config.tokenizer` brings one.
+    Raises InputError for a model that is not a GPT-2 or cannot be found.
+    """
+    special = markers(tasks)
+    source = config.tokenizer or config.name
+    tokenizer = (
+        train_tokenizer(texts, config.vocab_size, special)
+        if source is None
+        else load_tokenizer(source, config.revision if config.tokenizer is None else None)
+    )
+    add_markers(tokenizer, special)
+    probe_identity(tokenizer, special)
+    dropout = {"resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
+    torch.manual_seed(seed)
+    if config.name is None:
+        shape = {k: getattr(config, k) for k in ("n_layer", "n_head", "n_embd", "n_positions")}
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer),
+                **shape,
+                **dropout,
+                activation_function="gelu_pytorch_tanh",
+                **_ids(tokenizer),
+            )
+        )
+        new_ids = list(range(len(tokenizer)))
+    else:
+        model, old_rows = _load_pretrained(config, dropout), 0
+        old_rows = model.config.vocab_size
+        new_ids = _fit_rows(model, len(tokenizer), seed)
+        assert new_ids == list(range(old_rows, len(tokenizer)))
+        new_ids = sorted({*new_ids, *(i for i in tokenizer.convert_tokens_to_ids(special) if i >= old_rows)})
+    for key, value in _ids(tokenizer).items():
+        setattr(model.config, key, value)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    return model, tokenizer, new_ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    return {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def _load_pretrained(config: ModelConfig, dropout: dict[str, float]) -> GPT2LMHeadModel:
+    assert config.name is not None
+    if Path(config.name, "adapter_config.json").exists():
+        raise InputError(
+            f"{config.name}: this is an adapter, not a model; name its base, or write a plain model with --merge"
+        )
+    try:
+        shape = AutoConfig.from_pretrained(config.name, revision=config.revision)
+        if shape.model_type != "gpt2":
+            raise InputError(f"{config.name}: a model of type '{shape.model_type}'; only GPT-2 models are trained here")
+        for key, value in dropout.items():
+            setattr(shape, key, value)
+        if shape.activation_function == "gelu_new":  # the same function, in one kernel
+            shape.activation_function = "gelu_pytorch_tanh"
+        return GPT2LMHeadModel.from_pretrained(
+            config.name, config=shape, revision=config.revision, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(config.name, "model", error) from error
+
+
+def _fit_rows(model: GPT2LMHeadModel, num_rows: int, seed: int) -> list[int]:
+    """Grows the embedding to `num_rows` rows; returns the new ones.
+
+    New rows are the mean of the old ones plus noise of the initialiser's size: their logits start near the average, so
+    that no new token takes probability from the text the model knows (Hewitt, 2021).
+    """
+    old = model.config.vocab_size
+    if num_rows <= old:
+        return []
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    rows = model.get_input_embeddings().weight.data
+    noise = torch.empty(num_rows - old, rows.shape[1])
+    noise.normal_(0.0, model.config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    rows[old:] = rows[:old].mean(0) + noise
+    return list(range(old, num_rows))
+
+
+def probe_identity(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> None:
+    """Raises InputError when the tokenizer reads a string with markers otherwise than its parts one by one."""
+    parts = ["한 줄 text", " two", "세 번째"]
+    marks = [special[n % len(special)] for n in range(2)]
+    whole = tokenizer(parts[0] + marks[0] + parts[1].strip() + marks[1] + parts[2], add_special_tokens=False)
+    apart: list[int] = []
+    for part, mark in zip([parts[0], parts[1].strip(), parts[2]], [*marks, None], strict=True):
+        apart += tokenizer(part, add_special_tokens=False)["input_ids"]
+        apart += [tokenizer.convert_tokens_to_ids(mark)] if mark else []
+    if whole["input_ids"] != apart:
+        raise InputError(
+            "this tokenizer reads text after a special token otherwise than the same text alone (prepend_scheme "
+            "'first'?); a model trained with it could not be prompted with a plain string; use another tokenizer"
+        )
+
+
+def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) -> Any:
+    """A PEFT model whose low-rank updates and new token rows train; the head stays tied.
+
+    Raises InputError for target modules that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    for name in config.target_modules:
+        if name not in names:
+            raise InputError(f"adapter.target_modules: no module '{name}' in this model; {suggest(name, names)}")
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        fan_in_fan_out=True,
+        trainable_token_indices={"wte": new_ids} if new_ids else None,
+    )
+    return get_peft_model(model, lora)
+
+
+def is_adapter(model: Any) -> bool:
+    """True for a PEFT model."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    tasks: Mapping[str, Task],
+    examples: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Writes weights or adapter, tokenizer, generation settings and card.
+
+    examples: one row's fields of each task, for the card. With LoRA the base that the adapter names must exist already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = plain_model(model)
+    kernel = plain.config._attn_implementation
+    plain.config._attn_implementation = None
+    model.save_pretrained(folder)
+    plain.config._attn_implementation = kernel
+    tokenizer.save_pretrained(folder)
+    plain.generation_config.save_pretrained(folder)
+    base = model.peft_config["default"].base_model_name_or_path if is_adapter(model) else None
+    (folder / "README.md").write_text(card(tasks, examples, base), "utf-8")
+
+
+def card(tasks: Mapping[str, Task], examples: Mapping[str, Mapping[str, str]], base: str | None = None) -> str:
+    """The model card: each task's prompt string, and a snippet of plain Hugging Face code."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        "# One GPT-2, many tasks",
+        "",
+    ]
+    lines += ["| task | prompt | the model writes |", "| --- | --- | --- |"]
+    for name, task in tasks.items():
+        shown = task.stream.split("{" + task.target + "}")[0].replace("|", "\\|")
+        lines.append(f"| {name} | `{shown}` | {{{task.target}}}, then `{END.replace('|', chr(92) + '|')}` |")
+    name, task = next(iter(tasks.items()))
+    prompt = re.sub(
+        r"\{(\w+)\}", lambda m: examples.get(name, {}).get(m[1], ""), task.stream.split("{" + task.target + "}")[0]
+    )
+    load = (
+        ["model = AutoModelForCausalLM.from_pretrained(FOLDER)"]
+        if base is None
+        else [
+            f"model = AutoModelForCausalLM.from_pretrained({base!r})",
+            "model = PeftModel.from_pretrained(model, FOLDER)",
+        ]
+    )
+    lines += [
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        *(["from peft import PeftModel"] if base else []),
+        'FOLDER = "."  # this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        *load,
+        f"inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors='pt')",
+        "ids = model.generate(**inputs, max_new_tokens=32)[0, inputs['input_ids'].shape[1]:]",
+        "print(tokenizer.decode(ids, skip_special_tokens=True).strip())",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
+    """A model that a run left: its folder, or the run's folder; an adapter is put on its base.
+
+    Raises InputError when the folder holds no model or the adapter's base has too few token rows.
+    """
+    folder = path / "model" if (path / "model").is_dir() else path
+    if not folder.is_dir():
+        raise _not_found(str(path), "model", FileNotFoundError("no such folder"))
+    tokenizer = load_tokenizer(str(folder))
+    if (folder / "adapter_config.json").exists():
+        return _load_adapter(folder, len(tokenizer)), tokenizer
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True), tokenizer
+    except (OSError, ValueError) as error:
+        raise _not_found(str(path), "model", error) from error
+
+
+def _load_adapter(folder: Path, num_tokens: int) -> Any:
+    from peft import PeftModel
+
+    named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    moved = folder.parent / "base"
+    base_name = str(moved) if not Path(named).exists() and moved.is_dir() else named
+    try:
+        base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise _not_found(base_name, "base model for the adapter", error) from error
+    if base.config.vocab_size < num_tokens:
+        raise InputError(
+            f"{folder}: the adapter's base {base_name} has {base.config.vocab_size} token rows, its tokenizer "
+            f"{num_tokens}; the base was not resized: use the base/ folder of the run that wrote the adapter"
+        )
+    return PeftModel.from_pretrained(base, folder)

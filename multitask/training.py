@@ -1,0 +1,168 @@
+"""Training: rows of several tasks, one stream, one loop, one model folder.
+
+Read `train` for the order of things, `Loop.run` for the loop: draw blocks, sum nats over micro-steps, divide by the
+step's weight, clip, step. LoRA changes the model, never the loop.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+
+from multitask import checkpoint, evaluation
+from multitask.attention import name_for
+from multitask.batching import check_window
+from multitask.config import RunConfig
+from multitask.data import Counts
+from multitask.device import choose_device, choose_precision
+from multitask.errors import InputError
+from multitask.examples import prepare, read
+from multitask.loop import Loop, Report
+from multitask.loss import plain_model
+from multitask.model import add_lora, build, is_adapter, save
+from multitask.task import Task
+
+
+def train(
+    config: RunConfig,
+    tasks: Mapping[str, Task],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Trains one model on `tasks` and leaves a run folder; returns what `results.json` holds.
+
+    Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
+    """
+    started = time.perf_counter()
+    device = choose_device(config.device)
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(
+            p := choose_precision(config.train.precision, device, config.model.n_embd), p
+        ),
+        cpu=device.type == "cpu",
+        gradient_accumulation_steps=1,
+        log_with=config.train.tracker,
+        project_dir=out,
+    )
+    if accelerator.is_main_process:
+        _claim(out, overwrite, resume)
+        (out / "config.yaml").write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False), "utf-8"
+        )
+    accelerator.wait_for_everyone()
+    model, tokenizer = _model(config, tasks, out, resume, accelerator)
+    block_size = config.train.block_size or min(model.config.n_positions, config.train.batch_tokens)
+    check_window(block_size, model.config.n_positions)
+    with accelerator.main_process_first():
+        examples = {
+            name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
+            for name, task in tasks.items()
+        }
+        validation = evaluation.examples_of(
+            tasks, "validation", tokenizer, block_size, config.data, config.train.eval_max_rows
+        )
+    loop = Loop(config, tasks, out, accelerator, model, tokenizer, examples, validation, block_size, report)
+    if resume:
+        loop.restore(checkpoint.newest(out))
+    loop.run()
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        loop.take_best()
+        finished = loop.model
+        if is_adapter(finished) and config.adapter.merge:
+            finished = finished.merge_and_unload()
+        save(
+            finished,
+            tokenizer,
+            out / "model",
+            tasks,
+            {name: rows.row(0)["fields"] for name, rows in validation.items()},
+        )
+        arm = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
+        results = evaluation.envelope(config, "train", arm, {"name": str(out / "model")})
+        results |= evaluation.score_model(finished, tokenizer, tasks, config, out / "predictions", block_size, report)
+        results["data"] = {n: results["data"][n] | {"train": examples[n].report} for n in tasks}
+        results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
+        evaluation.write_results(out / "results.json", results)
+        report({"event": "done", "out": str(out), "results": results})
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def _claim(out: Path, overwrite: bool, resume: bool) -> None:
+    """Makes the run folder ours; raises InputError when it holds a run already."""
+    if resume:
+        checkpoint.newest(out)
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file, not a folder; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"{out}: already holds files; go on with --resume {out}, replace them with --overwrite, or choose "
+                "another --out"
+            )
+        if not (out / "config.yaml").exists():
+            raise InputError(
+                f"{out}: not a run folder (no config.yaml), so --overwrite leaves it alone; choose another --out"
+            )
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error}); choose another --out") from None
+
+
+def _model(
+    config: RunConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator
+) -> tuple[Any, Any]:
+    """Model and tokenizer; the main process makes the tokenizer, the others and a resumed run read it."""
+    folder, settings = out / "model", config.model
+    makes_tokenizer = accelerator.is_main_process and not resume
+    if not makes_tokenizer:
+        if not resume:
+            accelerator.wait_for_everyone()
+        settings = settings.model_copy(update={"tokenizer": str(folder)})
+    texts = (text for task in tasks.values() for row in _some_rows(task, config) for text in row.fields.values())
+    model, tokenizer, new_ids = build(settings, tasks, texts, config.seed)
+    if makes_tokenizer:
+        tokenizer.save_pretrained(folder)
+        accelerator.wait_for_everyone()
+    if config.adapter.kind == "lora":
+        model = _with_lora(model, tokenizer, config, new_ids, out, accelerator.is_main_process)
+    base = plain_model(model)
+    base.config._attn_implementation = name_for(accelerator.device)
+    if config.train.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if is_adapter(model):
+            base.enable_input_require_grads()
+    return model, tokenizer
+
+
+def _some_rows(task: Task, config: RunConfig, most: int = 20000) -> Iterable[Any]:
+    """Rows that a tokenizer is trained on: the first of the training split."""
+    for number, row in enumerate(read(task, "train", config.data, Counts())):
+        if number >= min(most, config.data.limit or most):
+            return
+        yield row
+
+
+def _with_lora(model: Any, tokenizer: Any, config: RunConfig, new_ids: list[int], out: Path, writes: bool) -> Any:
+    """Adds LoRA; a base that has no folder of its own with these very rows is written to `base/` once."""
+    named = config.model.name
+    if named is not None and Path(named).is_dir() and not new_ids:
+        model.name_or_path = str(Path(named).resolve())
+    else:
+        model.name_or_path = str((out / "base").resolve())
+        if writes and not (out / "base").exists():
+            model.save_pretrained(out / "base")
+            tokenizer.save_pretrained(out / "base")
+    return add_lora(model, config.adapter, new_ids)
