@@ -108,3 +108,21 @@ def evaluate(
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
     return run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report)
+
+
+def preview(
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    num_rows: int = 3,
+) -> None:
+    """Prints what `train` with the same arguments would see; raises InputError as it would."""
+    config = settings_of(settings, flags, tasks)
+    chosen = choose(load_tasks(tasks_dirs), config.tasks)
+    from rich.console import Console
+
+    from multitask.preview import preview as run
+
+    run(config, chosen, num_rows, Console())

@@ -154,9 +154,10 @@ def preview(
     **options: Any,
 ) -> None:
     """Show what training would see, without training: rows, shares, lengths, cuts, memory and time."""
-    from multitask.preview import show
+    from multitask import api
 
-    show(config, _flags(flags, device=device, data__limit=limit, model__name=model), num_rows=rows, **options)
+    named = _flags(flags, device=device, data__limit=limit, model__name=model)
+    api.preview(config, flags=named, num_rows=rows, **options)
 
 
 class Screen:

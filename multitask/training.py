@@ -4,9 +4,10 @@ Read `train` for the order of things, `Loop.run` for the loop: draw blocks, sum 
 step's weight, clip, step. LoRA changes the model, never the loop.
 """
 
+import itertools
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,7 @@ def _model(
         if not resume:
             accelerator.wait_for_everyone()
         settings = settings.model_copy(update={"tokenizer": str(folder)})
-    texts = (text for task in tasks.values() for row in _some_rows(task, config) for text in row.fields.values())
-    model, tokenizer, new_ids = build(settings, tasks, texts, config.seed)
+    model, tokenizer, new_ids = build(settings, tasks, tokenizer_texts(tasks, config), config.seed)
     if makes_tokenizer:
         tokenizer.save_pretrained(folder)
         accelerator.wait_for_everyone()
@@ -147,12 +147,12 @@ def _model(
     return model, tokenizer
 
 
-def _some_rows(task: Task, config: RunConfig, most: int = 20000) -> Iterable[Any]:
-    """Rows that a tokenizer is trained on: the first of the training split."""
-    for number, row in enumerate(read(task, "train", config.data, Counts())):
-        if number >= min(most, config.data.limit or most):
-            return
-        yield row
+def tokenizer_texts(tasks: Mapping[str, Task], config: RunConfig, most: int = 20000) -> Iterator[str]:
+    """What a new tokenizer is trained on: the fields of each task's first training rows."""
+    for task in tasks.values():
+        rows = read(task, "train", config.data, Counts())
+        for row in itertools.islice(rows, min(most, config.data.limit or most)):
+            yield from row.fields.values()
 
 
 def _with_lora(model: Any, tokenizer: Any, config: RunConfig, new_ids: list[int], out: Path, writes: bool) -> Any:
