@@ -3,43 +3,23 @@
 `{"id": "a1", "text": "재밌다", "label": 1}` read for `cls` with `labels: {0: {ko: 부정}, 1: {ko: 긍정}}` ->
 `Row(id="a1", fields={"text": "재밌다", "label": "긍정"}, choices=("부정", "긍정"), where="reviews.jsonl:1", ...)`.
 
-Files are read by our own line reader: a general loader names neither file nor line, and merges rows of files such as
-NSMC's `ratings_*.txt`, where a quote is only a quote. Nothing here holds more than one record, or one Parquet batch.
+Nothing here holds more than one record, or one batch of a hub set.
 """
 
-import codecs
-import gzip
 import hashlib
-import json
-import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from multitask.config import DataConfig, SourceConfig, load, read_yaml, shipped
 from multitask.errors import InputError, RowError, suggest
+from multitask.records import Found, Record, existing, file_records, sha256_of, short
 from multitask.task import Task
 
-Record = dict[str, Any]
-Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
-
-EXTENSIONS: Mapping[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "text",
-    ".parquet": "parquet",
-}
 WORLD = SourceConfig(world={"train": 20000, "validation": 500, "test": 500})
-MAX_RECORD_BYTES = 1 << 24  # a CSV quote that is never closed must not swallow a whole file
-ROOT_HINT = "relative names start from data.root, else MULTITASK_DATA, else the working folder; neither is set"
-CSV_CELL = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)')
 
 
 @dataclass(frozen=True)
@@ -128,26 +108,18 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, 
     if source.world is not None:
         from multitask import world
 
-        files, digests = [f"world:{split}:{_world_count(source, split)}"], [_sha256([Path(world.__file__)])]
+        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of([Path(world.__file__)])]
     elif source.hub is not None:
         files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
         arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
-        digests = [_sha256(Path(f["filename"]) for f in found) for found in arrow]
+        digests = [sha256_of(Path(f["filename"]) for f in found) for found in arrow]
     else:
         files = [name for name, _ in _parts(source, split)]
-        digests = [_sha256([_existing(name, data)]) for name in files]
+        digests = [sha256_of([existing(name, data)]) for name in files]
     return {"files": files, "sha256": digests, "revision": source.revision}
 
 
 # ---------------------------------------------------------------- from a record to a row
-
-
-class _Record(NamedTuple):
-    """What a reader found at one place: a mapping, or why there is none (a generator that raised could not go on)."""
-
-    id: str
-    where: str
-    found: Record | RowError
 
 
 class _Closed(NamedTuple):
@@ -176,7 +148,7 @@ class _Schema:
                     f"{', '.join(task.choices)}{_near(word, task.choices)}"
                 )
 
-    def row(self, record: _Record) -> Row | None:
+    def row(self, record: Found) -> Row | None:
         """The checked row; None for one that `skip_labels` leaves out. Raises RowError."""
         where, found = record.where, record.found
         if isinstance(found, RowError):
@@ -184,7 +156,7 @@ class _Schema:
         found = self._mapped(found)
         language = found.get("language") or self.source.language
         if not isinstance(language, str):
-            raise RowError(f"{where}: field 'language' is {_short(language)}, expected a name such as ko or en")
+            raise RowError(f"{where}: field 'language' is {short(language)}, expected a name such as ko or en")
         closed = self._closed(language, where)
         label, raw = self.task.label, found.get(self.task.label or "")
         if label is not None and raw is not None and str(raw).strip():
@@ -239,13 +211,13 @@ class _Schema:
     def _word(self, raw: object, closed: _Closed, where: str) -> str:
         if not closed.choices:
             raise InputError(
-                f"{where}: field '{self.task.label}' is {_short(raw)}, but the source has no `labels:`; add them in "
+                f"{where}: field '{self.task.label}' is {short(raw)}, but the source has no `labels:`; add them in "
                 f"order, a class and its word each, for instance `labels: {{{raw}: {{en: WORD, ko: WORD}}}}`"
             )
         key = _key(raw)
         if key not in closed.by_label:
             valid = closed.by_label
-            raise RowError(f"{where}: label {_short(raw)} is not one of {', '.join(valid)}{_near(key, valid)}")
+            raise RowError(f"{where}: label {short(raw)} is not one of {', '.join(valid)}{_near(key, valid)}")
         return closed.by_label[key]
 
     def _prepared(self, found: Record, where: str) -> Record:
@@ -265,7 +237,7 @@ class _Schema:
         """One field, checked; None for an optional one that is absent, null or empty."""
         value = found.get(field)
         if value is not None and not isinstance(value, str):
-            raise RowError(f"{where}: field '{field}' is {_short(value)}, expected text, found {type(value).__name__}")
+            raise RowError(f"{where}: field '{field}' is {short(value)}, expected text, found {type(value).__name__}")
         if value is None or not value.strip():
             if field in self.task.optional:
                 return None
@@ -290,7 +262,7 @@ class _Schema:
         references = tuple(found.get("references") or own)
         for reference in references:
             if not isinstance(reference, str):
-                raise RowError(f"{where}: a reference is {_short(reference)}, expected text")
+                raise RowError(f"{where}: a reference is {short(reference)}, expected text")
             _check_text(reference, "references", where)
         keep = found.get("keep")
         if keep is None or self.task.cut is None:
@@ -369,11 +341,6 @@ def _near(name: str, valid: Iterable[str]) -> str:
     return f"; {hint}" if hint.startswith("did") else ""
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 # ---------------------------------------------------------------- from a source to records
 
 
@@ -431,7 +398,7 @@ def _split_of(group: object, source: SourceConfig) -> str:
     return "validation" if at < source.cut.test + source.cut.validation else "train"
 
 
-def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[_Record]:
+def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[Found]:
     if not has_split(source, split):
         has = [s for s in ("train", "validation", "test") if has_split(source, s)]
         raise InputError(f"{_name(source)}: there is no split '{split}', only {', '.join(has) or 'none at all'}")
@@ -440,7 +407,7 @@ def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> 
         return
     for name, is_cut in _parts(source, split):
         is_empty = True
-        records = _hub_records(source, name) if source.hub is not None else _file_records(name, source, data)
+        records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
         for record in records:
             is_empty = False
             if is_cut and isinstance(record.found, dict):
@@ -448,7 +415,7 @@ def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> 
                 group = _get(record.found, source.cut.by)
                 if group is None:
                     missing = f"{record.where}: column '{source.cut.by}', by which splits are cut, is missing"
-                    record = _Record(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
+                    record = Found(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
                 elif _split_of(group, source) != split:
                     continue
             yield record
@@ -460,14 +427,14 @@ def _world_count(source: SourceConfig, split: str) -> int:
     return cast(dict[str, int], source.world or {}).get(split, 0)
 
 
-def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[_Record]:
+def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
     from multitask import world
 
     fields = frozenset(_fields(task))
     try:
         for number, found in enumerate(world.rows(fields, split, _world_count(source, split)), 1):
             where = f"world:{split}:{number}"
-            yield _Record(where, where, found)
+            yield Found(where, where, found)
     except KeyError as error:
         if error.args != (fields,):
             raise
@@ -491,215 +458,9 @@ def _hub_set(source: SourceConfig, split: str) -> Any:
         raise InputError(f"hub set {name}, split '{split}': cannot be loaded: {reason}; {step}") from error
 
 
-def _hub_records(source: SourceConfig, split: str) -> Iterator[_Record]:
+def _hub_records(source: SourceConfig, split: str) -> Iterator[Found]:
     """Rows of a hub split, batch by batch from its memory-mapped file; ClassLabel columns stay integers."""
     batches = _hub_set(source, split).with_format("arrow").iter(batch_size=1000)
     rows = (found for batch in batches for found in batch.to_pylist())
     for number, found in enumerate(rows, 1):
-        yield _Record(f"{_name(source)}:{split}:{number}", f"{_name(source)}, {split}: row {number}", found)
-
-
-# ---------------------------------------------------------------- from a file to records
-
-
-def _existing(name: str, data: DataConfig) -> Path:
-    """The path of a file as configured. Raises InputError with the nearest name of its folder."""
-    base = data.root or os.environ.get("MULTITASK_DATA")
-    path = (Path(base) / name if base else Path(name)).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file")
-    text = f"{path}: no such file"
-    if path.parent.is_dir():
-        text += f"; in its folder: {suggest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])}"
-    else:
-        text += f"; there is no folder {path.parent}"
-    raise InputError(text if base or path.is_absolute() else f"{text} ({ROOT_HINT})")
-
-
-def _format(path: Path, source: SourceConfig) -> Format:
-    name = path.name.lower().removesuffix(".gz")
-    found = source.format or EXTENSIONS.get(Path(name).suffix)
-    if found is None:
-        formats = ", ".join(dict.fromkeys(EXTENSIONS.values()))
-        raise InputError(
-            f"{path}: the extension '{Path(name).suffix}' does not tell the format; set `format:` to one of {formats}"
-        )
-    return found
-
-
-def _file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[_Record]:
-    path = _existing(name, data)
-    kind = _format(path, source)
-    if kind == "parquet":
-        yield from _parquet_records(path)
-        return
-    header: list[str] | None = None
-    is_first = True
-    for number, raw in _raw_records(path, has_quotes=kind == "csv"):
-        where = f"{path}:{number}"
-        found: Record | RowError
-        try:
-            text = _without_end(_decoded(raw, path, number, source.encoding))
-            if kind == "jsonl":
-                if not text.strip():
-                    continue
-                if is_first and text.lstrip().startswith("["):
-                    raise InputError(
-                        f"{where}: a JSON array, expected one JSON object per line; `jq -c '.[]' {path.name}` makes it"
-                    )
-                found = _json_record(text, where)
-            elif kind == "text":
-                if not text.strip():
-                    continue
-                found = {"text": text}
-            else:
-                if not text:
-                    continue
-                cells = _csv_cells(text, where) if kind == "csv" else text.split("\t")
-                if header is None:
-                    header = _header(cells, where)
-                    continue
-                found = _table_record(cells, header, where)
-        except RowError as error:
-            if kind in ("csv", "tsv") and header is None:
-                raise InputError(f"{error} (in the header)") from None
-            found = error
-        is_first = False
-        yield _Record(f"{path.name}:{number}", where, found)
-
-
-def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
-    r"""(first line number, bytes with line ends) of each record; with quotes a record may span lines.
-
-    Only `\n` ends a line: text may hold other separators (U+2028, a lone `\r`), which Python's text mode splits at. In
-    utf-8 and cp949 the bytes of `\n`, `"` and `,` are never part of another character, so records are told apart
-    before decoding, and an undecodable one spoils nothing else.
-    """
-    parts: list[bytes] = []
-    first, num_quotes, size = 0, 0, 0
-    is_gzip = path.name.lower().endswith(".gz")
-    try:
-        with gzip.open(path) if is_gzip else path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if number == 1:
-                    raw = raw.removeprefix(codecs.BOM_UTF8)
-                if not has_quotes:
-                    yield number, raw
-                    continue
-                first = first if parts else number
-                parts.append(raw)
-                num_quotes += raw.count(b'"')
-                size += len(raw)
-                if num_quotes % 2 == 0 or size > MAX_RECORD_BYTES:
-                    yield first, b"".join(parts)
-                    parts, num_quotes, size = [], 0, 0
-        if parts:
-            yield first, b"".join(parts)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: the gzip data is damaged or cut off ({error}); fetch or compress it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _decoded(raw: bytes, path: Path, number: int, encoding: str) -> str:
-    def line_at(position: int) -> str:
-        return f"{path}:{number + raw.count(10, 0, position)}"
-
-    if b"\0" in raw:
-        raise RowError(
-            f"{line_at(raw.index(0))}: a NUL byte, expected text; if the file is UTF-16, save it as utf-8, if it is "
-            "damaged, fetch it again"
-        )
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        position = error.start
-        text = f"{line_at(position)}: byte 0x{raw[position]:02x} is not valid {encoding}"
-    other = "cp949" if encoding == "utf-8" else "utf-8"
-    try:
-        raw.decode(other)
-    except UnicodeDecodeError:
-        raise RowError(f"{text}, nor does the line read as {other}; expected {encoding} text") from None
-    raise RowError(f"{text}; the line reads as {other}: set `encoding: {other}`")
-
-
-def _without_end(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r")
-
-
-def _json_record(text: str, where: str) -> Record:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        rest = text[error.pos : error.pos + 20].strip()
-        seen = repr(rest) if rest else "the end of the line"
-        raise RowError(f"{where}: not valid JSON at column {error.pos + 1}: {error.msg}, found {seen}") from None
-    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
-        raise RowError(f"{where}: not usable JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise RowError(f"{where}: a JSON object was expected, found {_short(found)}")
-    return found
-
-
-def _csv_cells(text: str, where: str) -> list[str]:
-    """Cells of one CSV record (RFC 4180)."""
-    if '"' not in text:
-        return text.split(",")
-    if text.count('"') % 2:
-        raise RowError(f"{where}: a quote is opened in this record and never closed; expected a closing quote")
-    cells: list[str] = []
-    at = 0
-    while True:
-        cell = CSV_CELL.match(text, at)
-        if cell is None:
-            raise RowError(
-                f"{where}: column {len(cells) + 1}: a quote inside a cell, found {text[at : at + 20]!r}; expected the "
-                "whole cell in quotes with quotes in it doubled, or `format: tsv`, which has no quoting"
-            )
-        cells.append(cell[2] if cell[1] is None else cell[1].replace('""', '"'))
-        at = cell.end() + 1
-        if at > len(text):
-            return cells
-
-
-def _header(cells: list[str], where: str) -> list[str]:
-    doubled = sorted({c for c in cells if cells.count(c) > 1})
-    if doubled:
-        raise InputError(f"{where}: the header names {', '.join(map(repr, doubled))} twice; expected distinct columns")
-    return cells
-
-
-def _table_record(cells: list[str], header: list[str], where: str) -> Record:
-    if len(cells) != len(header):
-        raise RowError(f"{where}: found {len(cells)} columns, expected {len(header)} ({', '.join(header)})")
-    return dict(zip(header, cells, strict=True))
-
-
-def _parquet_records(path: Path) -> Iterator[_Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for found in batch.to_pylist():
-                    number += 1
-                    yield _Record(f"{path.name}:{number}", f"{path}: row {number}", found)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({next(iter(str(error).splitlines()), '')})") from None
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    """One digest of the bytes of several files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return digest.hexdigest()
+        yield Found(f"{_name(source)}:{split}:{number}", f"{_name(source)}, {split}: row {number}", found)

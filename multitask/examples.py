@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from multitask import data, encoding, formatting, registry
+from multitask import data, encoding, formatting, records, registry
 from multitask.config import DataConfig, SourceConfig
 from multitask.data import Counts, Row
 from multitask.encoding import Encoded, RowEncoder, lost_characters
@@ -157,7 +157,7 @@ def _key(
     limit: int | None,
 ) -> str:
     """A hash of everything the file depends on: data, task, tokenizer, settings and the code that encodes."""
-    code = [Path(str(module.__file__)).read_bytes() for module in (data, encoding, formatting)]
+    code = [Path(str(module.__file__)).read_bytes() for module in (data, records, encoding, formatting)]
     parts = [
         registry.fingerprint(task),
         tokenizer.backend_tokenizer.to_str(),

@@ -15,9 +15,13 @@ def prepare(row: dict[str, Any]) -> dict[str, Any]:
     answers = row.get("answers")
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
         raise ValueError(f"field 'answers' is {answers!r}, expected a list of at least one non-empty string")
-    answer = answers[0]
-    starts = row.get("answer_start") or [row["context"].find(answer) if isinstance(row.get("context"), str) else -1]
-    start = starts[0]
+    answer, context = answers[0], row.get("context") or ""
+    start = context.find(answer)
+    if row.get("answer_start"):
+        start = row["answer_start"][0]
+        if context[start : start + len(answer)] != answer:
+            found = context[start : start + len(answer)]
+            raise ValueError(f"field 'answer_start' {start} points at {found!r}, expected the answer {answer!r}")
     keep = [start, start + len(answer)] if start >= 0 else None
     return {**row, "answer": answer, "references": answers, "keep": keep}
 

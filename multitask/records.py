@@ -1,0 +1,255 @@
+"""Records of a file, one by one, each with its line: JSONL, CSV, TSV, text and Parquet, plain or gzipped.
+
+Line 2 of `a.jsonl`, `{"text": "b"}` -> `Found("a.jsonl:2", ".../a.jsonl:2", {"text": "b"})`.
+
+Our own line reader: a general loader names neither file nor line, and merges rows of files such as NSMC's
+`ratings_*.txt`, where a quote is only a quote. Nothing here holds more than one record, or one Parquet batch.
+"""
+
+import codecs
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from multitask.config import DataConfig, SourceConfig
+from multitask.errors import InputError, RowError, suggest
+
+Record = dict[str, Any]
+Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
+
+EXTENSIONS: Mapping[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".parquet": "parquet",
+}
+MAX_RECORD_BYTES = 1 << 24  # a CSV quote that is never closed must not swallow a whole file
+ROOT_HINT = "relative names start from data.root, else MULTITASK_DATA, else the working folder; neither is set"
+CSV_CELL = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)')
+
+
+class Found(NamedTuple):
+    """What a reader found at one place: a mapping, or why there is none (a generator that raised could not go on)."""
+
+    id: str
+    where: str
+    found: Record | RowError
+
+
+def short(value: object) -> str:
+    """A value as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def existing(name: str, data: DataConfig) -> Path:
+    """The path of a file as configured. Raises InputError with the nearest name of its folder."""
+    base = data.root or os.environ.get("MULTITASK_DATA")
+    path = (Path(base) / name if base else Path(name)).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file")
+    text = f"{path}: no such file"
+    if path.parent.is_dir():
+        text += f"; in its folder: {suggest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])}"
+    else:
+        text += f"; there is no folder {path.parent}"
+    raise InputError(text if base or path.is_absolute() else f"{text} ({ROOT_HINT})")
+
+
+def _format(path: Path, source: SourceConfig) -> Format:
+    name = path.name.lower().removesuffix(".gz")
+    found = source.format or EXTENSIONS.get(Path(name).suffix)
+    if found is None:
+        formats = ", ".join(dict.fromkeys(EXTENSIONS.values()))
+        raise InputError(
+            f"{path}: the extension '{Path(name).suffix}' does not tell the format; set `format:` to one of {formats}"
+        )
+    return found
+
+
+def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[Found]:
+    """Every record of one file, good or bad; raises InputError for a file that cannot be read at all."""
+    path = existing(name, data)
+    kind = _format(path, source)
+    if kind == "parquet":
+        yield from _parquet_records(path)
+        return
+    header: list[str] | None = None
+    is_first = True
+    for number, raw in _raw_records(path, has_quotes=kind == "csv"):
+        where = f"{path}:{number}"
+        found: Record | RowError
+        try:
+            text = _without_end(_decoded(raw, path, number, source.encoding))
+            if kind == "jsonl":
+                if not text.strip():
+                    continue
+                if is_first and text.lstrip().startswith("["):
+                    raise InputError(
+                        f"{where}: a JSON array, expected one JSON object per line; `jq -c '.[]' {path.name}` makes it"
+                    )
+                found = _json_record(text, where)
+            elif kind == "text":
+                if not text.strip():
+                    continue
+                found = {"text": text}
+            else:
+                if not text:
+                    continue
+                cells = _csv_cells(text, where) if kind == "csv" else text.split("\t")
+                if header is None:
+                    header = _header(cells, where)
+                    continue
+                found = _table_record(cells, header, where)
+        except RowError as error:
+            if kind in ("csv", "tsv") and header is None:
+                raise InputError(f"{error} (in the header)") from None
+            found = error
+        is_first = False
+        yield Found(f"{path.name}:{number}", where, found)
+
+
+def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
+    r"""(first line number, bytes with line ends) of each record; with quotes a record may span lines.
+
+    Only `\n` ends a line: text may hold other separators (U+2028, a lone `\r`), which Python's text mode splits at. In
+    utf-8 and cp949 the bytes of `\n`, `"` and `,` are never part of another character, so records are told apart
+    before decoding, and an undecodable one spoils nothing else.
+    """
+    parts: list[bytes] = []
+    first, num_quotes, size = 0, 0, 0
+    is_gzip = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if is_gzip else path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                if not has_quotes:
+                    yield number, raw
+                    continue
+                first = first if parts else number
+                parts.append(raw)
+                num_quotes += raw.count(b'"')
+                size += len(raw)
+                if num_quotes % 2 == 0 or size > MAX_RECORD_BYTES:
+                    yield first, b"".join(parts)
+                    parts, num_quotes, size = [], 0, 0
+        if parts:
+            yield first, b"".join(parts)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: the gzip data is damaged or cut off ({error}); fetch or compress it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _decoded(raw: bytes, path: Path, number: int, encoding: str) -> str:
+    def line_at(position: int) -> str:
+        return f"{path}:{number + raw.count(10, 0, position)}"
+
+    if b"\0" in raw:
+        raise RowError(
+            f"{line_at(raw.index(0))}: a NUL byte, expected text; if the file is UTF-16, save it as utf-8, if it is "
+            "damaged, fetch it again"
+        )
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        position = error.start
+        text = f"{line_at(position)}: byte 0x{raw[position]:02x} is not valid {encoding}"
+    other = "cp949" if encoding == "utf-8" else "utf-8"
+    try:
+        raw.decode(other)
+    except UnicodeDecodeError:
+        raise RowError(f"{text}, nor does the line read as {other}; expected {encoding} text") from None
+    raise RowError(f"{text}; the line reads as {other}: set `encoding: {other}`")
+
+
+def _without_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _json_record(text: str, where: str) -> Record:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        rest = text[error.pos : error.pos + 20].strip()
+        seen = repr(rest) if rest else "the end of the line"
+        raise RowError(f"{where}: not valid JSON at column {error.pos + 1}: {error.msg}, found {seen}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+        raise RowError(f"{where}: not usable JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RowError(f"{where}: a JSON object was expected, found {short(found)}")
+    return found
+
+
+def _csv_cells(text: str, where: str) -> list[str]:
+    """Cells of one CSV record (RFC 4180)."""
+    if '"' not in text:
+        return text.split(",")
+    if text.count('"') % 2:
+        raise RowError(f"{where}: a quote is opened in this record and never closed; expected a closing quote")
+    cells: list[str] = []
+    at = 0
+    while True:
+        cell = CSV_CELL.match(text, at)
+        if cell is None:
+            raise RowError(
+                f"{where}: column {len(cells) + 1}: a quote inside a cell, found {text[at : at + 20]!r}; expected the "
+                "whole cell in quotes with quotes in it doubled, or `format: tsv`, which has no quoting"
+            )
+        cells.append(cell[2] if cell[1] is None else cell[1].replace('""', '"'))
+        at = cell.end() + 1
+        if at > len(text):
+            return cells
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    doubled = sorted({c for c in cells if cells.count(c) > 1})
+    if doubled:
+        raise InputError(f"{where}: the header names {', '.join(map(repr, doubled))} twice; expected distinct columns")
+    return cells
+
+
+def _table_record(cells: list[str], header: list[str], where: str) -> Record:
+    if len(cells) != len(header):
+        raise RowError(f"{where}: found {len(cells)} columns, expected {len(header)} ({', '.join(header)})")
+    return dict(zip(header, cells, strict=True))
+
+
+def _parquet_records(path: Path) -> Iterator[Found]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for found in batch.to_pylist():
+                    number += 1
+                    yield Found(f"{path.name}:{number}", f"{path}: row {number}", found)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({next(iter(str(error).splitlines()), '')})") from None
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """One digest of the bytes of several files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return digest.hexdigest()
