@@ -323,3 +323,16 @@ def _fields(kind: type[Settings], loc: tuple[Any, ...]) -> list[str]:
         elif "SourceConfig" in str(part):
             kind = SourceConfig
     return list(kind.model_fields)
+
+
+def describe(kind: type[Settings] = RunConfig, path: str = "") -> list[str]:
+    """Lines of a Markdown table: every setting by dotted name, its default, its meaning."""
+    lines = []
+    for name, item in kind.model_fields.items():
+        default = item.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            lines += describe(type(default), f"{path}{name}.")
+            continue
+        shown = "(needed)" if item.is_required() else f"`{default!r}`".replace("PydanticUndefined", "")
+        lines.append(f"| `{path}{name}` | {shown} | {' '.join((item.description or '').split())} |")
+    return lines
