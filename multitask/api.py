@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multitask.config import RunConfig, load, read_yaml
+from multitask.config import RunConfig, load, read_yaml, shipped
 from multitask.errors import InputError
 from multitask.registry import choose, load_tasks
 
@@ -17,14 +17,17 @@ Settings = RunConfig | Mapping[str, Any] | str | Path | None
 
 
 def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[str] | None = None) -> RunConfig:
-    """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default."""
+    """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default, `world.yaml`."""
     where = "settings"
     if isinstance(settings, RunConfig):
         settings = settings.model_dump()
     elif isinstance(settings, str | Path):
         where = str(settings)
         settings = read_yaml(Path(settings))
-    given = dict(settings or {})
+    elif settings is None:
+        where = str(shipped("configs") / "world.yaml")
+        settings = read_yaml(Path(where))
+    given = dict(settings)
     if tasks is not None:
         given["tasks"] = list(tasks)
     return load(RunConfig, given, list(flags), where)

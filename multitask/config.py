@@ -125,6 +125,8 @@ class ModelConfig(Settings):
     """Width of an empty model."""
     n_positions: int = Field(256, ge=16)
     """Window of an empty model, in tokens."""
+    initializer_range: float | None = Field(None, gt=0)
+    """Standard deviation of an empty model's matrices; None: 0.8 / sqrt(n_embd), which for small widths learns sooner."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of embeddings, attention and residuals in training. Packing and batching change no loss when it is 0."""
 
@@ -159,7 +161,7 @@ class TrainConfig(Settings):
     """Passes over as many rows as all tasks have together; a pass is counted in tokens of the mixture."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; None: what `epochs` amounts to."""
-    batch_tokens: int = Field(4096, ge=16)
+    batch_tokens: int = Field(16384, ge=16)
     """Tokens of one step, over all micro-steps and processes; rounded down to whole blocks, at least one."""
     micro_batch_tokens: int = Field(4096, ge=16)
     """Tokens of one forward-backward pass; lower it when memory runs out, results stay the same."""
@@ -177,8 +179,8 @@ class TrainConfig(Settings):
     """A task counts as at most so many rows in the mixture (Raffel et al., 2020); None: no cap."""
     mixture_weights: dict[str, float] = {}
     """Explicit share of each task, in any unit; empty: by rows."""
-    learning_rate: float = Field(5e-4, gt=0)
-    """Peak learning rate."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; None: 3e-3 * sqrt(128 / n_embd) for an empty model, 2e-4 for a trained one, 1e-3 for LoRA."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after warm-up, to `final_learning_rate`."""
     final_learning_rate: float = Field(0.0, ge=0)

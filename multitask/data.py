@@ -430,18 +430,12 @@ def _world_count(source: SourceConfig, split: str) -> int:
 def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
     from multitask import world
 
-    fields = frozenset(_fields(task))
     try:
-        for number, found in enumerate(world.rows(fields, split, _world_count(source, split)), 1):
+        for number, found in enumerate(world.rows(frozenset(_fields(task)), split, _world_count(source, split)), 1):
             where = f"world:{split}:{number}"
             yield Found(where, where, found)
-    except KeyError as error:
-        if error.args != (fields,):
-            raise
-        raise InputError(
-            f"the embedded world has no rows of the fields {', '.join(sorted(fields))}; "
-            f"name rows for task '{task.name}' in data.sources.{task.name}"
-        ) from None
+    except InputError as error:
+        raise InputError(f"task '{task.name}': {error}") from None
 
 
 def _hub_set(source: SourceConfig, split: str) -> Any:
