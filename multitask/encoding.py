@@ -50,9 +50,14 @@ class RowEncoder:
         # A copy that reads special tokens in user text as plain text; the tokenizer itself keeps parsing them.
         self.plain: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.plain.encode_special_tokens = True
+        self.plain.no_truncation()  # what an earlier call of the tokenizer asked for stays switched on in it
+        self.plain.no_padding()
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | None]:
-        """Rows to examples, in order; None for a row that does not fit: too long without a field to cut."""
+        """Rows to examples, in order; None for a row to refuse.
+
+        Refused is what is too long without a field to cut, and what has nothing left of its prompt or target.
+        """
         rendered = [render(self.task, row.fields) for row in rows]
         texts = [p.literal + p.text for pieces in rendered for p in pieces if not p.is_marker]
         encodings = iter(self.plain.encode_batch(texts, add_special_tokens=False))
@@ -84,6 +89,8 @@ class RowEncoder:
                 return None
             ids[at_cut] = shorter
         num_prompt = sum(map(len, ids[:at_target]))
+        if num_prompt == 0:  # the first token of an example is never learned
+            return None
         return Encoded([i for part in ids for i in part], num_prompt, is_cut)
 
     def _shorten(self, piece: Piece, encoding: Encoding, room: int, keep: tuple[int, int] | None) -> list[int] | None:
@@ -123,9 +130,11 @@ def lost_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, pl
         clean_up_tokenization_spaces=False,
     )
     for before, after in zip(texts, back, strict=True):
-        before, after = _fold(before), _fold(after)
-        if before != after:
-            lost.update(Counter(before) - Counter(after))
+        gone = Counter(_fold(before)) - Counter(_fold(after))
+        # Folding calls every gap a space; of the gaps that are gone, the characters that stood there are named.
+        gaps = [c for c in (Counter(before) - Counter(after)).elements() if c.isspace()]
+        lost.update(gaps[: gone.pop(" ", 0)])
+        lost.update(gone)
     return lost
 
 

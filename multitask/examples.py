@@ -161,7 +161,7 @@ def _key(
     parts = [
         registry.fingerprint(task),
         tokenizer.backend_tokenizer.to_str(),
-        json.dumps([source.model_dump(mode="json") for source in sources], sort_keys=True),
+        json.dumps([source.model_dump(mode="json") for source in sources]),  # unsorted: labels stand in order
         json.dumps([provenance, split, block_size, config.on_bad_row, answer_room, limit], sort_keys=True),
         *(hashlib.sha256(text).hexdigest() for text in [*code, Path(__file__).read_bytes()]),
     ]
@@ -187,12 +187,13 @@ def _write(
     rows = read(task, split, config, counts)
     try:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            while (limit is None or num_rows < limit) and (batch := list(itertools.islice(rows, _BATCH))):
+            # No row more than the limit needs is read, so that the counts are of what was looked at.
+            while batch := list(itertools.islice(rows, min(_BATCH, limit - num_rows) if limit else _BATCH)):
                 records = []
                 for row, example in zip(batch, encoder.encode(batch), strict=True):
                     if example is None:
                         num_refused += 1
-                    elif limit is None or num_rows < limit:
+                    else:
                         num_rows += 1
                         num_cut += example.is_cut
                         records.append(_record(row, example))

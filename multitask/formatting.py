@@ -71,7 +71,8 @@ def render(task: Task, values: Mapping[str, str], with_target: bool = True) -> t
     glue = True
     for piece in parse(task.stream):
         if piece.field is None:
-            pieces.append(piece)
+            if piece.is_marker or glue:
+                pieces.append(piece)
             glue = True
             continue
         if piece.field == task.target and not with_target:

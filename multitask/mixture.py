@@ -4,6 +4,7 @@ With sizes {"a": 4, "b": 2} the draws hold two `a` for each `b`; each task goes 
 every row once per epoch of that task.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ def shares(
         for name in [*weights, *sizes]:
             if name not in sizes:
                 raise InputError(f"train.mixture_weights: unknown task '{name}'; {suggest(name, sizes)}")
-            if name not in weights or weights[name] <= 0:
+            if not 0 < weights.get(name, 0) < math.inf:  # NaN is no number above 0 either
                 raise InputError(f"train.mixture_weights: task '{name}' needs a weight above 0")
         raw = {name: float(weights[name]) for name in sizes}
     else:
@@ -55,7 +56,8 @@ class Mixture:
 
     def draws(self, start: int, stop: int) -> tuple[Ints, Ints, Ints]:
         """Draws `start` to `stop`: task numbers, epochs of their tasks, and rows; each an array (stop - start,)."""
-        first, last = start // STRATUM, -(-stop // STRATUM)
+        first = start // STRATUM
+        last = max(first + 1, -(-stop // STRATUM))  # an empty stretch lies in a stratum too
         before = self._before(first)
         tasks = np.concatenate([self._tasks(n) for n in range(first, last)])
         rank = np.empty(len(tasks), np.int64)
@@ -67,7 +69,8 @@ class Mixture:
         size = np.array(list(self.sizes.values()), np.int64)[tasks]
         epoch, place = rank // size, rank % size
         rows = np.empty(len(tasks), np.int64)
-        for number, turn in {(int(n), int(e)) for n, e in zip(tasks, epoch, strict=True)}:
+        # In order, so that `_order` can forget: a tiny task has hundreds of epochs in one window.
+        for number, turn in sorted({(int(n), int(e)) for n, e in zip(tasks, epoch, strict=True)}):
             mine = (tasks == number) & (epoch == turn)
             rows[mine] = self._order(number, turn)[place[mine]]
         return tasks, epoch, rows

@@ -6,15 +6,17 @@
 import hashlib
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields as dataclass_fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from multitask.config import shipped
 from multitask.errors import InputError, suggest
-from multitask.formatting import fields, parse
+from multitask.formatting import Piece, fields, parse
 from multitask.task import END, Task
 
 ENTRY_POINTS = "multitask.tasks"
@@ -44,7 +46,10 @@ def find_tasks(tasks_dirs: Iterable[str | Path] = ()) -> dict[str, tuple[Task, s
         for path in sorted(folder.glob("[!_]*.py")):
             add(_import(path), path.stem, str(path))
     for entry in entry_points(group=ENTRY_POINTS):
-        add(entry.load(), entry.name, f"entry point {entry.value}")
+        origin = f"entry point {entry.value}"
+        with _named(origin):
+            task = entry.load()
+        add(task, entry.name, origin)
     return found
 
 
@@ -66,11 +71,18 @@ def _import(path: Path) -> object:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
+    with _named(str(path)):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"{path}: the plugin does not import: {type(error).__name__}: {error}") from error
     return getattr(module, "TASK", None)
+
+
+@contextmanager
+def _named(origin: str) -> Iterator[None]:
+    """Whatever goes wrong inside, `sys.exit` too, becomes an InputError that names the plugin."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{origin}: the plugin does not import: {type(error).__name__}: {error}") from error
 
 
 def check(task: object, name: str, origin: str) -> Task:
@@ -85,7 +97,8 @@ def check(task: object, name: str, origin: str) -> Task:
         problems.append(
             f"stream ends with '{task.stream[-20:]}', expected '{{{task.target}}}{END}': target, then {END}"
         )
-    if len(parse(task.stream)) < 3:
+    problems += _misread(task.stream)
+    if all(piece.field in task.optional for piece in parse(task.stream)[:-2]):
         problems.append("nothing stands before the target; the first token of an example is never learned")
     if len(set(known)) != len(known):
         problems.append("a field stands twice in the stream")
@@ -107,10 +120,33 @@ def check(task: object, name: str, origin: str) -> Task:
     return task
 
 
+def _misread(stream: str) -> Iterator[str]:
+    """Text that is no field or marker but looks like one, or that tokenizers would join to the field before it."""
+    before = Piece("", is_marker=True)
+    for piece in parse(stream):
+        text = piece.literal if piece.field else piece.text
+        if not piece.is_marker and re.search(r"<\||\|>|[{}]", text):
+            yield f"'{text.strip()}' is neither a {{field}} nor a <|marker|>; neither may hold a space"
+        elif before.field and piece.field and not text.startswith(" "):
+            yield f"text '{text}' stands between two fields; begin it with a space, or put a marker there"
+        elif before.field and not piece.field and not piece.is_marker:
+            yield f"text '{text}' follows field '{before.field}'; put it before a field or between markers"
+        before = piece
+
+
 def fingerprint(task: Task) -> str:
-    """A hash of what decides the task's examples: its values and the source of its functions."""
+    """A hash of what decides the task's examples: its values and the files of its functions."""
     parts = []
     for item in dataclass_fields(task):
         value = getattr(task, item.name)
-        parts.append(f"{item.name}={inspect.getsource(value) if callable(value) else value!r}")
+        parts.append(f"{item.name}={_code(value) if callable(value) else value!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _code(function: object) -> str:
+    """The file that a function stands in, since what it calls there counts too; of a built-in function, its name."""
+    with suppress(TypeError, OSError):
+        return Path(inspect.getsourcefile(function) or "").read_text("utf-8")  # type: ignore[arg-type]
+    with suppress(TypeError, OSError):
+        return inspect.getsource(function)  # type: ignore[arg-type]  # a notebook's cell
+    return repr(function)
