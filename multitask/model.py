@@ -5,7 +5,6 @@ folder that `save` writes loads with `AutoModelForCausalLM` and `AutoTokenizer` 
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,23 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from multitask.config import AdapterConfig, ModelConfig
 from multitask.errors import InputError, suggest
-from multitask.formatting import markers
+from multitask.formatting import fields, markers, render, text_of
 from multitask.loss import plain_model
 from multitask.task import END, PAD, Task
 
+disable_progress_bar()  # of loading and writing: bars of parts of a second between our lines
 _PROBE = "The cat, 3 eggs\n와 고양이 세 마리!"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Radford et al., 2019): any text survives it, whatever it was trained on."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A word is the same token at the start of a field as inside it; a tiny model learns to copy much sooner.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
@@ -66,8 +68,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     `AutoTokenizer` rebuilds some tokenizers from the model's type (KoGPT2's, as byte-level GPT-2) and then reads other
     ids than their `tokenizer.json`; where the two differ, the file is right.
     """
+    folder = Path(name)
+    is_bare = (folder / "merges.txt").exists() and not any(folder.glob("*config.json"))  # as OpenAI released GPT-2's
     try:
-        auto = AutoTokenizer.from_pretrained(name, revision=revision)
+        auto = AutoTokenizer.from_pretrained(name, revision=revision, **({"tokenizer_type": "gpt2"} if is_bare else {}))
         path = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
         raise _not_found(name, "tokenizer", error) from error
@@ -97,7 +101,10 @@ def _not_found(name: str, what: str, error: Exception) -> InputError:
     reason = str(error).strip().split("\n")[0]
     folder = Path(name)
     if folder.exists():
-        return InputError(f"{name}: no {what} could be loaded from this folder: {reason}")
+        return InputError(
+            f"{name}: no {what} could be loaded from this folder: {reason}; expected what `save_pretrained` of "
+            "transformers writes, weights as safetensors"
+        )
     near = suggest(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
     return InputError(
         f"{name}: no such folder ({near}), and the hub did not give a {what} of that name: {reason}; "
@@ -108,7 +115,7 @@ def _not_found(name: str, what: str, error: Exception) -> InputError:
 def build(
     config: ModelConfig, tasks: Mapping[str, Task], texts: Iterable[str], seed: int
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[int]]:
-    """Model, tokenizer, and the ids of the rows that are new to the model.
+    """Model, tokenizer, and the ids of the token rows that nothing has been learned for.
 
     texts: what a tokenizer is trained on when neither the model nor `config.tokenizer` brings one.
     Raises InputError for a model that is not a GPT-2 or cannot be found.
@@ -120,7 +127,7 @@ def build(
         if source is None
         else load_tokenizer(source, config.revision if config.tokenizer is None else None)
     )
-    add_markers(tokenizer, special)
+    added = add_markers(tokenizer, special)
     probe_identity(tokenizer, special)
     dropout = {"resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
     torch.manual_seed(seed)
@@ -132,16 +139,16 @@ def build(
                 **shape,
                 **dropout,
                 activation_function="gelu_pytorch_tanh",
+                initializer_range=config.initializer_range or 0.8 * config.n_embd**-0.5,
                 **_ids(tokenizer),
             )
         )
         new_ids = list(range(len(tokenizer)))
     else:
-        model, old_rows = _load_pretrained(config, dropout), 0
-        old_rows = model.config.vocab_size
-        new_ids = _fit_rows(model, len(tokenizer), seed)
-        assert new_ids == list(range(old_rows, len(tokenizer)))
-        new_ids = sorted({*new_ids, *(i for i in tokenizer.convert_tokens_to_ids(special) if i >= old_rows)})
+        model = _load_pretrained(config, dropout)
+        # A base rounded up to a round number of rows has some for our markers: not new rows, yet nothing has been
+        # learned for them.
+        new_ids = sorted({*added, *_fit_rows(model, len(tokenizer), seed)})
     for key, value in _ids(tokenizer).items():
         setattr(model.config, key, value)
     model.generation_config = GenerationConfig(
@@ -257,12 +264,19 @@ def save(
     plain.config._attn_implementation = kernel
     tokenizer.save_pretrained(folder)
     plain.generation_config.save_pretrained(folder)
-    base = model.peft_config["default"].base_model_name_or_path if is_adapter(model) else None
+    base = None
+    if is_adapter(model):
+        named = model.peft_config["default"].base_model_name_or_path
+        is_beside = Path(named) == (folder.parent / "base").resolve()
+        base = 'FOLDER + "/../base"' if is_beside else repr(named)
     (folder / "README.md").write_text(card(tasks, examples, base), "utf-8")
 
 
 def card(tasks: Mapping[str, Task], examples: Mapping[str, Mapping[str, str]], base: str | None = None) -> str:
-    """The model card: each task's prompt string, and a snippet of plain Hugging Face code."""
+    """The model card: each task's prompt string, and a snippet of plain Hugging Face code.
+
+    base: with LoRA, where the base is, as a Python expression.
+    """
     lines = [
         "---",
         "library_name: transformers",
@@ -274,17 +288,15 @@ def card(tasks: Mapping[str, Task], examples: Mapping[str, Mapping[str, str]], b
     ]
     lines += ["| task | prompt | the model writes |", "| --- | --- | --- |"]
     for name, task in tasks.items():
-        shown = task.stream.split("{" + task.target + "}")[0].replace("|", "\\|")
+        shown = _prompt(task, {field: f"{{{field}}}" for field in fields(task.stream)}).replace("|", "\\|")
         lines.append(f"| {name} | `{shown}` | {{{task.target}}}, then `{END.replace('|', chr(92) + '|')}` |")
     name, task = next(iter(tasks.items()))
-    prompt = re.sub(
-        r"\{(\w+)\}", lambda m: examples.get(name, {}).get(m[1], ""), task.stream.split("{" + task.target + "}")[0]
-    )
+    prompt = _prompt(task, examples.get(name) or {field: "" for field in fields(task.stream)})
     load = (
         ["model = AutoModelForCausalLM.from_pretrained(FOLDER)"]
         if base is None
         else [
-            f"model = AutoModelForCausalLM.from_pretrained({base!r})",
+            f"model = AutoModelForCausalLM.from_pretrained({base})",
             "model = PeftModel.from_pretrained(model, FOLDER)",
         ]
     )
@@ -297,12 +309,17 @@ def card(tasks: Mapping[str, Task], examples: Mapping[str, Mapping[str, str]], b
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
         *load,
         f"inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors='pt')",
-        "ids = model.generate(**inputs, max_new_tokens=32)[0, inputs['input_ids'].shape[1]:]",
+        f"ids = model.generate(**inputs, max_new_tokens={task.max_new_tokens})[0, inputs['input_ids'].shape[1]:]",
         "print(tokenizer.decode(ids, skip_special_tokens=True).strip())",
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _prompt(task: Task, values: Mapping[str, str]) -> str:
+    """The prompt string; the literal text before the target belongs to the target."""
+    return text_of(render(task, values, with_target=False))
 
 
 def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -326,8 +343,8 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     from peft import PeftModel
 
     named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-    moved = folder.parent / "base"
-    base_name = str(moved) if not Path(named).exists() and moved.is_dir() else named
+    beside = folder.parent / "base"  # first: a run may have been moved or copied, and another taken its old place
+    base_name = str(beside) if beside.is_dir() else named
     try:
         base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:

@@ -1,0 +1,138 @@
+"""Tiny runs: `train(settings("qa", "cls", train={"max_steps": 4}), out=folder)` takes about a second."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from multitask import model, registry
+from multitask.config import ModelConfig
+
+ROOT = Path(__file__).parent.parent
+_FOLDER = tempfile.TemporaryDirectory(prefix="multitask-tests-")
+FOLDER = Path(_FOLDER.name)
+"""Lives as long as the tests: the cache of encoded rows, and what several tests look at."""
+
+TINY = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": 400}
+WORLD = {"world": {"train": 200, "validation": 12, "test": 16}}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as many as here: another number rounds otherwise
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+def settings(*tasks: str, **sections: Any) -> dict[str, Any]:
+    """Settings of a tiny run of `tasks` on the embedded world; each section is laid over that of the tiny run."""
+    base: dict[str, Any] = {
+        "tasks": list(tasks),
+        "device": "cpu",
+        "data": {"cache": str(FOLDER / "cache"), "sources": {name: [WORLD] for name in tasks}},
+        "model": TINY,
+        "train": {
+            "batch_tokens": 512,
+            "micro_batch_tokens": 512,
+            "max_steps": 6,
+            "log_every_steps": 2,
+            "eval_every_steps": 6,
+            "learning_rate": 5e-4,
+            "precision": "fp32",
+        },
+        "eval": {"num_bootstrap": 20},
+    }
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, Mapping) else section
+    return base
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """A JSONL file; returns its name."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def files(path: Path, **splits: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A source of JSONL files, one of each split, in a folder `path`."""
+    path.mkdir(parents=True, exist_ok=True)
+    return {"files": {name: write_rows(path / f"{name}.jsonl", rows) for name, rows in splits.items()}}
+
+
+FACTS = [
+    {"context": f"{name} has a {thing}.", "question": f"What has {name}?", "answers": [f"a {thing}"]}
+    for name, thing in zip(
+        ["Ada", "Ben", "Cho", "Dan", "Eun", "Fay"], ["cat", "dog", "red hat", "kite", "drum", "blue boat"], strict=True
+    )
+]
+"""Six rows of `qa`, quickly learned by heart."""
+
+
+@cache
+def learned() -> Path:
+    """A run that knows `FACTS` by heart: train, validation and test are the same rows."""
+    from multitask import train
+
+    source = files(FOLDER / "facts", train=FACTS, validation=FACTS, test=FACTS)
+    out = FOLDER / "learned"
+    train(
+        settings(
+            "qa",
+            data={"sources": {"qa": [source]}},
+            train={"max_steps": 150, "learning_rate": 3e-3, "batch_tokens": 256, "eval_every_steps": 50},
+        ),
+        out=out,
+    )
+    return out
+
+
+def untrained(folder: Path, *tasks: str, **shape: Any) -> Path:
+    """A model folder as a run leaves it, with random weights and a tokenizer trained on a few lines."""
+    chosen = registry.choose(registry.load_tasks(), tasks)
+    config = ModelConfig(**{**TINY, **shape})
+    built, tokenizer, _ = model.build(config, chosen, ["Ada has a red hat. Ben has a blue boat.", "한 줄"] * 9, 7)
+    for parameter in built.parameters():  # opinions strong enough that no two logits tie
+        parameter.data.mul_(1 if parameter.ndim == 1 else 8)
+    model.save(built, tokenizer, folder, chosen, {})
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder or checkpoint."""
+    loaded: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    return loaded
+
+
+def furthest(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """The largest difference of two sets of weights of the same names."""
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def lines(run: Path, *drop: str) -> list[dict[str, Any]]:
+    """`metrics.jsonl` of a run without what differs from one machine's minute to the next."""
+    drop = (*drop, "tokens_per_s", "peak_memory_bytes")
+    records = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [{key: value for key, value in record.items() if key not in drop} for record in records]
+
+
+def python(code: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    """Runs code in a process of its own."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def snippet(folder: Path) -> str:
+    """The Python code of a model card."""
+    found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
