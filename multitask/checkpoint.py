@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill: written aside, flushed to disk, renamed. Tensors in safetensors, the rest in JSON.
 
 `checkpoints/step-200/` holds `model.safetensors` (the weights that train), `optimizer.safetensors` and `state.json`. No
-random state is stored: everything random is a function of (seed, step).
+random state is stored: everything random is a function of (seed, step). `checkpoints/best-150/` holds the weights that
+did best in validation.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,11 +36,14 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> Path:
-    """A folder of tensor and JSON files that appears under its name only when all of it is on disk."""
+    """A folder of tensor and JSON files that appears under its name only when all of it is on disk.
+
+    Raises InputError when it cannot be written: the disk is full, say.
+    """
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
+        aside.mkdir(parents=True)
         for name, group in tensors.items():
             save_file({key: value.contiguous().cpu() for key, value in group.items()}, aside / name)
         for name, record in records.items():
@@ -49,9 +54,13 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: di
             shutil.rmtree(target)
         aside.rename(target)
         _flush(target.parent)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{target}: cannot be written ({error}); what was saved before is untouched: make room, then go on with "
+            f"--resume {target.parent.parent}"
+        ) from error
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
     return target
 
 
@@ -70,12 +79,13 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name)))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what an interrupted write left."""
+def prune(folder: Path, keep: int, best: Path) -> None:
+    """Removes all but the newest `keep` checkpoints and the best weights, and what an interrupted write left."""
     for _, path in steps(folder)[:-keep]:
         shutil.rmtree(path)
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in (*folder.glob("best-*"), *folder.glob(".*.tmp")):
+        if path != best:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(run: Path) -> Path:

@@ -37,6 +37,7 @@ Report = Callable[[dict[str, Any]], None]
 
 def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
     """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant."""
+    assert config.learning_rate is not None
     warmup = min(config.warmup_steps, max_steps // 10)
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
@@ -55,7 +56,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, device: torch.de
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=config.learning_rate,
+        lr=config.learning_rate or 0.0,  # set anew at every step
         betas=(config.beta1, config.beta2),
         fused=device.type in ("cpu", "cuda"),
     )
@@ -111,7 +112,7 @@ class Loop:
         every = self.train.eval_every_steps or max(1, self.max_steps // 10)
         with self._signals():
             mark_s, mark_tokens = time.perf_counter(), self.num_tokens
-            while self.step < self.max_steps:
+            while self.step < self.max_steps and not self._is_out_of_patience:
                 began_s = time.perf_counter()
                 rate = self._optimize()
                 self.step += 1
@@ -120,19 +121,21 @@ class Loop:
                 if self.step % self.train.log_every_steps == 0 or is_last:
                     now_s = time.perf_counter()
                     self._log(rate, (self.num_tokens - mark_tokens) / (now_s - mark_s))
-                stops = False
                 if self.step % every == 0 or is_last:
-                    stops = self._validate()
+                    self._validate()
                     self.forward.train()
                 if self.step % self.train.log_every_steps == 0 or self.step % every == 0:
                     mark_s, mark_tokens = time.perf_counter(), self.num_tokens
                 interrupted = self._any_wants_stop()
-                if interrupted or stops or is_last or ((s := self.train.save_every_steps) and self.step % s == 0):
+                is_last |= self._is_out_of_patience
+                if interrupted or is_last or ((s := self.train.save_every_steps) and self.step % s == 0):
                     self._save()
                 if interrupted:
                     raise Interrupted(str(self.out))
-                if stops:
-                    break
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return bool(self.train.patience) and self.num_worse >= self.train.patience
 
     def _optimize(self) -> float:
         """One optimizer step; returns its learning rate."""
@@ -185,10 +188,17 @@ class Loop:
         self.sums[:, 0].index_add_(0, owner, nats)
         self.sums[:, 1].index_add_(0, owner, torch.ones_like(nats))
 
+    def _summed(self) -> Tensor:
+        """Nats and target tokens of all processes since the last log line, (tasks, 2); float64 wherever it exists."""
+        kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        total: Tensor = self.accelerator.reduce(self.sums.clone().to(self.accelerator.device, kind), "sum")
+        return total.cpu().double()
+
     def _log(self, rate: float, tokens_per_s: float) -> None:
-        sums = self.accelerator.reduce(self.sums.to(self.accelerator.device, torch.float32), "sum").cpu().double()
+        sums = self._summed()
         self.sums.zero_()
         loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.tasks, sums, strict=True) if s[1] > 0}
+        self._check(loss)
         record = {
             "step": self.step,
             "tokens": self.num_tokens,
@@ -201,24 +211,41 @@ class Loop:
         self._write({"event": "step", **record})
         self.accelerator.log({f"loss/{n}": v for n, v in loss.items()} | {"learning_rate": rate}, step=self.step)
 
+    def _check(self, loss: Mapping[str, float]) -> None:
+        """Raises InputError when a loss is no finite number: nothing could be learned from there on."""
+        for name, value in loss.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{self.out}: the loss of task '{name}' is not a finite number at step {self.step}; the weights "
+                    "have run away: lower train.learning_rate, or set train.clip_norm (1 is usual)"
+                )
+
     def _write(self, record: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         self.report({**record, "max_steps": self.max_steps})
 
-    def _validate(self) -> bool:
-        """Scores the validation rows, keeps the weights if they are the best so far; True when it is time to stop."""
+    def _validate(self) -> None:
+        """Scores the validation rows that fit the window; keeps the weights if they are the best so far."""
         self.forward.eval()
         loss = {}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for name, rows in self.validation.items():
-            mine = [(rows.ids(n), int(rows.num_prompts[n])) for n in range(rank, len(rows), world)]
+            fitting = [n for n, length in enumerate(rows.lengths.tolist()) if length <= self.block_size]
+            mine = [(rows.ids(n), int(rows.num_prompts[n])) for n in fitting[rank::world]]
             nll, num = example_nll(self.model, mine, self.train.micro_batch_tokens, self.accelerator.autocast)
             total = torch.tensor([float(nll.sum()), float(num.sum())], device=self.accelerator.device)
             nats, tokens = self.accelerator.reduce(total, "sum").tolist()
-            loss[name] = round(nats / tokens, 5)
+            if tokens:
+                loss[name] = round(nats / tokens, 5)
+        if not loss:
+            raise InputError(
+                f"no validation row of any task fits the window of {self.block_size} tokens with its answer; raise "
+                "train.block_size (or model.n_positions)"
+            )
+        self._check(loss)
         record: dict[str, Any] = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
         merit = -sum(loss.values()) / len(loss)
         if self.train.select_by == "score":
@@ -235,16 +262,20 @@ class Loop:
             self.num_worse = 0
             if self.accelerator.is_main_process:
                 weights = checkpoint.trained_weights(self.model)
-                checkpoint.write_aside(self.out / "checkpoints" / "best", {"model.safetensors": weights}, {})
+                checkpoint.write_aside(self._best_folder, {"model.safetensors": weights}, {})
         else:
             self.num_worse += 1
         self._write({**record, "is_best": is_best})
-        return bool(self.train.patience) and self.num_worse >= self.train.patience
+
+    @property
+    def _best_folder(self) -> Path:
+        """Of the best weights; those of the last checkpoint's best stay until a newer checkpoint names others."""
+        return self.out / "checkpoints" / f"best-{self.best['step'] if self.best else 0}"
 
     def take_best(self) -> None:
         """Puts the best weights back and draws the curves."""
-        if (self.out / "checkpoints" / "best").is_dir():
-            checkpoint.load_weights(self.out / "checkpoints" / "best", self.model)
+        if self.best is not None:
+            checkpoint.load_weights(self._best_folder, self.model)
         draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
 
     @property
@@ -266,7 +297,7 @@ class Loop:
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
-        sums = self.accelerator.reduce(self.sums.to(self.accelerator.device, torch.float32), "sum").tolist()
+        sums = self._summed().tolist()
         if self.accelerator.is_main_process:
             folder = self.out / "checkpoints"
             scaler = self.accelerator.scaler
@@ -280,9 +311,10 @@ class Loop:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "num_threads": torch.get_num_threads(),
                 "max_steps": self.max_steps,
+                "precision": self.train.precision,
             }
             path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
-            checkpoint.prune(folder, self.train.keep_checkpoints)
+            checkpoint.prune(folder, self.train.keep_checkpoints, self._best_folder)
             draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
             self.report({"event": "saved", "step": self.step, "path": str(path)})
         self.accelerator.wait_for_everyone()

@@ -8,11 +8,15 @@ import itertools
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, broadcast_object_list
 
 from multitask import checkpoint, evaluation
 from multitask.attention import name_for
@@ -20,12 +24,14 @@ from multitask.batching import check_window
 from multitask.config import RunConfig
 from multitask.data import Counts
 from multitask.device import choose_device, choose_precision
-from multitask.errors import InputError
-from multitask.examples import prepare, read
+from multitask.errors import InputError, suggest
+from multitask.examples import Examples, prepare, read
 from multitask.loop import Loop, Report
 from multitask.loss import plain_model
 from multitask.model import add_lora, build, is_adapter, save
 from multitask.task import Task
+
+_WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
 
 
 def train(
@@ -42,25 +48,39 @@ def train(
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
-    device = choose_device(config.device)
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(
-            p := choose_precision(config.train.precision, device, config.model.n_embd), p
-        ),
-        cpu=device.type == "cpu",
-        gradient_accumulation_steps=1,
-        log_with=config.train.tracker,
-        project_dir=out,
-    )
+    config = with_learning_rate(config)
+    evaluation.check_metrics(tasks)
+    accelerator, precision = _engine(config, out, resume)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
         _claim(out, overwrite, resume)
         (out / "config.yaml").write_text(
             yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False), "utf-8"
         )
     accelerator.wait_for_everyone()
+    try:
+        loop = _begin(config, tasks, out, resume, accelerator, report)
+    except InputError:
+        if accelerator.is_main_process and not resume:  # once the input is right, the same command works
+            _clear(out)
+        raise
+    loop.run()
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        results = _finish(loop, started)
+        report({"event": "done", "out": str(out), "results": results})
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def _begin(
+    config: RunConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator, report: Report
+) -> Loop:
+    """Model, rows and the loop over them, at its first step or where a checkpoint left it."""
     model, tokenizer = _model(config, tasks, out, resume, accelerator)
-    block_size = config.train.block_size or min(model.config.n_positions, config.train.batch_tokens)
-    check_window(block_size, model.config.n_positions)
+    block_size = evaluation.window(config.train, model)
+    check_window(block_size, plain_model(model).config.n_positions)
     with accelerator.main_process_first():
         examples = {
             name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
@@ -72,30 +92,73 @@ def train(
     loop = Loop(config, tasks, out, accelerator, model, tokenizer, examples, validation, block_size, report)
     if resume:
         loop.restore(checkpoint.newest(out))
-    loop.run()
-    results: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        loop.take_best()
-        finished = loop.model
-        if is_adapter(finished) and config.adapter.merge:
-            finished = finished.merge_and_unload()
-        save(
-            finished,
-            tokenizer,
-            out / "model",
-            tasks,
-            {name: rows.row(0)["fields"] for name, rows in validation.items()},
-        )
-        arm = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
-        results = evaluation.envelope(config, "train", arm, {"name": str(out / "model")})
-        results |= evaluation.score_model(finished, tokenizer, tasks, config, out / "predictions", block_size, report)
-        results["data"] = {n: results["data"][n] | {"train": examples[n].report} for n in tasks}
-        results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
-        evaluation.write_results(out / "results.json", results)
-        report({"event": "done", "out": str(out), "results": results})
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    return loop
+
+
+def _finish(loop: Loop, started: float) -> dict[str, Any]:
+    """Writes the best model and its scores; returns what `results.json` holds."""
+    config, tasks, out = loop.config, loop.tasks, loop.out
+    loop.take_best()
+    finished = loop.model
+    if is_adapter(finished) and config.adapter.merge:
+        finished = finished.merge_and_unload()
+    shown = {name: _shown(rows) for name, rows in loop.validation.items()}
+    save(finished, loop.tokenizer, out / "model", tasks, shown)
+    arm = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
+    results = evaluation.envelope(config, "train", arm, {"name": str(out / "model")})
+    results |= evaluation.score_model(
+        finished, loop.tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report
+    )
+    results["data"] = {name: results["data"][name] | {"train": loop.examples[name].report} for name in tasks}
+    results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
+    evaluation.write_results(out / "results.json", results)
     return results
+
+
+def _engine(config: RunConfig, out: Path, resume: bool) -> tuple[Accelerator, str]:
+    """The accelerator, and the precision that one process chose for all: a measurement may come out otherwise in each.
+
+    A resumed run goes on in the precision it was begun in.
+    """
+    if (tracker := config.train.tracker) is not None:
+        known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
+        if tracker not in known:
+            raise InputError(f"train.tracker: no tracker '{tracker}'; {suggest(tracker, known)}")
+        if tracker not in map(str, get_available_trackers()):
+            raise InputError(f"train.tracker: '{tracker}' is not installed; `pip install {tracker}`, or leave it out")
+    device = choose_device(config.device)
+    if is_initialized() and PartialState().num_processes == 1:  # of an earlier run in this process, on another device
+        AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=device.type == "cpu")
+    chosen: list[str] = [config.train.precision]
+    if chosen == ["auto"] and resume:
+        chosen = [checkpoint.read_state(checkpoint.newest(out))["precision"]]
+    chosen = [choose_precision(chosen[0], device, config.model.n_embd)]
+    broadcast_object_list(chosen)
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(chosen[0], chosen[0]),
+        cpu=device.type == "cpu",
+        gradient_accumulation_steps=1,
+        log_with=tracker,
+        project_dir=out,
+    )
+    return accelerator, chosen[0]
+
+
+def _shown(rows: Examples) -> Mapping[str, str]:
+    """The texts of a row for the model card, one that fits the window if there is any."""
+    record = next((row for row in rows.rows(limit=100) if not row["is_cut"]), None) or rows.row(0)
+    fields: Mapping[str, str] = record["fields"]
+    return fields
+
+
+def with_learning_rate(config: RunConfig) -> RunConfig:
+    """The settings with the learning rate that None stands for."""
+    if config.train.learning_rate is not None:
+        return config
+    rate = 3e-3 * (128 / config.model.n_embd) ** 0.5 if config.model.name is None else 2e-4
+    rate = 1e-3 if config.adapter.kind == "lora" else rate
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
 def _claim(out: Path, overwrite: bool, resume: bool) -> None:
@@ -115,11 +178,22 @@ def _claim(out: Path, overwrite: bool, resume: bool) -> None:
             raise InputError(
                 f"{out}: not a run folder (no config.yaml), so --overwrite leaves it alone; choose another --out"
             )
-        shutil.rmtree(out)
+        _clear(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error}); choose another --out") from None
+
+
+def _clear(out: Path) -> None:
+    """Removes what a run writes, and nothing else: the folder may be somebody's home."""
+    for name in _WRITTEN:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        out.rmdir()
 
 
 def _model(
@@ -131,7 +205,8 @@ def _model(
     if not makes_tokenizer:
         if not resume:
             accelerator.wait_for_everyone()
-        settings = settings.model_copy(update={"tokenizer": str(folder)})
+        if settings.tokenizer is None and settings.name is None:
+            settings = settings.model_copy(update={"tokenizer": str(folder)})
     model, tokenizer, new_ids = build(settings, tasks, tokenizer_texts(tasks, config), config.seed)
     if makes_tokenizer:
         tokenizer.save_pretrained(folder)
@@ -162,7 +237,7 @@ def _with_lora(model: Any, tokenizer: Any, config: RunConfig, new_ids: list[int]
         model.name_or_path = str(Path(named).resolve())
     else:
         model.name_or_path = str((out / "base").resolve())
-        if writes and not (out / "base").exists():
+        if writes and not config.adapter.merge and not (out / "base").exists():
             model.save_pretrained(out / "base")
             tokenizer.save_pretrained(out / "base")
     return add_lora(model, config.adapter, new_ids)

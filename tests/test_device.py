@@ -1,0 +1,64 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from multitask import device
+from multitask.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_accelerator_there_is(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert device.choose_device("auto").type == expected
+    assert device.choose_device("cpu").type == "cpu"
+
+
+def test_a_device_that_is_not_there_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: not available here; available: cpu"):
+        device.choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "gain", "expected"),
+    [
+        ("cuda", (8, 0), None, "bf16"),
+        ("cuda", (7, 5), None, "fp16"),
+        ("mps", None, None, "fp32"),
+        ("cpu", None, 3.0, "bf16"),
+        ("cpu", None, 0.4, "fp32"),
+    ],
+)
+def test_auto_precision_is_bf16_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, kind: str, capability: Any, gain: Any, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(device, "_bf16_gain", lambda width: gain)
+    assert device.choose_precision("auto", torch.device(kind)) == expected
+
+
+def test_a_named_precision_is_taken_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_bf16_gain", lambda width: pytest.fail("measured"))
+    assert device.choose_precision("fp16", torch.device("cpu")) == "fp16"
+
+
+def test_the_gain_is_a_ratio_of_times() -> None:
+    assert 0.001 < device._bf16_gain(32) < 1000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compared with Linux's own count")
+def test_peak_memory_is_in_bytes() -> None:
+    peak = device.peak_memory_bytes(torch.device("cpu"))
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    assert peak == pytest.approx(int(found[1]) * 1024, rel=0.1)
