@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
-export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow format clean
+.PHONY: help demo test test-slow bench-train format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -18,6 +17,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## train all five tasks on the embedded world and score the model (at most 5 minutes on two cores)
 	$(BIN)/python run.py train --out runs/demo --overwrite
 
+test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
+
 test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on two cores)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -26,6 +27,14 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
 	$(BIN)/pytest -q -m 'slow and not network and not gpu'
+
+bench-train: .venv-bench/installed  ## tokens per second and memory beside TRL's SFTTrainer; writes benchmarks/train.md
+	.venv-bench/bin/python benchmarks/train.py
+
+.venv-bench/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 -e .
+	touch $@
 
 format: $(VENV)/installed  ## put the code in the house's form
 	$(BIN)/ruff check --fix

@@ -61,6 +61,10 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
     if resume is not None:
+        if overwrite:
+            raise InputError("--resume goes on with a run, --overwrite replaces it; give one of the two")
+        if out is not None and Path(out) != Path(resume):
+            raise InputError(f"--resume {resume} goes on in that folder, --out {out} names another; leave out --out")
         out = Path(resume)
         if settings is None:
             if not (out / "config.yaml").exists():

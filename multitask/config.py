@@ -126,7 +126,7 @@ class ModelConfig(Settings):
     n_positions: int = Field(256, ge=16)
     """Window of an empty model, in tokens."""
     initializer_range: float | None = Field(None, gt=0)
-    """Standard deviation of an empty model's matrices; None: 0.8 / sqrt(n_embd), which for small widths learns sooner."""
+    """Standard deviation of an empty model's matrices; None: 0.8 / sqrt(n_embd): small widths learn sooner."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of embeddings, attention and residuals in training. Packing and batching change no loss when it is 0."""
 

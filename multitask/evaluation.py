@@ -6,6 +6,7 @@ chosen by likelihood, open ones written greedily, both from the prompt alone.
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -16,13 +17,16 @@ from typing import Any, TextIO
 import torch
 
 from multitask import metrics
+from multitask.attention import name_for
 from multitask.baselines import Fitted
-from multitask.config import DataConfig, EvalConfig, RunConfig
+from multitask.config import DataConfig, EvalConfig, RunConfig, TrainConfig
+from multitask.data import has_split, resolve
 from multitask.decoding import generate
 from multitask.device import peak_memory_bytes
 from multitask.encoding import RowEncoder
 from multitask.errors import InputError, suggest
 from multitask.examples import Examples, prepare
+from multitask.formatting import markers, parse
 from multitask.loss import plain_model
 from multitask.scoring import choose, example_nll
 from multitask.task import END, Task
@@ -30,6 +34,21 @@ from multitask.task import END, Task
 SCHEMA = 1
 _CHUNK = 256  # rows whose texts are in memory at a time
 Numbers = dict[str, list[dict[str, float]]]
+
+
+def window(config: TrainConfig, model: Any) -> int:
+    """Tokens of one example at most: what the settings say, else as many as the model and a step hold."""
+    return config.block_size or min(plain_model(model).config.n_positions, config.batch_tokens)
+
+
+def check_metrics(tasks: Mapping[str, Task]) -> None:
+    """Raises InputError for a task whose metrics do not exist or are none."""
+    for name, task in tasks.items():
+        unknown = [metric for metric in task.metrics if metric not in metrics.NAMES]
+        if unknown:
+            raise InputError(f"task '{name}': no metric '{unknown[0]}'; {suggest(unknown[0], metrics.NAMES)}")
+        if not task.metrics:
+            raise InputError(f"task '{name}' has no metrics; its score needs one of {', '.join(metrics.NAMES)}")
 
 
 def examples_of(
@@ -62,11 +81,10 @@ def score_model(
     scored: dict[str, Any] = {"data": {}, "tasks": {}}
     for name, task in tasks.items():
         started = time.perf_counter()
-        try:
+        fitted = None  # of a set for testing only: its baselines are left out
+        if any(has_split(source, "train") for source in resolve(task, config.data)):
             train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-        except InputError:  # a set for testing only: baselines that need training rows are left out
-            train = None
-        fitted = Fitted(train, task.target, len(tokenizer), config.seed) if train is not None else None
+            fitted = Fitted(train, task.target, len(tokenizer), config.seed)
         scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
@@ -74,7 +92,7 @@ def score_model(
                 result = scorer.score(rows[name], fitted, file)
         else:
             result = scorer.score(rows[name], fitted, None)
-        scored["data"][name] = rows[name].report
+        scored["data"][name] = {**rows[name].report, "num_tokens": int(rows[name].lengths.sum())}
         scored["tasks"][name] = result
         report({"event": "task", "task": name, "result": result, "elapsed_s": time.perf_counter() - started})
     return scored
@@ -88,12 +106,17 @@ def first_metrics(
     config: RunConfig,
     block_size: int,
 ) -> dict[str, float]:
-    """Each task's first metric on given rows, larger is better (perplexity and bits per byte are negated)."""
+    """Each task's first metric on given rows, larger is better (perplexity and bits per byte are negated).
+
+    A task has none when it is measured by likelihood alone and no row fits the window.
+    """
     best = {}
     for name, task in tasks.items():
         scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed, intervals=False)
-        value = scorer.score(rows[name], None, None)["metrics"][task.metrics[0]]["value"]
-        best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else -value
+        found = scorer.score(rows[name], None, None)["metrics"]
+        if task.metrics[0] in found:
+            value = found[task.metrics[0]]["value"]
+            best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else -value
     return best
 
 
@@ -144,7 +167,7 @@ class TaskScorer:
                     for name in self.task.baselines:
                         self._measure(record, fitted.predict(name, record, self.task.cut, number), floors[name])
                 if file is not None:
-                    file.write(json.dumps(self._line(record), ensure_ascii=False) + "\n")
+                    file.write(json.dumps(self._line(record), ensure_ascii=False, allow_nan=False) + "\n")
         return {
             "num_examples": len(rows),
             "num_unfinished": num_unfinished,
@@ -162,6 +185,12 @@ class TaskScorer:
         for record, fit in zip(records, fits, strict=True):
             if fit:
                 nll, num = next(found)
+                if not math.isfinite(nll):
+                    raise InputError(
+                        f"{record['where']}: the model finds no finite likelihood of this row's "
+                        f"{self.task.target}: its weights are broken, or training ran away (a lower "
+                        "train.learning_rate helps)"
+                    )
                 yield {"nll": nll, "tokens": num, "bytes": float(len(record["fields"][self.task.target].encode()))}
             else:
                 yield {}
@@ -171,6 +200,9 @@ class TaskScorer:
         prompts = [sequence[:num_prompt] for sequence, num_prompt in ids]
         if self.task.is_closed:
             choices = [[self._answer_ids(word) for word in record["choices"]] for record in records]
+            # Words of more tokens than `max_new_tokens` take their room from the prompt's beginning.
+            rooms = [self.block_size - max(map(len, words)) for words in choices]
+            prompts = [prompt[-room:] for prompt, room in zip(prompts, rooms, strict=True)]
             chosen = choose(self.model, zip(prompts, choices, strict=True), self.config.batch_tokens)
             for record, (number, nats) in zip(records, chosen, strict=True):
                 record["completion"] = record["choices"][number]
@@ -200,7 +232,8 @@ class TaskScorer:
 
     def _answer_ids(self, word: str) -> list[int]:
         """Ids of a choice as the stream holds it, end marker included."""
-        return [*self.encoder.plain.encode(word, add_special_tokens=False).ids, self.end_id]
+        literal = parse(self.task.stream)[-2].literal
+        return [*self.encoder.plain.encode(literal + word, add_special_tokens=False).ids, self.end_id]
 
     def _measure(self, record: Mapping[str, Any], prediction: str | None, into: Numbers) -> dict[str, dict[str, float]]:
         """Adds the numbers of one prediction; returns them by metric."""
@@ -301,18 +334,28 @@ def evaluate(
     """Scores a loaded model; with `out`, writes `out` and `out.predictions/`. Returns what the file holds."""
     started = time.perf_counter()
     base = plain_model(model)
-    block_size = min(config.train.block_size or base.config.n_positions, base.config.n_positions)
+    base.config._attn_implementation = name_for(next(model.parameters()).device)
+    block_size = min(window(config.train, model), base.config.n_positions)
+    vocabulary = tokenizer.get_vocab()
+    check_metrics(tasks)
     for task_name, task in tasks.items():
-        unknown = [m for m in task.metrics if m not in metrics.NAMES]
-        if unknown:
-            raise InputError(f"task '{task_name}': no metric '{unknown[0]}'; {suggest(unknown[0], metrics.NAMES)}")
+        missing = [marker for marker in markers({task_name: task}) if marker not in vocabulary]
+        if missing:
+            raise InputError(
+                f"{name}: its tokenizer has no {missing[0]}, a marker of task '{task_name}'; name with --tasks the "
+                "tasks that it was trained on, or train it on this one"
+            )
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
     results = envelope(config, "evaluate", "tuned", {"name": name})
     results |= score_model(model, tokenizer, tasks, config, predictions, block_size, report)
     parameters = list(model.parameters())
+    wall_s, tokens = time.perf_counter() - started, sum(rows["num_tokens"] for rows in results["data"].values())
     results["cost"] = {
-        "wall_s": round(time.perf_counter() - started, 1),
+        "wall_s": round(wall_s, 1),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / wall_s, 1),
         "peak_memory_bytes": peak_memory_bytes(parameters[0].device),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
     }
     if out is not None:

@@ -19,6 +19,7 @@ from multitask.attention import name_for
 from multitask.batching import BlockStream, collate, micro_steps
 from multitask.config import RunConfig
 from multitask.device import choose_device, choose_precision, peak_memory_bytes
+from multitask.evaluation import window
 from multitask.examples import Examples, prepare
 from multitask.formatting import markers
 from multitask.loss import TokenNLL, plain_model
@@ -35,7 +36,7 @@ def preview(config: RunConfig, tasks: Mapping[str, Task], num_rows: int, console
     device = choose_device(config.device)
     model, tokenizer, new_ids = build(config.model, tasks, tokenizer_texts(tasks, config), config.seed)
     plain_model(model).config._attn_implementation = name_for(device)
-    block_size = config.train.block_size or min(model.config.n_positions, config.train.batch_tokens)
+    block_size = window(config.train, model)
     examples = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
         for name, task in tasks.items()
