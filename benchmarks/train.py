@@ -1,0 +1,447 @@
+"""Training speed and memory beside TRL: the same model, rows, strings, precision and optimizer, arms taken in turns.
+
+`python benchmarks/train.py --rounds 5` runs ours, TRL as it comes, TRL packed (two ways), TRL grouped by length, and
+again, each time in a process of its own, and writes `benchmarks/train.md`:
+
+| arm | useful tokens/s | ours is faster by | peak memory |
+
+Useful tokens are those of examples; padding is work, but not useful work. `make bench-train` makes the environment.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+SOURCES = {"nli": "nli_ko_klue", "qa": "qa_ko_korquad", "summ": "summ_ko_sae4k", "cls": "gen_ko_nsmc"}
+BLOCK = 1024
+BLOCKS_PER_STEP = 4
+TOKENIZER_ROWS = 20000
+GROUPED_ROWS = 8  # of one pass of TRL's group-by-length
+SEED = 7
+MODEL = {"vocab_size": 8000, "n_layer": 8, "n_head": 6, "n_embd": 384, "n_positions": BLOCK}
+OPTIMIZER = {"learning_rate": 5e-4, "weight_decay": 0.01}
+ARMS = {
+    "ours": "packed, 4 blocks of at most 1,024 tokens a step, in one pass, examples apart",
+    "trl default": "`SFTTrainer` as it comes: 8 rows a step, padded, gradient checkpointing",
+    "trl packing": "`packing=True`, 4 blocks of at most 1,024 tokens a step, in one pass, no checkpointing",
+    "trl packing wrapped": (
+        '`packing_strategy="wrapped"`: the same without keeping examples apart, cut wherever a block ends; it learns '
+        "something else, but takes no mask"
+    ),
+    "trl group-by-length": (
+        f"about 4,096 tokens a step, in passes of {GROUPED_ROWS} rows of like length, no checkpointing; rows are "
+        "sorted over the whole round, which pads less than its own sampler would with so few rows"
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------------------------- what all share
+
+
+def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str, Any]:
+    """Draws rows of the four tasks in proportion, trains a tokenizer, writes model, rows and strings; returns facts.
+
+    Raises AssertionError when TRL's strings would not be read as the ids that we train on.
+    """
+    from multitask.config import DataConfig, ModelConfig
+    from multitask.device import choose_device, choose_precision
+    from multitask.examples import prepare as encode
+    from multitask.formatting import render, text_of
+    from multitask.model import build
+    from multitask.registry import choose, load_tasks
+
+    tasks = choose(load_tasks(), SOURCES)
+    lines = [
+        (name, line)
+        for name, source in SOURCES.items()
+        for line in (root / f"{source}.train.jsonl").read_text("utf-8").splitlines()
+    ]
+    drawn = [lines[n] for n in np.random.default_rng(SEED).permutation(len(lines)).tolist()]
+    records = (json.loads(line) for _, line in drawn[:TOKENIZER_ROWS])
+    texts = (text for record in records for key, text in record.items() if key != "id" and isinstance(text, str))
+    model, tokenizer, _ = build(ModelConfig(**MODEL), tasks, texts, SEED)
+    model.save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+
+    lengths = defaultdict(list)
+    num_left_out = 0
+    for turn in range(num_rounds):
+        here = work / str(turn)
+        here.mkdir()
+        rows = drawn[turn * num_rows : (turn + 1) * num_rows]
+        _write_rows(here, rows)
+        pairs, too_long = [], set()
+        for name, task in tasks.items():
+            examples = encode(task, "train", tokenizer, BLOCK, DataConfig(**_data(here, root)))
+            for number, row in enumerate(examples.rows()):
+                if row["is_cut"]:  # TRL would cut at the end of the row, where the answer is
+                    too_long.add(row["id"])
+                    continue
+                prompt = text_of(render(task, row["fields"], with_target=False))
+                whole = text_of(render(task, row["fields"]))
+                assert tokenizer(whole)["input_ids"] == examples.ids(number).tolist(), (row["where"], whole)
+                pairs.append({"prompt": prompt, "completion": whole.removeprefix(prompt)})
+                lengths[name].append(int(examples.lengths[number]))
+        _write_rows(here, [(name, line) for name, line in rows if str(json.loads(line)["id"]) not in too_long])
+        np.random.default_rng([SEED, turn]).shuffle(pairs)
+        _write_lines(here / "trl.jsonl", [json.dumps(pair) for pair in pairs])
+        num_left_out += len(too_long)
+    facts = {
+        "rows": {name: len(found) for name, found in lengths.items()},
+        "tokens": {name: sum(found) for name, found in lengths.items()},
+        "longest": {name: max(found) for name, found in lengths.items()},
+        "num_left_out": num_left_out,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "precision": choose_precision("auto", choose_device("cpu"), MODEL["n_embd"]),
+    }
+    (work / "facts.json").write_text(json.dumps(facts), "utf-8")
+    return facts
+
+
+def _data(work: Path, root: Path) -> dict[str, Any]:
+    """Settings of the data: the drawn rows, read as the shipped presets read them."""
+    from multitask.config import read_yaml, shipped
+
+    sources = {}
+    for name, preset in SOURCES.items():
+        source = read_yaml(shipped("configs") / "data" / f"{preset}.yaml")
+        files = {"train": str(work / f"{name}.jsonl"), "validation": str(root / f"{preset}.validation.jsonl")}
+        sources[name] = [source | {"files": files}]
+    return {"sources": sources, "cache": str(work / "cache")}
+
+
+def _write_rows(folder: Path, rows: list[tuple[str, str]]) -> None:
+    for name in SOURCES:
+        _write_lines(folder / f"{name}.jsonl", [line for task, line in rows if task == name])
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+class Clock:
+    """Seconds of wall clock and of CPU since the first step began, and what a process prints at its end."""
+
+    def __init__(self) -> None:
+        self.start_s, self.start_cpu_s = time.perf_counter(), time.process_time()
+
+    def result(self, num_tokens: int, num_steps: int) -> dict[str, float]:
+        """Speed and memory of `num_tokens` useful tokens."""
+        elapsed_s, cpu_s = time.perf_counter() - self.start_s, time.process_time() - self.start_cpu_s
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "tokens_per_s": round(num_tokens / elapsed_s, 1),
+            "tokens_per_cpu_s": round(num_tokens / cpu_s, 1),
+            "elapsed_s": round(elapsed_s, 2),
+            "num_tokens": num_tokens,
+            "num_steps": num_steps,
+            "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024),
+        }
+
+
+# --------------------------------------------------------------------------------------------------------- one process
+
+
+class _Enough(Exception):
+    """Leaves `multitask.train` from inside its progress report."""
+
+
+def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
+    """This project's loop as `multitask.train` runs it, over as many tokens as the round's rows have."""
+    from multitask import train
+
+    facts = json.loads((work.parent / "facts.json").read_text("utf-8"))
+    clock: Clock | None = None
+    result: dict[str, float] = {}
+
+    def report(record: dict[str, Any]) -> None:
+        nonlocal clock, result
+        if record["event"] == "start":
+            num_examples = {name: found["num_rows"] for name, found in record["data"].items()}
+            assert sum(num_examples.values()) == _num_lines(work / "trl.jsonl"), num_examples
+            clock = Clock()
+        elif record["event"] == "step" and record["step"] == record["max_steps"]:
+            assert clock is not None
+            result = clock.result(record["tokens"], record["step"])
+            raise _Enough
+
+    settings = {
+        "seed": seed,
+        "device": "cpu",
+        "data": _data(work, root),
+        "model": {"name": str(work.parent / "model")},
+        "train": {
+            **OPTIMIZER,
+            "epochs": 1,
+            "block_size": BLOCK,
+            "batch_tokens": BLOCK * BLOCKS_PER_STEP,
+            "micro_batch_tokens": BLOCK * BLOCKS_PER_STEP,
+            "precision": facts["precision"],
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "eval_every_steps": 10**6,
+            "save_every_steps": 0,
+            "eval_max_rows": 10,
+        },
+    }
+    try:
+        train(settings, tasks=SOURCES, out=work / "run", overwrite=True, report=report)
+    except _Enough:
+        return result
+    raise AssertionError("the run reported no last step")
+
+
+def _num_lines(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def run_trl(work: Path, arm: str, seed: int) -> dict[str, float]:
+    """One epoch of TRL's SFTTrainer."""
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+    from trl import SFTConfig, SFTTrainer
+
+    facts = json.loads((work.parent / "facts.json").read_text("utf-8"))
+    clock: Clock | None = None
+    result: dict[str, float] = {}
+    num_tokens = 0
+
+    class Counting(SFTTrainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            nonlocal num_tokens
+            mask = inputs.get("attention_mask")
+            num_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+            return super().training_step(model, inputs, *rest, **named)
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if arm != "trl group-by-length":
+                return super()._get_train_sampler(train_dataset)
+            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            return LengthGroupedSampler(batch_size=len(lengths), lengths=lengths)
+
+    class Timing(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            nonlocal clock
+            clock = Clock()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            nonlocal result
+            assert clock is not None
+            result = clock.result(num_tokens, state.global_step)
+
+    settings: dict[str, Any] = {}
+    if arm.startswith("trl packing"):
+        settings = {"packing": True, "per_device_train_batch_size": BLOCKS_PER_STEP, "gradient_checkpointing": False}
+        if arm.endswith("wrapped"):
+            settings["packing_strategy"] = "wrapped"
+    elif arm == "trl group-by-length":
+        mean_length = sum(facts["tokens"].values()) / sum(facts["rows"].values())
+        settings = {
+            "train_sampling_strategy": "group_by_length",
+            "per_device_train_batch_size": GROUPED_ROWS,
+            "gradient_accumulation_steps": round(BLOCKS_PER_STEP * BLOCK / mean_length / GROUPED_ROWS),
+            "gradient_checkpointing": False,
+        }
+    trainer = Counting(
+        model=AutoModelForCausalLM.from_pretrained(work.parent / "model"),
+        args=SFTConfig(
+            output_dir=str(work / "trl"),
+            max_length=BLOCK,
+            num_train_epochs=1,
+            use_cpu=True,
+            bf16=facts["precision"] == "bf16",
+            lr_scheduler_type="constant",
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=seed,
+            **OPTIMIZER,
+            **settings,
+        ),
+        train_dataset=load_dataset(
+            "json", data_files=str(work / "trl.jsonl"), split="train", cache_dir=str(work / "datasets")
+        ),
+        processing_class=AutoTokenizer.from_pretrained(work.parent / "model"),
+        callbacks=[Timing()],
+    )
+    trainer.train()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------ all arms
+
+
+def rounds(work: Path, root: Path, num_rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every arm once, then every arm again; raises RuntimeError with the end of a process's output when it fails."""
+    for turn in range(num_rounds):
+        for arm in ARMS:
+            options = {"--arm": arm, "--work": work / str(turn), "--data": root, "--seed": SEED + turn}
+            command = [sys.executable, __file__, *(str(part) for pair in options.items() for part in pair)]
+            with tempfile.TemporaryFile("w+") as errors:
+                done = subprocess.run(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"},
+                )
+                errors.seek(0)
+                if done.returncode:
+                    raise RuntimeError(f"{arm}: exit code {done.returncode}\n{errors.read()[-4000:]}")
+            result = json.loads(done.stdout.splitlines()[-1])
+            print(f"round {turn + 1} of {num_rounds}: {arm}: {json.dumps(result)}", flush=True)
+            yield arm, result
+
+
+def markdown(
+    results: dict[str, list[dict[str, float]]], facts: dict[str, Any], command: str, notes: Sequence[str]
+) -> str:
+    """The report: what was measured, on what, how, and what came out."""
+    speed = {arm: statistics.median(r["tokens_per_s"] for r in runs) for arm, runs in results.items()}
+    per_cpu = {arm: statistics.median(r["tokens_per_cpu_s"] for r in runs) for arm, runs in results.items()}
+    memory = {arm: max(r["peak_bytes"] for r in runs) / 2**20 for arm, runs in results.items()}
+    best = max((arm for arm in speed if arm != "ours"), key=lambda arm: speed[arm])
+    num_rounds = len(results["ours"])
+    by_round = [
+        ours["tokens_per_s"] / max(results[arm][n]["tokens_per_s"] for arm in results if arm != "ours")
+        for n, ours in enumerate(results["ours"])
+    ]
+    table = [
+        "| arm | useful tokens/s, median [least-most] | ours is faster by | per CPU second | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, runs in results.items():
+        low, high = min(r["tokens_per_s"] for r in runs), max(r["tokens_per_s"] for r in runs)
+        ratio = "1" if arm == "ours" else f"{speed['ours'] / speed[arm]:.2f}"
+        table.append(
+            f"| {arm} | {speed[arm]:,.0f} [{low:,.0f}-{high:,.0f}] | {ratio} | {per_cpu[arm]:,.0f} "
+            f"| {memory[arm]:,.0f} MiB |"
+        )
+    tokens = sum(facts["tokens"].values())
+    rows = ", ".join(
+        f"{name} {n:,} rows ({facts['tokens'][name] / tokens:.0%} of the tokens, longest {facts['longest'][name]})"
+        for name, n in facts["rows"].items()
+    )
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("multitask", "trl", "torch", "transformers", "accelerate", "datasets")
+    )
+    return "\n".join(
+        [
+            "# Training speed beside TRL",
+            "",
+            f"Ours against TRL's fastest arm ({best}): **{speed['ours'] / speed[best]:.2f} times** its tokens/s "
+            f"(by round: {', '.join(f'{r:.2f}' for r in by_round)}), {memory['ours'] / memory[best]:.2f} times its "
+            "peak memory.",
+            "",
+            *table,
+            "",
+            *(f"- {arm}: {text}." for arm, text in ARMS.items()),
+            "",
+            "## How it was measured",
+            "",
+            f"- n = {num_rounds} rounds, arms in turns, each run in a process of its own: one pass over the round's "
+            f"{sum(facts['rows'].values()) / num_rounds:,.0f} rows, the same for all arms, other rows in each round. "
+            "Timed from the beginning of the first step to the end of the last, collation and first-step costs "
+            "included; tokenizing comes before. The column per CPU second divides by the process's CPU time instead, "
+            "which other work on the machine disturbs less. Peak memory is the process's largest resident set, "
+            "imports included, the largest of its rounds.",
+            "- Useful tokens are prompt and target tokens of examples, without padding.",
+            f"- Data: the training rows of {', '.join(SOURCES.values())}, drawn in proportion: {rows}. "
+            f"{facts['num_left_out']} rows longer than {BLOCK} tokens were left out. The loss falls on the target.",
+            f"- TRL gets the same rows as `prompt` and `completion` strings with our markers and the same tokenizer "
+            f"({facts['vocabulary']:,} tokens); that it reads them as our ids was checked for every row.",
+            f"- Model: an empty GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters ({MODEL['n_layer']} layers, "
+            f"width {MODEL['n_embd']}, {MODEL['n_head']} heads, `gelu_pytorch_tanh`), the same weights for all "
+            f"arms (seed {SEED}). Precision {facts['precision']} (autocast over fp32 weights), AdamW (fused), clipping "
+            "at 1.",
+            f"- Hardware: {_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
+            f"- Python {platform.python_version()}, {versions}{_commit()}.",
+            f"- Command: `{command}`",
+            *(["", "## What was noticed", "", *(f"- {note}" for note in notes)] if notes else []),
+            "",
+        ]
+    )
+
+
+def _processor() -> str:
+    """Name of the CPU and its bf16 units."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in info.read_text("utf-8").splitlines() if ":" in line)
+    values = {key.strip(): value.strip() for key, value in fields.items()}
+    units = [flag for flag in values.get("flags", "").split() if flag in ("amx_bf16", "avx512_bf16", "avx512f")]
+    return f"{values.get('model name', platform.machine())} ({', '.join(units) or 'no AVX-512'})"
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
+
+
+@click.command()
+@click.option("--rounds", "num_rounds", default=5, show_default=True, help="How often each arm runs.")
+@click.option("--rows", "num_rows", default=1200, show_default=True, help="Rows of a round, drawn from the four sets.")
+@click.option("--data", "root", type=Path, help="Folder of the sets.  [default: MULTITASK_DATA, else ../shared/data]")
+@click.option("--out", type=Path, default=Path(__file__).with_suffix(".md"), help="Report.  [default: train.md here]")
+@click.option("--note", "notes", multiple=True, help="A remark for the report; may be given several times.")
+@click.option("--smoke", is_flag=True, help="One round of few rows: does it run at all?")
+@click.option("--arm", type=click.Choice(list(ARMS)), hidden=True)
+@click.option("--work", type=Path, hidden=True)
+@click.option("--seed", default=SEED, hidden=True)
+def main(
+    num_rounds: int,
+    num_rows: int,
+    root: Path | None,
+    out: Path,
+    notes: tuple[str, ...],
+    smoke: bool,
+    arm: str | None,
+    work: Path | None,
+    seed: int,
+) -> None:
+    """Useful tokens per second and peak memory of this project's training loop and of TRL's SFTTrainer."""
+    root = root or Path(os.environ.get("MULTITASK_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if arm is not None:
+        assert work is not None
+        result = run_ours(work, root, seed) if arm == "ours" else run_trl(work, arm, seed)
+        print(json.dumps(result))
+        return
+    missing = [f"{name}.train.jsonl" for name in SOURCES.values() if not (root / f"{name}.train.jsonl").exists()]
+    if missing:
+        raise click.UsageError(f"{root}: no {', '.join(missing)}; name the folder of the sets with --data")
+    if smoke:
+        num_rounds, num_rows = 1, 200
+    command = f"python benchmarks/train.py --rounds {num_rounds} --rows {num_rows}"
+    with tempfile.TemporaryDirectory() as folder:
+        facts = prepare(Path(folder), root.resolve(), num_rounds, num_rows)
+        print(json.dumps(facts), flush=True)
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+        for name, result in rounds(Path(folder), root.resolve(), num_rounds):
+            results[name].append(result)
+    out.write_text(markdown(results, facts, command, notes), "utf-8")
+    print(f"wrote {out.name}")
+
+
+if __name__ == "__main__":
+    main()
