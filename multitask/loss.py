@@ -83,7 +83,7 @@ class TokenNLL(nn.Module):
         hidden = base.transformer(
             batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
         ).last_hidden_state
-        hidden = hidden.flatten(0, 1)[batch.targets - 1]
+        hidden = hidden.flatten(0, 1).index_select(0, batch.targets - 1)
         labels = batch.input_ids.view(-1)[batch.targets]
         kind = batch.input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
