@@ -16,6 +16,21 @@ Report = Callable[[dict[str, Any]], None]
 Settings = RunConfig | Mapping[str, Any] | str | Path | None
 
 
+_FREE_IN_TRAIN = {
+    "epochs",
+    "max_steps",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "log_every_steps",
+    "eval_every_steps",
+    "save_every_steps",
+    "keep_checkpoints",
+    "patience",
+    "tracker",
+}
+"""Settings below `train` that a resumed run may change."""
+
+
 def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[str] | None = None) -> RunConfig:
     """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default, `world.yaml`."""
     where = "settings"
@@ -31,6 +46,24 @@ def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[s
     if tasks is not None:
         given["tasks"] = list(tasks)
     return load(RunConfig, given, list(flags), where)
+
+
+def _check_unchanged(begun: RunConfig, config: RunConfig, run: Path) -> None:
+    """Raises InputError when a setting that decides weights or rows differs from those a run was begun with."""
+    before, after = begun.model_dump(), config.model_dump()
+    parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "train"}}
+    differing = [
+        f"{part}.{name}".lstrip(".")
+        for part, free in parts.items()
+        for name in (before[part] if part else before)
+        if name not in free and (before[part] if part else before)[name] != (after[part] if part else after)[name]
+    ]
+    if differing:
+        free_names = ", ".join(f"train.{name}" for name in sorted(_FREE_IN_TRAIN))
+        raise InputError(
+            f"--resume {run}: {', '.join(differing)} cannot change in a run that was begun; keep it, or begin "
+            f"another run; what may change: device, eval.*, {free_names}"
+        )
 
 
 def train(
@@ -66,11 +99,12 @@ def train(
         if out is not None and Path(out) != Path(resume):
             raise InputError(f"--resume {resume} goes on in that folder, --out {out} names another; leave out --out")
         out = Path(resume)
-        if settings is None:
-            if not (out / "config.yaml").exists():
-                raise InputError(f"{out}: not a run folder (no config.yaml); name the folder that train wrote")
-            settings = out / "config.yaml"
+        if not (out / "config.yaml").exists():
+            raise InputError(f"{out}: not a run folder (no config.yaml); name the folder that train wrote")
+        settings = settings if settings is not None else out / "config.yaml"
     config = settings_of(settings, flags, tasks)
+    if out is not None and resume is not None:
+        _check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
     chosen = choose(load_tasks(tasks_dirs), config.tasks)
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask.training import train as run  # heavy: after everything that can be wrong with names and settings

@@ -87,6 +87,14 @@ train(json.loads(sys.argv[1]), out=sys.argv[2], report=report)
 """
 
 
+def test_a_resumed_run_keeps_the_settings_that_decide_its_weights(tmp_path: Path) -> None:
+    train(settings("qa", train={"max_steps": 2}), out=tmp_path / "run")
+    said = r"--resume .*run: train\.learning_rate, tasks, seed cannot change .*; what may change: device, .*max_steps"
+    with pytest.raises(InputError, match=said):
+        train(resume=tmp_path / "run", tasks=["nli"], flags=["seed=8", "train.learning_rate=0.1"])
+    assert train(resume=tmp_path / "run", flags=["train.max_steps=3"])["cost"]["steps"] == 3
+
+
 def test_killed_and_resumed_is_uninterrupted(whole: Path, tmp_path: Path) -> None:
     """Killed in the middle of an epoch, a step after a checkpoint and past a log line that it does not know of."""
     done = python(_KILLED, json.dumps(GIVEN), str(tmp_path / "run"))
