@@ -28,7 +28,7 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
 	$(BIN)/pytest -q -m 'slow and not network and not gpu'
 
-bench-train: .venv-bench/installed  ## tokens per second and memory beside TRL's SFTTrainer; writes benchmarks/train.md
+bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrainer; needs the four sets below MULTITASK_DATA; writes benchmarks/train.md
 	.venv-bench/bin/python benchmarks/train.py
 
 .venv-bench/installed: pyproject.toml constraints.txt
@@ -41,4 +41,4 @@ format: $(VENV)/installed  ## put the code in the house's form
 	$(BIN)/ruff format
 
 clean:  ## remove what was built; runs are kept
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from multitask.config import RunConfig, load, read_yaml, shipped
-from multitask.errors import InputError
+from multitask.errors import InputError, suggest
 from multitask.registry import choose, load_tasks
+from multitask.task import Task
 
 Report = Callable[[dict[str, Any]], None]
 Settings = RunConfig | Mapping[str, Any] | str | Path | None
@@ -38,7 +39,8 @@ def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[s
         settings = settings.model_dump()
     elif isinstance(settings, str | Path):
         where = str(settings)
-        settings = read_yaml(Path(settings))
+        path, inside = Path(settings), shipped("configs") / f"{Path(settings).stem}.yaml"
+        settings = read_yaml(inside if not path.exists() and inside.exists() else path)
     elif settings is None:
         where = str(shipped("configs") / "world.yaml")
         settings = read_yaml(Path(where))
@@ -48,9 +50,23 @@ def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[s
     return load(RunConfig, given, list(flags), where)
 
 
+def _chosen(
+    settings: Settings, flags: Iterable[str], tasks: Iterable[str] | None, tasks_dirs: Iterable[str | Path]
+) -> tuple[RunConfig, dict[str, Task]]:
+    """Settings and the tasks that they name; raises InputError for a name that no task has."""
+    config, found = settings_of(settings, flags, tasks), load_tasks(tasks_dirs)
+    for name in config.data.sources:
+        if name not in found:
+            raise InputError(f"data.sources: unknown task '{name}'; {suggest(name, found)}")
+    return config, choose(found, config.tasks)
+
+
 def _check_unchanged(begun: RunConfig, config: RunConfig, run: Path) -> None:
     """Raises InputError when a setting that decides weights or rows differs from those a run was begun with."""
     before, after = begun.model_dump(), config.model_dump()
+    for name, unset in (("precision", "auto"), ("learning_rate", None)):  # chosen when the run was begun
+        if after["train"][name] == unset:
+            after["train"][name] = before["train"][name]
     parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "train"}}
     differing = [
         f"{part}.{name}".lstrip(".")
@@ -80,7 +96,7 @@ def train(
     """Trains one model on several tasks; returns what `results.json` of the run folder holds.
 
     Args:
-        settings: a `RunConfig`, a mapping, a YAML file; None: the embedded default.
+        settings: a `RunConfig`, a mapping, a YAML file (or the name of a shipped one); None: the embedded default.
         tasks: task names; None: those of the settings.
         out: run folder; None: `runs/<tasks>-<date>-<time>`.
         resume: a run folder to continue, with its own settings.
@@ -102,10 +118,9 @@ def train(
         if not (out / "config.yaml").exists():
             raise InputError(f"{out}: not a run folder (no config.yaml); name the folder that train wrote")
         settings = settings if settings is not None else out / "config.yaml"
-    config = settings_of(settings, flags, tasks)
+    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     if out is not None and resume is not None:
         _check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
-    chosen = choose(load_tasks(tasks_dirs), config.tasks)
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask.training import train as run  # heavy: after everything that can be wrong with names and settings
 
@@ -140,8 +155,7 @@ def evaluate(
     homes = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").exists()]
     if settings is None and homes:
         settings = homes[0]
-    config = settings_of(settings, flags, tasks)
-    chosen = choose(load_tasks(tasks_dirs), config.tasks)
+    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     from multitask.device import choose_device
     from multitask.evaluation import evaluate as run
     from multitask.model import load_trained
@@ -160,8 +174,7 @@ def preview(
     num_rows: int = 3,
 ) -> None:
     """Prints what `train` with the same arguments would see; raises InputError as it would."""
-    config = settings_of(settings, flags, tasks)
-    chosen = choose(load_tasks(tasks_dirs), config.tasks)
+    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     from rich.console import Console
 
     from multitask.preview import preview as run

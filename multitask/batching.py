@@ -192,7 +192,7 @@ def collate(
 
 
 def _segments(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Segments:
-    """Groups examples so that padding inside a group stays below a quarter."""
+    """Groups examples of similar length: the longest at most a quarter and 4 tokens above the shortest."""
     order = np.argsort(lengths, kind="stable")
     groups: list[npt.NDArray[np.int64]] = []
     first = 0

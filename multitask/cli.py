@@ -3,6 +3,7 @@
 0: done. 1: our own failure. 2: wrong usage or input. 130: interrupted, everything saved.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -67,7 +68,8 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _flags(flags: tuple[str, ...], **named: Any) -> list[str]:
     """Dotted settings of the options that were given."""
-    return [*(f"{name.replace('__', '.')}={value}" for name, value in named.items() if value is not None), *flags]
+    given = {name.replace("__", "."): value for name, value in named.items() if value is not None}
+    return [*(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()), *flags]
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -116,11 +118,14 @@ def train(
     named = _flags(
         flags, device=device, data__limit=limit, model__name=model, adapter__kind=adapter, adapter__merge=merge
     )
+    screen = Screen()
     try:
-        api.train(config, flags=named, report=Screen(), **options)
+        api.train(config, flags=named, report=screen, **options)
     except Interrupted as stopped:  # other folders' plugins are no part of the run's own settings
         plugins = [word for folder in options["tasks_dirs"] for word in ("--tasks-dir", folder)]
         raise Interrupted(shlex.join([str(stopped), *plugins])) from None
+    finally:
+        screen.close()
 
 
 @main.command()
@@ -225,11 +230,8 @@ class Screen:
     def _warning(self, record: dict[str, Any]) -> None:
         click.echo(f"warning: {record['text']}", err=True)
 
-    def _saved(self, record: dict[str, Any]) -> None:
-        self._end_live()
-
     def _task(self, record: dict[str, Any]) -> None:
-        self._end_live()
+        self.close()
         self.console.print(
             f"scored {record['task']}: {record['result']['num_examples']} rows in {record['elapsed_s']:.1f} s"
         )
@@ -241,7 +243,8 @@ class Screen:
             f"{_clock(cost['wall_s'])} in all, {cost['tokens_per_s']:,.0f} tokens/s; written to {record['out']}"
         )
 
-    def _end_live(self) -> None:
+    def close(self) -> None:
+        """Ends the live line, if there is one."""
         if self.live is not None:
             self.live.stop()
             self.live = None

@@ -166,7 +166,7 @@ class TrainConfig(Settings):
     micro_batch_tokens: int = Field(4096, ge=16)
     """Tokens of one forward-backward pass; lower it when memory runs out, results stay the same."""
     block_size: int | None = Field(None, ge=16)
-    """Window of one example, in tokens; None: the model's `n_positions`."""
+    """Window of one example, in tokens; None: the model's `n_positions`, at most `batch_tokens`."""
     packing: Literal["packed", "none"] = "packed"
     """packed: examples share blocks, isolated; none: padded rows, length-sorted. The same loss either way."""
     packing_window: int = Field(2048, ge=1)
@@ -285,7 +285,7 @@ def override(settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InputError(f"--set {flag}: '{text}' is not a YAML value; put quotes around it") from None
-        if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+        if isinstance(value, str) and value == text.strip():  # YAML 1.1 reads 3e-4 as text; quoted text stays text
             with suppress(ValueError):
                 value = float(value)
         node, parts = result, path.split(".")

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def first_metrics(
     config: RunConfig,
     block_size: int,
 ) -> dict[str, float]:
-    """Each task's first metric on given rows, larger is better (perplexity and bits per byte are negated).
+    """Each task's first metric on given rows, larger is better; of perplexity and bits per byte minus the log.
 
     A task has none when it is measured by likelihood alone and no row fits the window.
     """
@@ -116,7 +117,7 @@ def first_metrics(
         found = scorer.score(rows[name], None, None)["metrics"]
         if task.metrics[0] in found:
             value = found[task.metrics[0]]["value"]
-            best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else -value
+            best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else -math.log(value)
     return best
 
 
@@ -162,6 +163,7 @@ class TaskScorer:
                     if fitted is not None:
                         unigram = float(fitted.token_nll[sequence[num_prompt:]].sum())
                         floors["unigram"]["nll"].append({**record["nll"], "nll": unigram})
+                record["prompt"] = self.tokenizer.decode(sequence[:num_prompt].tolist()).strip()
                 record["scores"] = self._measure(record, record["prediction"], own)
                 if fitted is not None:
                     for name in self.task.baselines:
@@ -288,9 +290,20 @@ class TaskScorer:
 
     def _line(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """One line of the predictions file."""
-        prompt = {k: v for k, v in record["fields"].items() if k != self.task.target}
-        kept = ("id", "completion", "prediction", "references", "choice_nll", "nll", "scores", "language", "where")
-        return {"prompt": prompt, **{key: record[key] for key in kept if key in record}}
+        kept = (
+            "id",
+            "prompt",
+            "is_cut",
+            "completion",
+            "prediction",
+            "references",
+            "choice_nll",
+            "nll",
+            "scores",
+            "language",
+            "where",
+        )
+        return {key: record[key] for key in kept if key in record}
 
 
 def envelope(config: RunConfig, kind: str, arm: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,9 +322,19 @@ def envelope(config: RunConfig, kind: str, arm: str, model: Mapping[str, Any]) -
         "model": dict(model),
         "config": config.model_dump(mode="json"),
         "versions": versions,
+        "commit": _commit(),
         "hardware": {"machine": platform.machine(), "num_threads": torch.get_num_threads(), "num_cpus": os.cpu_count()},
         "seed": config.seed,
     }
+
+
+def _commit() -> str | None:
+    """The commit of a checkout, `-dirty` when files differ from it; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Encoded rows of one task and split: written once to a memory-mapped Arrow file, found again by content.
 
-`prepare(nli, sources, "train", tokenizer, 256, data)` -> `Examples`: `examples.ids(5)` is a view of the file, no copy;
+`prepare(nli, "train", tokenizer, 256, data)` -> `Examples`: `examples.ids(5)` is a view of the file, no copy;
 lengths alone (4 bytes a row) stay in memory.
 """
 
@@ -88,7 +88,7 @@ class Examples:
 def cache_folder(config: DataConfig) -> Path:
     """Where encoded rows are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return config.cache or Path(home) / "multitask"
+    return config.cache.expanduser() if config.cache else Path(home) / "multitask"
 
 
 def read(task: Task, split: str, config: DataConfig, counts: Counts) -> Iterator[Row]:
@@ -183,7 +183,7 @@ def _write(
     num_cut = num_refused = num_rows = 0
     lost: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside, beside = path.with_suffix(f".{os.getpid()}.tmp"), path.with_suffix(f".{os.getpid()}.json.tmp")
     rows = read(task, split, config, counts)
     try:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
@@ -207,10 +207,12 @@ def _write(
             "num_chars_lost": sum(lost.values()),
             "chars_lost": dict(lost.most_common(20)),
         }
-        path.with_suffix(".json").write_text(json.dumps(report, ensure_ascii=False), "utf-8")
+        beside.write_text(json.dumps(report, ensure_ascii=False), "utf-8")
+        os.replace(beside, path.with_suffix(".json"))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def _record(row: Row, example: Encoded) -> dict[str, Any]:

@@ -85,10 +85,13 @@ class TokenNLL(nn.Module):
         ).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, batch.targets - 1)
         labels = batch.input_ids.view(-1)[batch.targets]
+        matrix = head_matrix(base)
+        if not torch.is_grad_enabled():
+            matrix = matrix.detach()  # a parameter says that it needs a gradient even then
         kind = batch.input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         loss, nll = _ProjectedNLL.apply(  # type: ignore[no-untyped-call]
-            hidden, head_matrix(base), labels, batch.weights * scale, dtype
+            hidden, matrix, labels, batch.weights * scale, dtype
         )
         return loss, nll.detach()
 

@@ -20,6 +20,7 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -222,10 +223,10 @@ def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) 
     """
     from peft import LoraConfig, get_peft_model
 
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Conv1D)}
     for name in config.target_modules:
         if name not in names:
-            raise InputError(f"adapter.target_modules: no module '{name}' in this model; {suggest(name, names)}")
+            raise InputError(f"adapter.target_modules: no linear layer '{name}' in this model; {suggest(name, names)}")
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,

@@ -17,7 +17,7 @@ from pathlib import Path
 from multitask.config import shipped
 from multitask.errors import InputError, suggest
 from multitask.formatting import Piece, fields, parse
-from multitask.task import END, Task
+from multitask.task import BASELINES, END, Task
 
 ENTRY_POINTS = "multitask.tasks"
 
@@ -107,6 +107,13 @@ def check(task: object, name: str, origin: str) -> Task:
             problems.append(f"{role} field '{value}' is not in the stream; {suggest(value, known)}")
     if task.cut == task.target or task.target in task.optional:
         problems.append("the target can neither be cut nor be optional")
+    problems += [
+        f"no baseline '{name}'; {suggest(name, BASELINES)}" for name in task.baselines if name not in BASELINES
+    ]
+    if task.cut is None and any(name in BASELINES and name != "majority" for name in task.baselines):
+        problems.append("baselines other than majority are taken from the cut field, and there is none")
+    if task.max_new_tokens < 1:
+        problems.append(f"max_new_tokens is {task.max_new_tokens}, expected at least 1")
     if task.choices is not None and task.label is None:
         problems.append("choices need a label field")
     for language, prompt in task.prompts.items():

@@ -1,7 +1,7 @@
 """What a model thinks of given text: nats of targets, and which of several answers it finds likeliest.
 
-`choose(model, prompt_ids, [ids of " yes", ids of " no"])` -> 0 or 1: the answer, its final `<|end|>` included, with the
-fewest nats. The end marker also settles a choice that is the beginning of another.
+`choose(model, [(prompt_ids, [ids of " yes", ids of " no"])], 8192)` -> `[(0, [1.2, 3.4])]`: the first answer, its final
+`<|end|>` included, has the fewest nats. The end marker also settles a choice that is the beginning of another.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

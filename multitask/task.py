@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 END = "<|end|>"
+BASELINES = ("majority", "lead1", "lead3", "random_span")
 PAD = "<|pad|>"
 
 

@@ -6,9 +6,12 @@ step's weight, clip, step. LoRA changes the model, never the loop.
 
 import itertools
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
 from multitask import checkpoint, evaluation
 from multitask.attention import name_for
@@ -24,13 +27,14 @@ from multitask.batching import check_window
 from multitask.config import RunConfig
 from multitask.data import Counts
 from multitask.device import choose_device, choose_precision
-from multitask.errors import InputError, suggest
+from multitask.errors import InputError, Interrupted, suggest
 from multitask.examples import Examples, prepare, read
 from multitask.loop import Loop, Report
 from multitask.loss import plain_model
 from multitask.model import add_lora, build, is_adapter, save
 from multitask.task import Task
 
+_SMALLEST_GPT2 = 768  # its width
 _WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
 
 
@@ -50,10 +54,10 @@ def train(
     started = time.perf_counter()
     config = with_learning_rate(config)
     evaluation.check_metrics(tasks)
-    accelerator, precision = _engine(config, out, resume)
+    accelerator, precision, out = _engine(config, out, resume)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
-        _claim(out, overwrite, resume)
+        _claim(config, out, overwrite, resume)
         (out / "config.yaml").write_text(
             yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False), "utf-8"
         )
@@ -67,9 +71,9 @@ def train(
     loop.run()
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
-        results = _finish(loop, started)
+        with _interruptible(out):
+            results = _finish(loop, started)
         report({"event": "done", "out": str(out), "results": results})
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
 
@@ -89,6 +93,8 @@ def _begin(
         validation = evaluation.examples_of(
             tasks, "validation", tokenizer, block_size, config.data, config.train.eval_max_rows
         )
+        if accelerator.is_main_process:  # what the last scoring would refuse is said now, not after hours
+            evaluation.examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
     loop = Loop(config, tasks, out, accelerator, model, tokenizer, examples, validation, block_size, report)
     if resume:
         loop.restore(checkpoint.newest(out))
@@ -115,8 +121,22 @@ def _finish(loop: Loop, started: float) -> dict[str, Any]:
     return results
 
 
-def _engine(config: RunConfig, out: Path, resume: bool) -> tuple[Accelerator, str]:
-    """The accelerator, and the precision that one process chose for all: a measurement may come out otherwise in each.
+@contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM while the trained model is scored: the last checkpoint holds it, a resumed run scores anew."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(str(out)) from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _engine(config: RunConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:
+    """The accelerator, and what one process decided for all: the precision, which each would measure, and the folder.
 
     A resumed run goes on in the precision it was begun in.
     """
@@ -133,16 +153,18 @@ def _engine(config: RunConfig, out: Path, resume: bool) -> tuple[Accelerator, st
     chosen: list[str] = [config.train.precision]
     if chosen == ["auto"] and resume:
         chosen = [checkpoint.read_state(checkpoint.newest(out))["precision"]]
-    chosen = [choose_precision(chosen[0], device, config.model.n_embd)]
+    width = config.model.n_embd if config.model.name is None else _SMALLEST_GPT2
+    chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
     broadcast_object_list(chosen)
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(chosen[0], chosen[0]),
         cpu=device.type == "cpu",
         gradient_accumulation_steps=1,
         log_with=tracker,
-        project_dir=out,
+        project_dir=chosen[1],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
     )
-    return accelerator, chosen[0]
+    return accelerator, chosen[0], Path(chosen[1])
 
 
 def _shown(rows: Examples) -> Mapping[str, str]:
@@ -161,7 +183,7 @@ def with_learning_rate(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
-def _claim(out: Path, overwrite: bool, resume: bool) -> None:
+def _claim(config: RunConfig, out: Path, overwrite: bool, resume: bool) -> None:
     """Makes the run folder ours; raises InputError when it holds a run already."""
     if resume:
         checkpoint.newest(out)
@@ -178,6 +200,11 @@ def _claim(out: Path, overwrite: bool, resume: bool) -> None:
             raise InputError(
                 f"{out}: not a run folder (no config.yaml), so --overwrite leaves it alone; choose another --out"
             )
+        for name in (config.model.name, config.model.tokenizer):
+            if name and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
+                raise InputError(
+                    f"{out}: --overwrite would remove {name}, which this run starts from; choose another --out"
+                )
         _clear(out)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,10 @@ from helpers import FACTS, ROOT, WORLD, files, learned, python, settings, untrai
 
 import multitask
 from multitask import cli, evaluate, load_tasks, loop, train
-from multitask.errors import Interrupted
+from multitask.api import settings_of
+from multitask.cli import _flags
+from multitask.config import RunConfig, load
+from multitask.errors import InputError, Interrupted
 
 TRANSLATE = ROOT / "examples" / "tasks"
 
@@ -71,7 +74,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
         json.loads(line) for line in (tmp_path / "run" / "predictions" / "translate.jsonl").open(encoding="utf-8")
     ]
     assert {record["language"] for record in records} == {"ko", "en"}
-    assert all(set(record["prompt"]) == {"source"} for record in records)
+    assert all(record["prompt"].endswith("<|translate|>") and not record["is_cut"] for record in records)
     assert "`{source}<\\|translate\\|>`" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert "unknown task 'translate'" in refused("evaluate", tmp_path / "run")
     assert command("evaluate", tmp_path / "run", "--tasks-dir", TRANSLATE).exit_code == 0
@@ -238,3 +241,22 @@ def test_an_error_of_ours_is_no_input_error(monkeypatch: pytest.MonkeyPatch) -> 
     result = command("train")
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_source_of_an_unknown_task_is_an_error_not_the_world() -> None:
+    with pytest.raises(InputError, match=r"data\.sources: unknown task 'nil'; did you mean 'nli'\?"):
+        train({"tasks": ["nli"], "data": {"sources": {"nil": ["nli_ko_klue"]}}})
+
+
+def test_names_that_look_like_numbers_stay_names() -> None:
+    flags = _flags((), model__name="2024", data__limit=3, adapter__merge=True)
+    config = load(RunConfig, {}, [*flags, 'model.revision="1234567"', "train.learning_rate=3e-4"])
+    assert (config.model.name, config.model.revision) == ("2024", "1234567")
+    assert (config.data.limit, config.adapter.merge, config.train.learning_rate) == (3, True, 3e-4)
+
+
+def test_a_shipped_configuration_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings_of("configs/korean.yaml").tasks == ["nli", "qa", "summ", "gen", "cls"]
+    with pytest.raises(InputError, match="corean"):
+        settings_of("corean.yaml")

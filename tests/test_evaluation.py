@@ -11,10 +11,12 @@ from helpers import FACTS, FOLDER, files, learned, settings, untrained
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from multitask import baselines, evaluate, evaluation, train
+from multitask.baselines import Fitted
 from multitask.data import Row
 from multitask.decoding import generate
 from multitask.encoding import RowEncoder
 from multitask.errors import InputError
+from multitask.formatting import parse
 from multitask.model import load_trained
 from multitask.registry import load_tasks
 from multitask.scoring import choose, example_nll
@@ -86,15 +88,13 @@ def test_perplexity_is_the_models_own_loss(run: tuple[Path, dict[str, Any]]) -> 
     folder, trained = run
     _, tokenizer = load_trained(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
-    tasks = load_tasks()
     for name in ("nli", "qa"):
         assert trained["data"][name]["num_cut"] == 0
         nats, tokens, num_bytes = 0.0, 0, 0
-        pattern, target = tasks[name].stream, tasks[name].target
         for line in (folder / "predictions" / f"{name}.jsonl").read_text("utf-8").splitlines():
             record = json.loads(line)
             answer = record["references"][0]
-            prompt = tokenizer(pattern.split("{" + target + "}")[0].format(**record["prompt"]))["input_ids"]
+            prompt = tokenizer(record["prompt"])["input_ids"]
             ids = [*prompt, *tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
             nll = plain_nll(plain, ids, len(prompt))
             assert record["nll"]["nll"] == pytest.approx(nll, rel=1e-4)
@@ -191,7 +191,8 @@ def test_predictions(run: tuple[Path, dict[str, Any]]) -> None:
         assert [record["id"] for record in records] == [f"world-test-{n}" for n in range(16)]
         for record in records:
             assert {"id", "prompt", "completion", "prediction", "references", "scores"} <= set(record)
-            assert tasks[name].target not in record["prompt"]
+            *_, marker, _, _ = parse(tasks[name].stream)
+            assert record["prompt"].endswith(marker.text) or name == "gen"
             if name in ("nli", "cls"):
                 words = record["choice_nll"]
                 assert record["completion"] == min(words, key=words.__getitem__)
@@ -370,3 +371,20 @@ def test_no_results_file_holds_a_nan(tmp_path: Path) -> None:
 def test_what_is_no_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         evaluate(tmp_path / "nothing", settings("qa"))
+
+
+def test_the_majority_of_a_file_sorted_by_class() -> None:
+    class Sorted:
+        lengths = num_prompts = [1] * 20000
+
+        def __len__(self) -> int:
+            return 20000
+
+        def row(self, number: int) -> dict[str, Any]:
+            word = "a" if number < 8000 else "b"
+            return {"fields": {"label": word}, "choices": ["a", "b"], "classes": ["A", "B"]}
+
+        def ids(self, number: int) -> Any:
+            return np.zeros(1, np.int32)
+
+    assert Fitted(Sorted(), "label", 3, 7).majority == "B"  # type: ignore[arg-type]

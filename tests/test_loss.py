@@ -256,3 +256,16 @@ def test_dropout_falls_in_training_only(tiny_model: Make, kernel: str, layout: A
 def test_each_device_has_an_attention() -> None:
     assert name_for(torch.device("cpu")) == KERNELS["eager"]
     assert name_for(torch.device("cuda")) == KERNELS["sdpa"]
+
+
+def test_scoring_takes_no_gradient_of_the_output_matrix(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(KERNELS["eager"])
+    made: list[Any] = []
+    zeros_like = torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda *given, **named: made.append(given) or zeros_like(*given, **named))
+    batch = collate([([1, 2, 3, 4], 2)])
+    with torch.no_grad():
+        TokenNLL(model)(batch)
+    assert not made
+    TokenNLL(model)(batch)
+    assert made

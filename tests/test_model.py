@@ -368,7 +368,7 @@ def test_lora_on_what_a_run_left_needs_no_copy_of_it(tmp_path: Path, monkeypatch
 
 def test_unknown_target_modules_are_refused(base: Path) -> None:
     ours, _, new_ids = built(base)
-    with pytest.raises(InputError, match=r"no module 'c_atn' in this model; did you mean 'c_attn'\?"):
+    with pytest.raises(InputError, match=r"no linear layer 'c_atn' in this model; did you mean 'c_attn'\?"):
         model.add_lora(ours, AdapterConfig(kind="lora", target_modules=["c_atn"]), new_ids)
 
 

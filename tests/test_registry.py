@@ -1,5 +1,6 @@
 """The contract that every plugin passes, and every way a plugin can fail to be one."""
 
+import dataclasses
 import importlib.metadata
 import json
 import textwrap
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import byte_level, make_row, tokenizer_of
+from conftest import TASKS, byte_level, make_row, tokenizer_of
 
 from multitask import metrics, registry
 from multitask.batching import collate
@@ -310,3 +311,16 @@ def test_functions_without_source_have_a_fingerprint_too() -> None:
     assert fingerprint(Task(**GOOD, parse=str.strip)) == fingerprint(Task(**GOOD, parse=str.strip))
     assert fingerprint(Task(**GOOD, parse=str.strip)) != fingerprint(Task(**GOOD, parse=str.lower))
     assert fingerprint(Task(**GOOD, parse=partial(str.strip, "."))) != fingerprint(Task(**GOOD))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"baselines": ("majorty",)}, "no baseline 'majorty'; did you mean 'majority'"),
+        ({"baselines": ("lead1",), "cut": None}, "taken from the cut field, and there is none"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+    ],
+)
+def test_baselines_and_room_are_checked(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check(dataclasses.replace(TASKS["cls"], **change), "cls", "here")

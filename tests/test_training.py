@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from transformers import AutoTokenizer
 
 from multitask import evaluation, loop, plots, train
 from multitask.config import RunConfig, TrainConfig
-from multitask.errors import InputError
+from multitask.errors import InputError, Interrupted
 from multitask.loop import learning_rate
 
 
@@ -227,7 +229,7 @@ def test_the_score_is_each_tasks_first_metric(tmp_path: Path) -> None:
     (record,) = [line for line in lines(tmp_path / "run") if line["event"] == "validation"]
     first = {"gen": "perplexity", "cls": "accuracy", "qa": "f1"}
     expected = {name: results["tasks"][name]["metrics"][first[name]]["value"] for name in first}
-    expected["gen"] = -expected["gen"]  # larger is better
+    expected["gen"] = -math.log(expected["gen"])  # nats, beside shares of 1; larger is better
     assert record["score"] == pytest.approx(expected)
 
 
@@ -322,3 +324,43 @@ def test_epochs_become_steps(tmp_path: Path) -> None:
     tokens = 20 * sum(len(tokenizer(row)["input_ids"]) for row in rows)
     assert results["cost"]["steps"] == math.ceil(tokens / 512)
     assert 0.85 * tokens < results["cost"]["tokens"] <= tokens + 512
+
+
+def test_what_the_last_scoring_would_refuse_is_said_before_training(tmp_path: Path) -> None:
+    rows = ['{"text": "good", "label": "a"}'] * 30
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (tmp_path / "test.jsonl").write_text("\n".join([*rows, "{"]))
+    files = {"train": "train.jsonl", "validation": "train.jsonl", "test": "test.jsonl"}
+    source = {"files": files, "labels": {"a": "a", "b": "b"}}
+    given = settings("cls", data={"sources": {"cls": [source]}, "root": str(tmp_path)})
+    seen: list[str] = []
+    with pytest.raises(InputError, match=r"test\.jsonl:31"):
+        train(given, out=tmp_path / "run", report=lambda record: seen.append(record["event"]))
+    assert "step" not in seen
+
+
+def test_overwrite_does_not_remove_the_model_it_starts_from(tmp_path: Path) -> None:
+    train(settings("qa", train={"max_steps": 1}), out=tmp_path / "run")
+    given = settings("qa", model={"name": str(tmp_path / "run" / "model")}, train={"max_steps": 1})
+    with pytest.raises(InputError, match=r"would remove .*which this run starts from"):
+        train(given, out=tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_the_configuration_that_began_a_run_resumes_it(tmp_path: Path) -> None:
+    given = settings("qa", train={"max_steps": 2, "precision": "auto", "learning_rate": None})
+    train(given, out=tmp_path / "run")
+    assert train(given, resume=tmp_path / "run", flags=["train.max_steps=3"])["cost"]["steps"] == 3
+
+
+def test_an_interrupt_while_the_model_is_scored_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any, **named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("multitask.evaluation.score_model", interrupted)
+        with pytest.raises(Interrupted, match="run"):
+            train(settings("qa", train={"max_steps": 2}), out=tmp_path / "run")
+    assert train(resume=tmp_path / "run")["tasks"]["qa"]["num_examples"] > 0
