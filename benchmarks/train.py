@@ -198,6 +198,7 @@ def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
             "save_every_steps": 0,
             "eval_max_rows": 10,
         },
+        "eval": {"split": "validation", "max_rows": 10},
     }
     try:
         train(settings, tasks=SOURCES, out=work / "run", overwrite=True, report=report)
