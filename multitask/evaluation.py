@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from multitask import metrics
@@ -34,7 +35,7 @@ from multitask.task import END, Task
 
 SCHEMA = 1
 _CHUNK = 256  # rows whose texts are in memory at a time
-Numbers = dict[str, list[dict[str, float]]]
+Numbers = dict[str, metrics.Numbers]
 
 
 def window(config: TrainConfig, model: Any) -> int:
@@ -142,10 +143,12 @@ class TaskScorer:
 
     def score(self, rows: Examples, fitted: Fitted | None, file: TextIO | None) -> dict[str, Any]:
         """The task's part of a results file: counts, metrics and baselines with 95 % intervals."""
-        own: Numbers = {name: [] for name in (*self.text_metrics, "nll")}
+        own: Numbers = {name: metrics.Numbers() for name in (*self.text_metrics, "nll")}
         languages: list[str] = []
-        floors: dict[str, Numbers] = {name: {m: [] for m in self.text_metrics} for name in self.task.baselines}
-        floors["unigram"] = {"nll": []}
+        floors: dict[str, Numbers] = {
+            name: {m: metrics.Numbers() for m in self.text_metrics} for name in self.task.baselines
+        }
+        floors["unigram"] = {"nll": metrics.Numbers()}
         num_unfinished = num_unscored = 0
         for start in range(0, len(rows), _CHUNK):
             numbers = range(start, min(start + _CHUNK, len(rows)))
@@ -262,7 +265,7 @@ class TaskScorer:
                 finished[name] |= {"low": round(low, 6), "high": round(high, 6)}
         return finished
 
-    def _named(self, numbers: Numbers) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    def _named(self, numbers: Numbers) -> Iterator[tuple[str, metrics.Numbers]]:
         for name, rows in numbers.items():
             if rows and name != "nll":
                 yield name, rows
@@ -273,19 +276,13 @@ class TaskScorer:
         """Text metrics of each language, where the rows have several."""
         if len(set(languages)) < 2 or not self.text_metrics:
             return {}
-        split = {
-            language: {
-                name: round(
-                    metrics.score(
-                        metrics.build(name, language),
-                        [n for n, of in zip(numbers[name], languages, strict=True) if of == language],
-                    ),
-                    6,
-                )
+        split: dict[str, dict[str, float]] = {}
+        for language in sorted(set(languages)):
+            mine = np.array([of == language for of in languages])
+            split[language] = {
+                name: round(metrics.score(metrics.build(name, language), numbers[name], mine), 6)
                 for name in self.text_metrics
             }
-            for language in sorted(set(languages))
-        }
         return {"by_language": split}
 
     def _line(self, record: Mapping[str, Any]) -> dict[str, Any]:

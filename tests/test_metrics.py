@@ -259,3 +259,18 @@ def test_lower_is_better_where_it_is():
 def test_importing_metrics_is_light():
     code = "import sys, multitask.metrics; print({'torch', 'evaluate', 'datasets', 'rouge_score'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_numbers_are_rows_of_dictionaries_in_less_memory():
+    rng = random.Random(5)
+    rows = [{"count": 1.0, rng.choice("abc"): rng.random()} for _ in range(500)]
+    rows[3] = {}
+    numbers = metrics.Numbers(rows)
+    assert len(numbers) == 500
+    drawn = np.array([rng.randrange(3) for _ in rows])
+    for key, column in numbers.columns.items():
+        assert numbers.sums()[column] == pytest.approx(sum(row.get(key, 0.0) for row in rows))
+        by_hand = sum(row.get(key, 0.0) * times for row, times in zip(rows, drawn, strict=True))
+        assert numbers.sums(drawn)[column] == pytest.approx(by_hand)
+    held = sum(part.buffer_info()[1] * part.itemsize for part in (numbers._rows, numbers._places, numbers._values))
+    assert held == 16 * sum(map(len, rows))
