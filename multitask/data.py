@@ -7,15 +7,14 @@ Nothing here holds more than one record, or one batch of a hub set.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from multitask.config import DataConfig, SourceConfig, load, read_yaml, shipped
 from multitask.errors import InputError, RowError, suggest
+from multitask.formatting import fields
 from multitask.records import Found, Record, existing, file_records, sha256_of, short
 from multitask.task import Task
 
@@ -135,7 +134,7 @@ class _Schema:
 
     def __init__(self, task: Task, source: SourceConfig) -> None:
         self.task, self.source = task, source
-        self.fields = _fields(task)
+        self.fields = fields(task.stream)
         self.skip_labels = frozenset(_key(label) for label in source.skip_labels)
         self.labels = {_key(k): words for k, words in _labels(task, source).items()}
         self.closed: dict[str, _Closed] = {}
@@ -288,16 +287,6 @@ def _check_text(text: str, field: str, where: str) -> None:
             ) from None
 
 
-@cache
-def _pattern_fields(stream: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\{(\w+)\}", stream))
-
-
-def _fields(task: Task) -> tuple[str, ...]:
-    """Field names of the stream pattern, in order."""
-    return _pattern_fields(task.stream)
-
-
 def _labels(task: Task, source: SourceConfig) -> Mapping[str | int, str | dict[str, str]]:
     if task.label is None:
         return {}
@@ -431,7 +420,9 @@ def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Fou
     from multitask import world
 
     try:
-        for number, found in enumerate(world.rows(frozenset(_fields(task)), split, _world_count(source, split)), 1):
+        for number, found in enumerate(
+            world.rows(frozenset(fields(task.stream)), split, _world_count(source, split)), 1
+        ):
             where = f"world:{split}:{number}"
             yield Found(where, where, found)
     except InputError as error:

@@ -50,9 +50,12 @@ def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, 2019), fused where it exists; only matrices of layers decay."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = [p for name, p in trained if p.ndim >= 2 and "wte" not in name and "wpe" not in name]
-    rest = [p for name, p in trained if not (p.ndim >= 2 and "wte" not in name and "wpe" not in name)]
+    decays: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and "wte" not in name and "wpe" not in name
+            (decays if is_matrix else rest).append(parameter)
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -266,6 +269,7 @@ class Loop:
         else:
             self.num_worse += 1
         self._write({**record, "is_best": is_best})
+        self.accelerator.log({f"validation/{name}": value for name, value in loss.items()}, step=self.step)
 
     @property
     def _best_folder(self) -> Path:
@@ -310,7 +314,6 @@ class Loop:
                 "sums": sums,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "num_threads": torch.get_num_threads(),
-                "max_steps": self.max_steps,
                 "precision": self.train.precision,
             }
             path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
