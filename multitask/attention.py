@@ -5,6 +5,8 @@ the row exists, no token of another example is ever multiplied. Registered with 
 arrives as the keyword argument `segments` of the model's `forward`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +17,18 @@ from transformers import AttentionInterface
 from multitask.batching import Segments
 
 
-@lru_cache(maxsize=64)
 def _future(length: int, device: torch.device) -> Tensor:
     """True where a position (row) must not look (column), (L, L)."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    return _square(1 << (length - 1).bit_length(), device)[:length, :length]
+
+
+@lru_cache(maxsize=16)
+def _square(length: int, device: torch.device) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-    """Causal attention written out, (B, H, L, D): on a CPU faster than the fused kernel, whose backward is slow."""
+    """Causal attention written out, (B, H, L, D)."""
     scores = (query * scaling) @ key.transpose(-1, -2)
     weights = (
         scores.masked_fill(_future(query.shape[-2], query.device), torch.finfo(scores.dtype).min)
@@ -39,39 +45,122 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: fl
     )
 
 
-def _apart(kernel: Any) -> Any:
-    def forward(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        segments: Segments | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """query, key, value (B, H, T, D) -> (B, T, H, D). Without segments: causal rows, padded at their end."""
-        if segments is None:
-            return kernel(query, key, value, scaling, dropout).transpose(1, 2), None
-        heads = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
-        outputs = []
-        for index in segments.gather:
-            # index_select: the gradient of `h[index]` takes four times as long.
-            grouped = (
-                h.index_select(0, index.view(-1)).view(*index.shape, *h.shape[1:]).transpose(1, 2) for h in heads
-            )
-            outputs.append(kernel(*grouped, scaling, dropout).transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs).index_select(0, segments.scatter).unsqueeze(0), None
+class _EagerApart(torch.autograd.Function):
+    """`_eager` over all groups of a row, its gradient written by hand: on a CPU the fastest of all ways tried.
 
-    return forward
+    The fused kernel's backward is slow there, and so is the gradient of gathering: it adds into rows one by one, though
+    only an example's own positions receive any. What repeats its last position lies in its future, gets no weight and
+    leaves no output, so that gradients too are just gathered.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+    ) -> Tensor:
+        """query, key, value (H, T, D) -> (T, H, D)."""
+        num_heads, _, width = query.shape
+        parts = [part.contiguous() for part in (query, key, value)]
+        outputs, saved = [], []
+        for index in segments.gather:
+            num, length = index.shape
+            shape = (num_heads * num, length, width)
+            q, k, v = (part.index_select(1, index.view(-1)).view(shape) for part in parts)
+            q *= scaling
+            scores = torch.bmm(q, k.transpose(1, 2))
+            scores.masked_fill_(_future(length, scores.device), torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1).to(v.dtype)
+            kept, mask = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
+            outputs.append(torch.bmm(kept, v).view(num_heads, num * length, width))
+            saved += [q, k, v, weights, mask]
+        ctx.save_for_backward(*saved)
+        ctx.scaling, ctx.dropout, ctx.segments = scaling, dropout, segments
+        return torch.cat(outputs, 1).index_select(1, segments.scatter).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient (T, H, D) -> gradients of query, key and value (H, T, D)."""
+        _, num_heads, width = grad.shape
+        segments: Segments = ctx.segments
+        saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        num_places = sum(index.numel() for index in segments.gather)
+        placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, segments.scatter, grad.transpose(0, 1))
+        grads: tuple[list[Tensor], ...] = ([], [], [])
+        start = 0
+        for number, index in enumerate(segments.gather):
+            num, length = index.shape
+            q, k, v, weights, mask = saved[5 * number : 5 * number + 5]
+            flat = (num_heads, num * length, width)
+            out = placed[:, start : start + num * length].reshape(num_heads * num, length, width)
+            start += num * length
+            by_weight, kept = torch.bmm(out, v.transpose(1, 2)), weights
+            if mask is not None:
+                keep = mask.to(weights.dtype) / (1 - ctx.dropout)
+                by_weight, kept = by_weight * keep, weights * keep
+            by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+            grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
+            grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))
+            grads[2].append(torch.bmm(kept.transpose(1, 2), out).view(flat))
+        return *(torch.cat(part, 1).index_select(1, segments.scatter) for part in grads), None, None, None
+
+
+def eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query, key, value (B, H, T, D) -> (B, T, H, D). Without segments: causal rows, padded at their end."""
+    if segments is None:
+        return _eager(query, key, value, scaling, dropout).transpose(1, 2), None
+    apart: Tensor = _EagerApart.apply(query[0], key[0], value[0], scaling, dropout, segments)  # type: ignore[no-untyped-call]
+    return apart.unsqueeze(0), None
+
+
+def sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The same with the fused kernel."""
+    if segments is None:
+        return _sdpa(query, key, value, scaling, dropout).transpose(1, 2), None
+    heads = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
+    outputs = []
+    for index in segments.gather:
+        # index_select: the gradient of `h[index]` takes four times as long.
+        shape = (*index.shape, *heads[0].shape[1:])
+        q, k, v = (h.index_select(0, index.view(-1)).view(shape).transpose(1, 2) for h in heads)
+        outputs.append(_sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, segments.scatter).unsqueeze(0), None
 
 
 KERNELS = {"eager": "multitask_eager", "sdpa": "multitask_sdpa"}
-AttentionInterface.register(KERNELS["eager"], _apart(_eager))
-AttentionInterface.register(KERNELS["sdpa"], _apart(_sdpa))
+AttentionInterface.register(KERNELS["eager"], eager)
+AttentionInterface.register(KERNELS["sdpa"], sdpa)
 
 
 def name_for(device: torch.device) -> str:
     """The attention that is fast on a device."""
     return KERNELS["eager" if device.type == "cpu" else "sdpa"]
+
+
+@contextmanager
+def using(base: Any, name: str) -> Iterator[None]:
+    """A transformers model with another attention for a while."""
+    before = base.config._attn_implementation
+    base.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        base.config._attn_implementation = before

@@ -3,29 +3,14 @@
 `generate(model, [[5, 6], [7]], max_new_tokens=8, ...)` -> the ids that the model wrote for each, end marker left off.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from multitask.attention import using
 from multitask.batching import Ids
 from multitask.loss import plain_model
-
-
-@contextmanager
-def native_attention(model: Any) -> Iterator[None]:
-    """Transformers' own attention, which knows left padding and the key-value cache."""
-    base = plain_model(model)
-    before = base.config._attn_implementation
-    base.config._attn_implementation = "sdpa"
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        base.config._attn_implementation = before
-        model.train(was_training)
 
 
 @torch.no_grad()
@@ -39,7 +24,9 @@ def generate(
     device = next(model.parameters()).device
     written: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
-    with native_attention(model):
+    was_training = model.training
+    model.eval()
+    with using(plain_model(model), "sdpa"):  # transformers' own, which knows left padding and the key-value cache
         while order:
             longest = len(prompts[order[0]])
             size = max(1, batch_tokens // (longest + max_new_tokens))
@@ -60,4 +47,5 @@ def generate(
             for number, new in zip(numbers, output, strict=True):
                 finished = end_id in new
                 written[number] = (new[: new.index(end_id)] if finished else new, finished)
+    model.train(was_training)
     return written

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from multitask import metrics
-from multitask.attention import name_for
 from multitask.baselines import Fitted
 from multitask.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from multitask.data import has_split, resolve
@@ -354,7 +353,6 @@ def evaluate(
     """Scores a loaded model; with `out`, writes `out` and `out.predictions/`. Returns what the file holds."""
     started = time.perf_counter()
     base = plain_model(model)
-    base.config._attn_implementation = name_for(next(model.parameters()).device)
     block_size = min(window(config.train, model), base.config.n_positions)
     vocabulary = tokenizer.get_vocab()
     check_metrics(tasks)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from multitask.attention import KERNELS
 from multitask.batching import Batch
 
 _CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
@@ -37,10 +39,13 @@ class _ProjectedNLL(torch.autograd.Function):
             part = slice(start, start + size)
             chunk, gold = hidden[part].to(dtype), labels[part, None]
             logits = (chunk @ projection.T).float()
-            total = logits.logsumexp(-1, keepdim=True)
-            nll[part] = (total - logits.gather(-1, gold)).squeeze(-1)
+            logits -= logits.amax(-1, keepdim=True)
+            gold_logit = logits.gather(-1, gold)
+            share = logits.exp_()
+            total = share.sum(-1, keepdim=True)
+            nll[part] = (total.log() - gold_logit).squeeze(-1)
             if needs_hidden or needs_matrix:
-                share = logits.sub_(total).exp_()  # softmax, in place
+                share /= total  # softmax, in place
                 share.scatter_add_(-1, gold, torch.full_like(gold, -1, dtype=torch.float32))
                 share = share.mul_((weights[part] / scale)[:, None]).to(dtype)
                 if grad_hidden is not None:
@@ -80,10 +85,7 @@ class TokenNLL(nn.Module):
     def forward(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """One pass over a batch; a `PeftModel` is looked through to its base model."""
         base = plain_model(self.model)
-        hidden = base.transformer(
-            batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
-        ).last_hidden_state
-        hidden = hidden.flatten(0, 1).index_select(0, batch.targets - 1)
+        hidden = hidden_before_targets(base.transformer, batch)
         labels = batch.input_ids.view(-1)[batch.targets]
         matrix = head_matrix(base)
         if not torch.is_grad_enabled():
@@ -94,6 +96,34 @@ class TokenNLL(nn.Module):
             hidden, matrix, labels, batch.weights * scale, dtype
         )
         return loss, nll.detach()
+
+
+def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
+    """`GPT2Model.forward` for a batch, where it matters: (M, C) final hidden states of the positions before targets.
+
+    Nothing follows the last block's attention but a function of each position alone, so that block's projection, its
+    MLP and the final norm run on M positions instead of B*T.
+    """
+    hidden = transformer.drop(transformer.wte(batch.input_ids) + transformer.wpe(batch.position_ids))
+    for block in transformer.h[:-1]:
+        hidden = block(hidden, segments=batch.segments)
+    last, before = transformer.h[-1], batch.targets - 1
+    attention = last.attn
+    query, key, value = (
+        part.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        for part in attention.c_attn(last.ln_1(hidden)).split(attention.split_size, dim=2)
+    )
+    dropout = attention.attn_dropout.p if attention.training else 0.0
+    name = transformer.config._attn_implementation
+    assert name in KERNELS.values(), f"'{name}' does not keep the examples of a row apart"
+    attend = ALL_ATTENTION_FUNCTIONS[name]
+    mixed, _ = attend(
+        attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, segments=batch.segments
+    )
+    mixed = attention.c_proj(mixed.flatten(0, 1).index_select(0, before).flatten(1))
+    hidden = hidden.flatten(0, 1).index_select(0, before) + attention.resid_dropout(mixed)
+    final: Tensor = transformer.ln_f(hidden + last.mlp(last.ln_2(hidden)))
+    return final
 
 
 def plain_model(model: Any) -> Any:

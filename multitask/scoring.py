@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from multitask.attention import name_for, using
 from multitask.batching import Ids, collate
-from multitask.loss import TokenNLL
+from multitask.loss import TokenNLL, plain_model
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,7 +51,7 @@ def example_nll(
     nats, tokens = np.zeros(len(examples)), np.zeros(len(examples))
     for numbers in _by_length(examples, batch_tokens):
         batch = collate([examples[n] for n in numbers]).to(device)
-        with autocast():
+        with autocast(), using(plain_model(model), name_for(device)):
             _, nll = scorer(batch)
         owners = batch.owners.cpu().numpy()
         nats[numbers] = np.bincount(owners, nll.double().cpu().numpy(), minlength=len(numbers))

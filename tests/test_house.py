@@ -18,8 +18,8 @@ PLUGINS = sorted([*(ROOT / "tasks").glob("*.py"), *(ROOT / "examples" / "tasks")
 FLOORS = (
     "task config errors",
     "records data world formatting registry mixture",
-    "encoding examples batching loss",
-    "attention model checkpoint decoding scoring metrics baselines device",
+    "encoding examples batching attention loss",
+    "model checkpoint decoding scoring metrics baselines device",
     "loop training evaluation plots preview fewshot benchmark report",
     "api cli __init__",
 )
