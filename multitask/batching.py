@@ -6,6 +6,7 @@ hold the same examples, so both have the same loss.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -86,8 +87,14 @@ class BlockStream:
         return taken
 
     def epochs(self) -> dict[str, float]:
-        """How often each task's rows have been drawn, up to the current window."""
-        return self.mixture.epochs(self.cursor[0] * self.window)
+        """How often each task's rows have been taken, to the block."""
+        window, at = self.cursor
+        epochs = self.mixture.epochs(window * self.window)
+        taken = Counter(drawn.task for block in self._blocks[:at] for drawn in block) if window == self._at else {}
+        return {
+            name: round(epochs[name] + taken.get(number, 0) / size, 4)
+            for number, (name, size) in enumerate(self.mixture.sizes.items())
+        }
 
     def _pack(self, window: int) -> list[Block]:
         tasks, _, rows = self.mixture.draws(window * self.window, (window + 1) * self.window)
@@ -186,13 +193,16 @@ def collate(
         weights=torch.from_numpy(weights[targets]),
         owners=torch.from_numpy(owners[targets]),
         is_target=torch.from_numpy(is_target[targets]),
-        segments=_segments(starts, lengths) if layout == "packed" else None,
+        segments=group_by_length(starts, lengths) if layout == "packed" else None,
         num_tokens=int(lengths.sum()),
     )
 
 
-def _segments(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Segments:
-    """Groups examples of similar length: the longest at most a quarter and 4 tokens above the shortest."""
+def group_by_length(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Segments:
+    """Groups examples of similar length: the longest at most a quarter and 4 tokens above the shortest.
+
+    starts, lengths (N,): where each example begins in the flat row, and how long it is.
+    """
     order = np.argsort(lengths, kind="stable")
     groups: list[npt.NDArray[np.int64]] = []
     first = 0

@@ -1,51 +1,121 @@
-"""Greedy answers: prompts of similar length together, padded on the left, each until `<|end|>`.
+"""Greedy answers: each row until it is done, its place then taken by the next one.
 
-`generate(model, [[5, 6], [7]], max_new_tokens=8, ...)` -> the ids that the model wrote for each, end marker left off.
+`generate(model, [[5, 6], [7]], 8, {2}, 8192)` -> the ids that the model wrote for each prompt, the end left off, and
+whether it ended by itself. What all prompts begin with is read once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
 
-from multitask.attention import using
 from multitask.batching import Ids
-from multitask.loss import plain_model
+from multitask.inference import Prefix, Slots, common_prefix, logits, reads_exactly
+
+IsDone = Callable[[list[int]], bool]
 
 
 @torch.no_grad()
 def generate(
-    model: Any, prompts: Sequence[Ids], max_new_tokens: int, end_id: int, pad_id: int, batch_tokens: int
+    model: Any,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    end_ids: Set[int],
+    batch_tokens: int,
+    is_done: IsDone = lambda new: False,
+    max_rows: int | None = None,
 ) -> list[tuple[list[int], bool]]:
-    """Greedy continuation of each prompt: (ids without the end marker, True if the end marker was written).
+    """Greedy continuation of each prompt: (ids without the end, True if it ended before `max_new_tokens`).
 
     A prompt leaves room: its length and `max_new_tokens` together fit the model's positions.
+
+    Args:
+        model: any causal language model of transformers, or a PEFT model on one.
+        prompts: ids, at least one each.
+        max_new_tokens: most ids written for a prompt.
+        end_ids: ids that end an answer and are no part of it.
+        batch_tokens: most tokens of all rows in work; a limit on memory.
+        is_done: whether the ids written so far are a whole answer; they are kept.
+        max_rows: most rows in work; None: as many as `batch_tokens` holds.
     """
-    device = next(model.parameters()).device
-    written: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    if not prompts:
+        return []
     was_training = model.training
     model.eval()
-    with using(plain_model(model), "sdpa"):  # transformers' own, which knows left padding and the key-value cache
-        while order:
-            longest = len(prompts[order[0]])
-            size = max(1, batch_tokens // (longest + max_new_tokens))
-            numbers, order = order[:size], order[size:]
-            ids = torch.full((len(numbers), longest), pad_id)
-            mask = torch.zeros_like(ids)
-            for row, number in enumerate(numbers):
-                ids[row, longest - len(prompts[number]) :] = torch.tensor(prompts[number])
-                mask[row, longest - len(prompts[number]) :] = 1
-            output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=end_id,
-                pad_token_id=pad_id,
-            )[:, longest:].tolist()
-            for number, new in zip(numbers, output, strict=True):
-                finished = end_id in new
-                written[number] = (new[: new.index(end_id)] if finished else new, finished)
+    longest = max(map(len, prompts)) + max_new_tokens
+    size = min(len(prompts), max_rows or max(1, batch_tokens // longest))
+    write = _in_slots if reads_exactly(model) else _in_batches
+    written: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+    for number, new, finished in write(model, prompts, max_new_tokens, end_ids, is_done, size):
+        written[number] = new, finished
     model.train(was_training)
     return written
+
+
+def _in_slots(
+    model: Any, prompts: Sequence[Ids], max_new_tokens: int, end_ids: Set[int], is_done: IsDone, size: int
+) -> Iterator[tuple[int, list[int], bool]]:
+    """Rows in `size` places, longest prompt first; new ones are let in when a quarter of the places is free."""
+    shared = common_prefix(prompts)
+    prefix = Prefix(model, prompts[0][:shared])
+    waiting = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    slots = Slots(prefix, size, max(map(len, prompts)) - shared + max_new_tokens)
+    rows: list[tuple[int, list[int]]] = []  # number and ids written, by place
+    while waiting or rows:
+        if waiting and (not rows or size - len(rows) >= max(1, size // 4)):
+            num_new = min(len(waiting), size - len(rows))
+            numbers = [waiting.pop() for _ in range(num_new)]
+            hidden = slots.admit(model, [prompts[n][shared:] for n in numbers])
+            fresh = list(range(len(rows), len(rows) + num_new))
+            rows += [(number, []) for number in numbers]
+        else:
+            hidden = slots.grow(model, [new[-1] for _, new in rows])
+            fresh = list(range(len(rows)))
+        for place, token in reversed(list(zip(fresh, logits(model, hidden).argmax(-1).tolist(), strict=True))):
+            number, new = rows[place]
+            ended = token in end_ids
+            if not ended:
+                new.append(token)
+            if ended or is_done(new):
+                yield number, new, True
+            elif len(new) == max_new_tokens:
+                yield number, new, False
+            else:
+                continue
+            slots.drop(place)
+            rows[place] = rows[-1]
+            rows.pop()
+
+
+def _in_batches(
+    model: Any, prompts: Sequence[Ids], max_new_tokens: int, end_ids: Set[int], is_done: IsDone, size: int
+) -> Iterator[tuple[int, list[int], bool]]:
+    """Transformers' own `generate`, padded on the left, for models that cannot read through `Memory`."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    for start in range(0, len(order), size):
+        numbers = order[start : start + size]
+        longest = len(prompts[numbers[0]])
+        ids, mask = torch.zeros(len(numbers), longest, dtype=torch.long), torch.zeros(len(numbers), longest).long()
+        for row, number in enumerate(numbers):
+            ids[row, longest - len(prompts[number]) :] = torch.as_tensor(list(prompts[number]))
+            mask[row, longest - len(prompts[number]) :] = 1
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(end_ids),
+            pad_token_id=0,
+        )[:, longest:].tolist()
+        for number, new in zip(numbers, output, strict=True):
+            yield number, *_up_to_end(new, end_ids, is_done)
+
+
+def _up_to_end(new: list[int], end_ids: Set[int], is_done: IsDone) -> tuple[list[int], bool]:
+    for at, token in enumerate(new):
+        if token in end_ids:
+            return new[:at], True
+        if is_done(new[: at + 1]):
+            return new[: at + 1], True
+    return new, False

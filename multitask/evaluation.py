@@ -224,8 +224,7 @@ class TaskScorer:
             self.model,
             prompts,
             self.task.max_new_tokens,
-            self.end_id,
-            self.tokenizer.pad_token_id,
+            {self.end_id},
             self.config.batch_tokens,
         )
         parse = self.task.parse or str.strip

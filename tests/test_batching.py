@@ -97,6 +97,15 @@ def test_epochs_count_what_was_drawn() -> None:
     assert made.epochs() == pytest.approx({"a": 1.86, "b": 1.86, "c": 1.86}, abs=0.1)
 
 
+def test_epochs_move_with_every_block() -> None:
+    made = stream(window=256)
+    sizes, taken = made.mixture.sizes, dict.fromkeys(made.mixture.sizes, 0)
+    while made.cursor[0] < 2:
+        for drawn in made.next_blocks(1)[0]:
+            taken[list(sizes)[drawn.task]] += 1
+        assert made.epochs() == pytest.approx({name: taken[name] / sizes[name] for name in sizes}, abs=1e-4)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("most_tokens", [10, 64, 200, 10_000])
 def test_micro_steps_hold_every_example_of_a_step(layout: Any, most_tokens: int) -> None:

@@ -131,9 +131,9 @@ def test_rows_may_have_other_choices(wild: GPT2LMHeadModel) -> None:
 def test_batched_decoding_is_one_by_one(wild: GPT2LMHeadModel, kind: Any) -> None:
     rng = np.random.default_rng(1)
     prompts = [kind(rng.integers(0, 50, int(length)).tolist()) for length in rng.integers(1, 52, 24)]
-    together = generate(wild, prompts, 12, 7, 0, 100000)
-    alone = [generate(wild, [prompt], 12, 7, 0, 1)[0] for prompt in prompts]
-    assert together == alone == generate(wild, prompts, 12, 7, 0, 200)
+    together = generate(wild, prompts, 12, {7}, 100000)
+    alone = [generate(wild, [prompt], 12, {7}, 1)[0] for prompt in prompts]
+    assert together == alone == generate(wild, prompts, 12, {7}, 200)
     assert {finished for _, finished in alone} == {True, False}
     for prompt, (ids, finished) in zip(prompts, together, strict=True):
         everything = [int(i) for i in prompt]
@@ -147,7 +147,7 @@ def test_batched_decoding_is_one_by_one(wild: GPT2LMHeadModel, kind: Any) -> Non
 def test_decoding_leaves_the_model_as_it_was(wild: GPT2LMHeadModel) -> None:
     wild.train()
     wild.config._attn_implementation = "eager"
-    generate(wild, [[1, 2]], 2, 7, 0, 100)
+    generate(wild, [[1, 2]], 2, {7}, 100)
     assert wild.training
     assert wild.config._attn_implementation == "eager"
     wild.eval()

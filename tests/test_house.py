@@ -19,8 +19,8 @@ FLOORS = (
     "task config errors",
     "records data world formatting registry mixture",
     "encoding examples batching attention loss",
-    "model checkpoint decoding scoring metrics baselines device",
-    "loop training evaluation plots preview fewshot benchmark report",
+    "inference model checkpoint decoding scoring metrics hygiene baselines device",
+    "loop training evaluation running base plots preview fewshot benchmark report",
     "api cli __init__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
