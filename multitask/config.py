@@ -4,6 +4,7 @@
 lists every problem with its path.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -226,10 +227,38 @@ class EvalConfig(Settings):
     """Score the first so many rows of each task; None: all."""
     batch_tokens: int = Field(8192, ge=16)
     """Tokens of one forward pass; a limit on memory, results stay the same."""
+    max_free_rows: int = Field(200, ge=1)
+    """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
+    metrics, one sampled text each, to be described."""
+    hub_metrics: list[str] = []
+    """Further metrics of texts, by hub name or path of a script, through `evaluate.load`; their code is run."""
     num_bootstrap: int = Field(1000, ge=10)
     """Resamples behind each 95 % interval."""
-    rouge_tokenizer: dict[str, Literal["words", "eojeol", "chars"]] = {"en": "words", "ko": "eojeol"}
+    rouge_tokenizer: dict[str, Literal["words", "eojeol", "chars", "morphemes"]] = {"en": "words", "ko": "eojeol"}
     """ROUGE's text tokenizer by language; a language not named uses eojeol (split at white space)."""
+
+
+class FewshotConfig(Settings):
+    """How a model is prompted that was never taught the tasks."""
+
+    shots: list[int] = Field([0, 1, 4, 8], min_length=1)
+    """Numbers of solved examples (demonstrations) before each question."""
+    draws: int = Field(5, ge=1)
+    """Sets of demonstrations drawn from the training split, each a function of the seed; zero-shot has one."""
+    balanced: bool = False
+    """Draw demonstrations of a closed task from its classes in turns."""
+    separator: str = "\n\n"
+    """What stands between demonstrations. A tokenizer that cannot write line breaks gets another mark for each."""
+    rule: Literal["raw", "per_token", "per_byte", "calibrated"] = "raw"
+    """Which likelihood of a choice predicts: summed, per token, per byte of text, or over that after a content-free
+    question (Zhao et al., 2021). All four are reported."""
+
+    @field_validator("shots")
+    @classmethod
+    def _in_order(cls, value: list[int]) -> list[int]:
+        if min(value) < 0:
+            raise ValueError(f"a number of demonstrations cannot be negative, found {min(value)}")
+        return sorted(set(value))
 
 
 class RunConfig(Settings):
@@ -246,12 +275,45 @@ class RunConfig(Settings):
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    fewshot: FewshotConfig = FewshotConfig()
+
+
+Arm = Literal["trivial", "prompted", "single", "single-lora", "multitask", "multitask-lora"]
+
+
+class BenchmarkConfig(Settings):
+    """A suite: the same rows scored for models tuned in several ways, for prompting, and for no model at all."""
+
+    base: str | None = "demo_base"
+    """What is prompted and tuned: the recipe of a base (`configs/<name>.yaml`, trained when it is first needed and
+    kept), a hub name, or a model folder. None: tuned arms begin with an empty model, and nothing is prompted."""
+    arms: list[Arm] = Field(["trivial", "prompted", "single", "multitask", "multitask-lora"], min_length=1)
+    """trivial: no model. prompted: the base with `run.fewshot.shots` demonstrations. single, multitask: tuned on each
+    task alone, on all together; with `-lora`, by LoRA."""
+    seeds: list[int] = Field([7, 8], min_length=1)
+    """Each tuned arm is trained once with each."""
+    run: dict[str, Any] = {}
+    """Settings of every arm, as of `train`."""
+    single: dict[str, Any] = {}
+    """Settings on top for single-task arms."""
+    lora: dict[str, Any] = {}
+    """Settings on top for LoRA arms."""
 
 
 def shipped(folder: str) -> Path:
     """`tasks` or `configs` as shipped: inside the installed package, or beside it in a checkout."""
     inside = Path(__file__).parent / folder
     return inside if inside.is_dir() else Path(__file__).parent.parent / folder
+
+
+def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them, section by section."""
+    result = dict(settings)
+    for overlay in overlays:
+        for name, value in overlay.items():
+            inner = result.get(name)
+            result[name] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
 
 from multitask.batching import Ids
 from multitask.inference import Prefix, Slots, common_prefix, logits, reads_exactly
 
 IsDone = Callable[[list[int]], bool]
+Uniform = Callable[[int, int], float]
 
 
 @torch.no_grad()
@@ -24,8 +27,9 @@ def generate(
     batch_tokens: int,
     is_done: IsDone = lambda new: False,
     max_rows: int | None = None,
+    uniform: Uniform | None = None,
 ) -> list[tuple[list[int], bool]]:
-    """Greedy continuation of each prompt: (ids without the end, True if it ended before `max_new_tokens`).
+    """Greedy, or sampled, continuation of each prompt: (ids without the end, True if it ended before `max_new_tokens`).
 
     A prompt leaves room: its length and `max_new_tokens` together fit the model's positions.
 
@@ -37,6 +41,8 @@ def generate(
         batch_tokens: most tokens of all rows in work; a limit on memory.
         is_done: whether the ids written so far are a whole answer; they are kept.
         max_rows: most rows in work; None: as many as `batch_tokens` holds.
+        uniform: None: greedy. Else each token is drawn from the model's distribution, with the number in [0, 1) that
+            this gives for (row, step): the same numbers, the same text, whatever shares the pass.
     """
     if not prompts:
         return []
@@ -44,16 +50,37 @@ def generate(
     model.eval()
     longest = max(map(len, prompts)) + max_new_tokens
     size = min(len(prompts), max_rows or max(1, batch_tokens // longest))
-    write = _in_slots if reads_exactly(model) else _in_batches
     written: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-    for number, new, finished in write(model, prompts, max_new_tokens, end_ids, is_done, size):
+    if reads_exactly(model):
+        rows = _in_slots(model, prompts, max_new_tokens, end_ids, is_done, size, uniform)
+    else:
+        rows = _in_batches(model, prompts, max_new_tokens, end_ids, is_done, size, uniform)
+    for number, new, finished in rows:
         written[number] = new, finished
     model.train(was_training)
     return written
 
 
+def _pick(scores: Tensor, at: Sequence[tuple[int, int]], uniform: Uniform | None) -> list[int]:
+    """The next token of each of (row, step): the likeliest, or the one whose share of the whole holds the number."""
+    if uniform is None:
+        greedy: list[int] = scores.argmax(-1).tolist()
+        return greedy
+    heights = scores.double().softmax(-1).cumsum(-1)
+    drawn = torch.tensor([[uniform(row, step)] for row, step in at], dtype=torch.float64, device=scores.device)
+    picked = torch.searchsorted(heights, drawn * heights[:, -1:], right=True).squeeze(-1)
+    sampled: list[int] = picked.clamp_max(scores.shape[-1] - 1).tolist()
+    return sampled
+
+
 def _in_slots(
-    model: Any, prompts: Sequence[Ids], max_new_tokens: int, end_ids: Set[int], is_done: IsDone, size: int
+    model: Any,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    end_ids: Set[int],
+    is_done: IsDone,
+    size: int,
+    uniform: Uniform | None,
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Rows in `size` places, longest prompt first; new ones are let in when a quarter of the places is free."""
     shared = common_prefix(prompts)
@@ -71,7 +98,9 @@ def _in_slots(
         else:
             hidden = slots.grow(model, [new[-1] for _, new in rows])
             fresh = list(range(len(rows)))
-        for place, token in reversed(list(zip(fresh, logits(model, hidden).argmax(-1).tolist(), strict=True))):
+        steps = [(rows[place][0], len(rows[place][1])) for place in fresh]
+        picked = _pick(logits(model, hidden), steps, uniform)
+        for place, token in reversed(list(zip(fresh, picked, strict=True))):
             number, new = rows[place]
             ended = token in end_ids
             if not ended:
@@ -88,7 +117,13 @@ def _in_slots(
 
 
 def _in_batches(
-    model: Any, prompts: Sequence[Ids], max_new_tokens: int, end_ids: Set[int], is_done: IsDone, size: int
+    model: Any,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    end_ids: Set[int],
+    is_done: IsDone,
+    size: int,
+    uniform: Uniform | None,
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Transformers' own `generate`, padded on the left, for models that cannot read through `Memory`."""
     device = next(model.parameters()).device
@@ -100,6 +135,14 @@ def _in_batches(
         for row, number in enumerate(numbers):
             ids[row, longest - len(prompts[number]) :] = torch.as_tensor(list(prompts[number]))
             mask[row, longest - len(prompts[number]) :] = 1
+
+        def only_picked(
+            so_far: Tensor, scores: Tensor, numbers: Sequence[int] = numbers, longest: int = longest
+        ) -> Tensor:
+            picked = _pick(scores, [(number, so_far.shape[1] - longest) for number in numbers], uniform)
+            only = torch.full_like(scores, -torch.inf)
+            return only.scatter(1, torch.tensor(picked, device=scores.device)[:, None], 0.0)
+
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -107,6 +150,7 @@ def _in_batches(
             do_sample=False,
             eos_token_id=sorted(end_ids),
             pad_token_id=0,
+            logits_processor=LogitsProcessorList([only_picked] if uniform is not None else []),
         )[:, longest:].tolist()
         for number, new in zip(numbers, output, strict=True):
             yield number, *_up_to_end(new, end_ids, is_done)

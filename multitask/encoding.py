@@ -47,11 +47,7 @@ class RowEncoder:
         self.block_size = block_size
         self.answer_room = answer_room
         self.marker_ids: dict[str, int] = dict(tokenizer.get_added_vocab())
-        # A copy that reads special tokens in user text as plain text; the tokenizer itself keeps parsing them.
-        self.plain: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.plain.encode_special_tokens = True
-        self.plain.no_truncation()  # what an earlier call of the tokenizer asked for stays switched on in it
-        self.plain.no_padding()
+        self.plain = plain_reader(tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | None]:
         """Rows to examples, in order; None for a row to refuse.
@@ -116,6 +112,15 @@ class RowEncoder:
                 return ids or None
             room -= len(ids) - limit
         return None
+
+
+def plain_reader(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that reads special tokens in user text as plain text; the tokenizer itself keeps parsing them."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.encode_special_tokens = True
+    plain.no_truncation()  # what an earlier call of the tokenizer asked for stays switched on in it
+    plain.no_padding()
+    return plain
 
 
 def lost_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, plain: Tokenizer) -> Counter[str]:

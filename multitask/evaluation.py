@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,8 +19,8 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from multitask import metrics
-from multitask.baselines import Fitted
+from multitask import metrics, writing
+from multitask.baselines import Fitted, some_rows, unigram_nll
 from multitask.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from multitask.data import has_split, resolve
 from multitask.decoding import generate
@@ -28,6 +29,7 @@ from multitask.encoding import RowEncoder
 from multitask.errors import InputError, suggest
 from multitask.examples import Examples, prepare
 from multitask.formatting import markers, parse
+from multitask.hygiene import hygiene
 from multitask.loss import plain_model
 from multitask.scoring import choose, example_nll
 from multitask.task import END, Task
@@ -42,12 +44,19 @@ def window(config: TrainConfig, model: Any) -> int:
     return config.block_size or min(plain_model(model).config.n_positions, config.batch_tokens)
 
 
-def check_metrics(tasks: Mapping[str, Task]) -> None:
-    """Raises InputError for a task whose metrics do not exist or are none."""
+def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:
+    """Raises InputError for a task without metrics or with unknown ones, and a text tokenizer that is not installed."""
+    for language, tokenizer in config.rouge_tokenizer.items():
+        metrics.build("rouge1", language, tokenizer)
     for name, task in tasks.items():
         unknown = [metric for metric in task.metrics if metric not in metrics.NAMES]
         if unknown:
             raise InputError(f"task '{name}': no metric '{unknown[0]}'; {suggest(unknown[0], metrics.NAMES)}")
+        if task.metrics and metrics.build(task.metrics[0], "en").higher_is_better is None:
+            raise InputError(
+                f"task '{name}': its first metric is its score, and '{task.metrics[0]}' has no better or worse; put "
+                "another one first"
+            )
         if not task.metrics:
             raise InputError(f"task '{name}' has no metrics; its score needs one of {', '.join(metrics.NAMES)}")
 
@@ -82,10 +91,10 @@ def score_model(
     scored: dict[str, Any] = {"data": {}, "tasks": {}}
     for name, task in tasks.items():
         started = time.perf_counter()
-        fitted = None  # of a set for testing only: its baselines are left out
+        fitted = train = None  # of a set for testing only: its baselines are left out
         if any(has_split(source, "train") for source in resolve(task, config.data)):
             train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-            fitted = Fitted(train, task.target, len(tokenizer), config.seed)
+            fitted = Fitted(some_rows(train), task.target, config.seed, unigram_nll(train, len(tokenizer)))
         scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
@@ -93,10 +102,37 @@ def score_model(
                 result = scorer.score(rows[name], fitted, file)
         else:
             result = scorer.score(rows[name], fitted, None)
+        result |= _freely(model, tokenizer, task, tasks, rows[name], config, block_size)
         scored["data"][name] = {**rows[name].report, "num_tokens": int(rows[name].lengths.sum())}
+        if train is not None:
+            scored["data"][name]["hygiene"] = hygiene(_texts(train), _texts(rows[name]))
         scored["tasks"][name] = result
         report({"event": "task", "task": name, "result": result, "elapsed_s": time.perf_counter() - started})
     return scored
+
+
+def _freely(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    tasks: Mapping[str, Task],
+    rows: Examples,
+    config: RunConfig,
+    block_size: int,
+) -> dict[str, Any]:
+    """What a results file says of answers that nothing holds."""
+    if task.is_closed:
+        outside, num = writing.num_outside(model, tokenizer, task, rows, config.eval)
+        return {"free_answers": {"num": num, "num_outside": outside}}
+    if any(name not in metrics.FROM_NLL for name in task.metrics):
+        return {}
+    described = writing.describe(model, tokenizer, task, tasks, rows, config.eval, block_size, config.seed)
+    return {"generation": described}
+
+
+def _texts(rows: Examples) -> Iterator[str]:
+    """All fields of each row as one text."""
+    return (" ".join(row["fields"].values()) for row in rows.rows())
 
 
 def first_metrics(
@@ -117,7 +153,8 @@ def first_metrics(
         found = scorer.score(rows[name], None, None)["metrics"]
         if task.metrics[0] in found:
             value = found[task.metrics[0]]["value"]
-            best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else -math.log(value)
+            down = -math.log(value) if task.metrics[0] in metrics.FROM_NLL else -value
+            best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else down
     return best
 
 
@@ -137,6 +174,7 @@ class TaskScorer:
         self.model, self.tokenizer, self.task, self.config = model, tokenizer, task, config
         self.block_size, self.seed, self.intervals = block_size, seed, intervals
         self.text_metrics = [name for name in task.metrics if name not in metrics.FROM_NLL]
+        self.hub_metrics = {name: metrics.hub_metric(name) for name in config.hub_metrics}
         self.encoder = RowEncoder(task, tokenizer, block_size, task.max_new_tokens)
         self.end_id = tokenizer.convert_tokens_to_ids(END)
 
@@ -149,6 +187,9 @@ class TaskScorer:
         }
         floors["unigram"] = {"nll": metrics.Numbers()}
         num_unfinished = num_unscored = 0
+        answers: Counter[tuple[str, tuple[str, ...]]] = Counter()  # of a closed task
+        classes: dict[str, None] = {}
+        for_hub: tuple[list[str], list[list[str]]] = ([], [])
         for start in range(0, len(rows), _CHUNK):
             numbers = range(start, min(start + _CHUNK, len(rows)))
             records = [rows.row(n) for n in numbers]
@@ -162,11 +203,17 @@ class TaskScorer:
                 languages.append(record["language"])
                 if record["nll"]:
                     own["nll"].append(record["nll"])
-                    if fitted is not None:
+                    if fitted is not None and fitted.token_nll is not None:
                         unigram = float(fitted.token_nll[sequence[num_prompt:]].sum())
                         floors["unigram"]["nll"].append({**record["nll"], "nll": unigram})
                 record["prompt"] = self.tokenizer.decode(sequence[:num_prompt].tolist()).strip()
                 record["scores"] = self._measure(record, record["prediction"], own)
+                if self.task.is_closed:
+                    answers[record["prediction"], tuple(record["references"])] += 1
+                    classes |= dict.fromkeys(record["classes"])
+                if self.hub_metrics and record["prediction"] is not None:
+                    for_hub[0].append(record["prediction"])
+                    for_hub[1].append(record["references"])
                 if fitted is not None:
                     for name in self.task.baselines:
                         self._measure(record, fitted.predict(name, record, self.task.cut, number), floors[name])
@@ -178,6 +225,8 @@ class TaskScorer:
             "num_unscored": num_unscored,
             "metrics": self._finish(own),
             **self._by_language(own, languages),
+            **({"confusion": metrics.confusion(answers.elements(), list(classes))} if answers else {}),
+            **({"hub_metrics": self._by_hub(*for_hub)} if for_hub[0] else {}),
             "baselines": {n: f for n, numbers in floors.items() if fitted is not None and (f := self._finish(numbers))},
         }
 
@@ -195,7 +244,8 @@ class TaskScorer:
                         f"{self.task.target}: its weights are broken, or training ran away (a lower "
                         "train.learning_rate helps)"
                     )
-                yield {"nll": nll, "tokens": num, "bytes": float(len(record["fields"][self.task.target].encode()))}
+                target = record["fields"][self.task.target]
+                yield {"nll": nll, "tokens": num, "words": len(target.split()), "bytes": len(target.encode())}
             else:
                 yield {}
 
@@ -251,6 +301,9 @@ class TaskScorer:
             into[name].append(found[name])
         return found
 
+    def _by_hub(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+        return {name: metrics.hub_scores(each, predictions, references) for name, each in self.hub_metrics.items()}
+
     def _finish(self, numbers: Numbers) -> dict[str, dict[str, float]]:
         """Scores with intervals; perplexity and bits per byte come from the same nats."""
         finished = {}
@@ -268,7 +321,8 @@ class TaskScorer:
             if rows and name != "nll":
                 yield name, rows
         if numbers.get("nll"):
-            yield from ((name, numbers["nll"]) for name in ("perplexity", "bits_per_byte"))
+            names = [name for name in metrics.FROM_NLL if name != "word_perplexity" or not self.task.is_closed]
+            yield from ((name, numbers["nll"]) for name in names)
 
     def _by_language(self, numbers: Numbers, languages: Sequence[str]) -> dict[str, Any]:
         """Text metrics of each language, where the rows have several."""
@@ -354,7 +408,7 @@ def evaluate(
     base = plain_model(model)
     block_size = min(window(config.train, model), base.config.n_positions)
     vocabulary = tokenizer.get_vocab()
-    check_metrics(tasks)
+    check_metrics(tasks, config.eval)
     for task_name, task in tasks.items():
         missing = [marker for marker in markers({task_name: task}) if marker not in vocabulary]
         if missing:
@@ -365,16 +419,21 @@ def evaluate(
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
     results = envelope(config, "evaluate", "tuned", {"name": name})
     results |= score_model(model, tokenizer, tasks, config, predictions, block_size, report)
+    tokens = sum(rows["num_tokens"] for rows in results["data"].values())
+    results["cost"] = cost_of(model, tokens, time.perf_counter() - started)
+    if out is not None:
+        write_results(out, results)
+    return results
+
+
+def cost_of(model: Any, num_tokens: int, wall_s: float) -> dict[str, Any]:
+    """What scoring took."""
     parameters = list(model.parameters())
-    wall_s, tokens = time.perf_counter() - started, sum(rows["num_tokens"] for rows in results["data"].values())
-    results["cost"] = {
+    return {
         "wall_s": round(wall_s, 1),
-        "tokens": tokens,
-        "tokens_per_s": round(tokens / wall_s, 1),
+        "tokens": num_tokens,
+        "tokens_per_s": round(num_tokens / wall_s, 1),
         "peak_memory_bytes": peak_memory_bytes(parameters[0].device),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
     }
-    if out is not None:
-        write_results(out, results)
-    return results

@@ -91,8 +91,13 @@ def text_of(pieces: tuple[Piece, ...]) -> str:
 
 
 def render_plain(task: Task, values: Mapping[str, str], language: str) -> str:
-    """The plain prompt of a row for an untuned model; it ends where the answer, with its own leading space, begins."""
+    """The plain prompt of a row for an untuned model; it ends where the answer, with its own leading space, begins.
+
+    A line about an optional field that the row lacks is left out.
+    """
     template = task.prompts[language if language in task.prompts else next(iter(task.prompts))].template
+    absent = [f"{{{name}}}" for name in task.optional if not values.get(name)]
+    template = "\n".join(line for line in template.split("\n") if not any(name in line for name in absent))
     return "".join(
         piece.text if piece.field is None else piece.literal + values.get(piece.field, "") for piece in parse(template)
     )

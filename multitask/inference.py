@@ -93,7 +93,12 @@ class Prefix:
         self.length = len(ids)
         if self.length:
             device = next(model.parameters()).device
-            read(model, torch.as_tensor(np.asarray(ids), device=device).long(), torch.arange(len(ids)).to(device), self)
+            read(
+                model,
+                torch.tensor(np.asarray(ids), dtype=torch.long, device=device),
+                torch.arange(len(ids)).to(device),
+                self,
+            )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Causal attention, remembered."""

@@ -12,9 +12,10 @@ import string
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
@@ -27,13 +28,15 @@ Sums = TypeVar("Sums", float, NDArray[np.float64])
 PerExample = Callable[[str, Sequence[str]], dict[str, float]]
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-FROM_NLL = ("perplexity", "bits_per_byte")
-NAMES = (*FROM_NLL, "accuracy", "macro_f1", "exact_match", "f1", *ROUGE)
+FROM_NLL = ("perplexity", "word_perplexity", "bits_per_byte")
+DESCRIPTORS = ("distinct1", "distinct2", "repetition", "length")
+"""What written text is like by itself: references are ignored, may be none."""
+NAMES = (*FROM_NLL, "accuracy", "macro_f1", "exact_match", "f1", *ROUGE, *DESCRIPTORS)
 
 MAX_EXPONENT = 700.0
 """Perplexity is reported as e^700 at most: beyond e^709 a float is infinite."""
 MAX_CELLS = 2**21
-"""Sums of resamples held at a time by `interval`: 16 MiB."""
+"""Sums of resamples, or new hashes of n-grams, held at a time: 16 MiB."""
 
 
 class Finish(Protocol):
@@ -49,16 +52,16 @@ class Metric:
 
     name: as in `NAMES`; also its key in results.
     per_example: prediction and references to named numbers, which add up over examples. It raises InputError without
-        a reference, and for perplexity and bits per byte, whose numbers (`nll` in nats, `tokens`, `bytes`, each summed
-        over the target) come from the model.
+        a reference (`DESCRIPTORS` need none), and for `FROM_NLL`, whose numbers (`nll` in nats, `tokens`, `words`,
+        `bytes`, each summed over the target) come from the model.
     finish: the sums to the score. It divides by no zero: without anything to divide by, the score is 0 (perplexity: 1).
-    higher_is_better: false for perplexity and bits per byte.
+    higher_is_better: false for `FROM_NLL` and repetition; None for length, which is neither good nor bad.
     """
 
     name: str
     per_example: PerExample
     finish: Finish
-    higher_is_better: bool
+    higher_is_better: bool | None
 
 
 def build(name: str, language: str, rouge_tokenizer: str = "eojeol") -> Metric:
@@ -73,9 +76,16 @@ def build(name: str, language: str, rouge_tokenizer: str = "eojeol") -> Metric:
         raise InputError(f"metric '{name}' does not exist; {suggest(name, NAMES)}")
     if rouge_tokenizer not in TOKENIZERS:
         raise InputError(f"ROUGE tokenizer '{rouge_tokenizer}' does not exist; {suggest(rouge_tokenizer, TOKENIZERS)}")
+    if name in ROUGE and rouge_tokenizer == "morphemes":
+        _kiwi()  # a missing package is told now, not after hours of writing
     if name in FROM_NLL:
-        finish: Finish = _perplexity if name == "perplexity" else _bits_per_byte
-        return Metric(name, partial(_no_text, name), finish, higher_is_better=False)
+        return Metric(name, partial(_no_text, name), _FINISH_NLL[name], higher_is_better=False)
+    if name == "length":
+        return Metric(name, _length, partial(_mean, name), higher_is_better=None)
+    if name in DESCRIPTORS:
+        repeats = name == "repetition"
+        describe = partial(_distinct, name, 4 if repeats else int(name[-1]), repeats)
+        return Metric(name, describe, partial(_mean, name), higher_is_better=not repeats)
     if name == "macro_f1":
         return Metric(name, _confusion, _macro_f1, higher_is_better=True)
     if name == "accuracy":
@@ -106,6 +116,22 @@ class Numbers:
             self._places.append(self.columns.setdefault(key, len(self.columns)))
             self._values.append(value)
         self._length += 1
+
+    @classmethod
+    def side_by_side(cls, several: "Sequence[Numbers]") -> "Numbers":
+        """Several numbers of each example in one: column `key` of the second becomes `1:key`.
+
+        Drawing an example then draws all that was measured of it, for instance after each set of demonstrations.
+        """
+        joined = cls()
+        for turn, numbers in enumerate(several):
+            base = len(joined.columns)
+            joined.columns |= {f"{turn}:{key}": base + place for key, place in numbers.columns.items()}
+            joined._rows.extend(numbers._rows)
+            joined._places.extend(base + place for place in numbers._places)
+            joined._values.extend(numbers._values)
+            joined._length = max(joined._length, len(numbers))
+        return joined
 
     def __len__(self) -> int:
         return self._length
@@ -159,7 +185,8 @@ def interval(
 def evaluate_metric(name: str, language: str, rouge_tokenizer: str = "eojeol", **options: Any) -> Any:
     """The metric as an `evaluate.Metric`, offline, to stand in `evaluate.combine` beside metrics of the hub.
 
-    `compute(predictions=[...], references=[...])` takes one reference text, or a list of them, per prediction.
+    `compute(predictions=[...], references=[...])` takes one reference text, or a list of them, per prediction; of
+    `DESCRIPTORS` it takes predictions alone.
     `options` go to `evaluate.Metric` (`keep_in_memory`, `cache_dir`, ...). Raises InputError for a metric that is not
     one of texts, and in `compute` when there is nothing to score.
     """
@@ -174,6 +201,10 @@ def evaluate_metric(name: str, language: str, rouge_tokenizer: str = "eojeol", *
 
     class Multitask(evaluate.Metric):
         def _info(self) -> Any:
+            if name in DESCRIPTORS:
+                return evaluate.MetricInfo(
+                    description=f"{name} of texts", citation="", features=datasets.Features({"predictions": text})
+                )
             several = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
             one = datasets.Features({"predictions": text, "references": text})
             return evaluate.MetricInfo(
@@ -186,11 +217,121 @@ def evaluate_metric(name: str, language: str, rouge_tokenizer: str = "eojeol", *
                 raise InputError(f"metric '{name}' has no examples to score; at least one was expected")
             return super().compute(predictions=predictions, references=references, **kwargs)
 
-        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            lists = ([r] if isinstance(r, str) else r for r in references)
+        def _compute(self, predictions: Any, references: Any = None) -> dict[str, float]:
+            lists = ([r] if isinstance(r, str) else r for r in references or ((),) * len(predictions))
             return {name: score(metric, map(metric.per_example, predictions, lists))}
 
     return Multitask(**options)
+
+
+def hub_metric(name: str, **options: Any) -> Any:
+    """A metric of the hub by name (`sacrebleu`, `owner/name`), or of a script by path, as `evaluate.load` gives it.
+
+    It stands in `evaluate.combine` beside `evaluate_metric`. Its code is downloaded and run: load what you trust. The
+    network is needed once, the cache serves afterwards. `options` go to `evaluate.load` (`config_name`, `cache_dir`,
+    ...). Raises InputError for a name that cannot be loaded.
+    """
+    import evaluate
+
+    try:
+        return evaluate.load(name, **options)
+    except (FileNotFoundError, ConnectionError) as error:
+        if Path(name).suffix == ".py" or Path(name).is_absolute():
+            raise InputError(
+                f"metric '{name}': no such metric script; expected a file, or a folder/folder.py"
+            ) from error
+        raise InputError(
+            f"metric '{name}' is none of ours ({suggest(name, NAMES)}), neither a script nor in the cache of evaluate, "
+            "and the hub did not give it; offline, name a metric that was loaded before, or the path of a script"
+        ) from error
+    except ImportError as error:
+        raise InputError(f"metric '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def hub_scores(metric: Any, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """All numbers that a metric of `hub_metric` computes of whole lists: `bleu`, `precisions.0`, ...
+
+    A metric that takes several references gets them all, and one that takes a single text the first of each list.
+    Texts and NaN among its results are left out. Raises InputError where the metric does not take texts.
+    """
+    import datasets
+
+    if not predictions:
+        raise InputError(f"metric '{metric.name}' has no examples to score; at least one was expected")
+    features = metric.info.features if isinstance(metric.info.features, list) else [metric.info.features]
+    takes_lists = any(not isinstance(each.get("references"), datasets.Value) for each in features)
+    # evaluate infers one feature type from the first rows; lists of different lengths are one type, texts another.
+    given = [list(_some(r)) for r in references] if takes_lists else [_some(r)[0] for r in references]
+    try:
+        found = metric.compute(predictions=list(predictions), references=given)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"metric '{metric.name}' does not take texts as they are scored here: {' '.join(str(error).split())}"
+        ) from error
+    return dict(_flat(found))
+
+
+def _flat(found: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(found, Mapping):
+        for key, value in found.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(found, (list, tuple, np.ndarray)):
+        for number, value in enumerate(found):
+            yield from _flat(value, f"{path}.{number}")
+    elif isinstance(found, (int, float, np.number)) and math.isfinite(found):
+        yield path, float(found)
+
+
+def confusion(pairs: Iterable[tuple[str, Sequence[str]]], classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """`{"classes": [...], "counts": [[...], ...]}` of (prediction, references) each.
+
+    Rows are gold classes and columns predicted ones, both in the order of `classes` (default: gold classes, sorted);
+    one more column counts predictions outside the set. The gold class is the prediction if that is a reference, else
+    the first reference, as in accuracy and macro-F1: the diagonal over all counts is accuracy. Raises InputError for a
+    reference outside `classes`.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for prediction, references in pairs:
+        gold = prediction if prediction in _some(references) else references[0]
+        counts[gold, prediction] += 1
+    found = sorted({gold for gold, _ in counts})
+    known = list(found if classes is None else classes)
+    for gold in found:
+        if gold not in known:
+            raise InputError(f"reference '{gold}' is none of the classes {', '.join(known)}; {suggest(gold, known)}")
+    table = [[counts[gold, predicted] for predicted in known] for gold in known]
+    for gold, row in zip(known, table, strict=True):
+        row.append(sum(n for (of, _), n in counts.items() if of == gold) - sum(row))
+    return {"classes": known, "counts": table}
+
+
+class CorpusDistinct:
+    """Distinct-n as in Li et al. (2016): different n-grams of all texts over the number of their n-grams.
+
+    It shrinks as texts are added and is no sum over them, so it has no interval, and sets of different sizes cannot be
+    compared. Memory: 8 bytes for each different n-gram (a 64-bit hash stands for it) and a fixed buffer.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.total = 0
+        self._seen, self._new = np.empty(0, np.int64), array("q")
+
+    def add(self, text: str) -> None:
+        """Counts one text."""
+        before = len(self._new)
+        self._new.extend(map(hash, _ngrams(text, self.n)))
+        self.total += len(self._new) - before
+        if len(self._new) > max(MAX_CELLS, len(self._seen)):
+            self._merge()
+
+    def value(self) -> float:
+        """The share of n-grams that are different ones; 0 without any."""
+        self._merge()
+        return len(self._seen) / max(self.total, 1)
+
+    def _merge(self) -> None:
+        self._seen, self._new = np.union1d(self._seen, np.asarray(self._new)), array("q")
 
 
 # --- Numbers of one example
@@ -210,9 +351,32 @@ def _confusion(prediction: str, references: Sequence[str]) -> dict[str, float]:
     return {f"fp:{prediction}": 1.0, f"fn:{references[0]}": 1.0}
 
 
+def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
+    """Neighbours of n words between white space, as they are: a loop of punctuation marks is a loop too."""
+    words = text.split()
+    return zip(*(words[first:] for first in range(n)), strict=False)
+
+
+def _distinct(name: str, n: int, repeats: bool, prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """The share of different n-grams among those of one text, or the share that repeat an earlier one of that text.
+
+    Distinct-n (Li et al., 2016) within each text, averaged over texts: over a whole set it is no sum
+    (`CorpusDistinct`). Repetition is seq-rep-4 of Welleck et al. (2020), one minus that share of 4-grams. A text of
+    fewer than n words has no n-gram and does not count.
+    """
+    ngrams = list(_ngrams(prediction, n))
+    share = len(set(ngrams)) / max(len(ngrams), 1)
+    return {name: (1.0 - share) * bool(ngrams) if repeats else share, "count": float(bool(ngrams))}
+
+
+def _length(prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """Words between white space (eojeol in Korean): one unit for all languages, so that a mean over them means one."""
+    return {"length": float(len(prediction.split())), "count": 1.0}
+
+
 def _no_text(name: str, prediction: str, references: Sequence[str]) -> dict[str, float]:
     raise InputError(
-        f"metric '{name}' is computed from the model's nll (numbers nll, tokens, bytes), not from written text; "
+        f"metric '{name}' is computed from the model's nll (numbers nll, tokens, words, bytes), not from written text; "
         f"metrics of texts are {', '.join(n for n in NAMES if n not in FROM_NLL)}"
     )
 
@@ -238,13 +402,21 @@ def _mean(key: str, sums: Mapping[str, Sums]) -> Sums:
     return _ratio(sums[key], sums["count"])
 
 
-def _perplexity(sums: Mapping[str, Sums]) -> Sums:
-    result: Sums = np.exp(np.minimum(_ratio(sums["nll"], sums["tokens"]), MAX_EXPONENT))
+def _perplexity(per: str, sums: Mapping[str, Sums]) -> Sums:
+    """Per token, or per word between white space: all nats of the target, `<|end|>` included, over its words."""
+    result: Sums = np.exp(np.minimum(_ratio(sums["nll"], sums[per]), MAX_EXPONENT))
     return result
 
 
 def _bits_per_byte(sums: Mapping[str, Sums]) -> Sums:
     return _ratio(sums["nll"] / math.log(2), sums["bytes"])
+
+
+_FINISH_NLL: Mapping[str, Finish] = {
+    "perplexity": partial(_perplexity, "tokens"),
+    "word_perplexity": partial(_perplexity, "words"),
+    "bits_per_byte": _bits_per_byte,
+}
 
 
 def _macro_f1(sums: Mapping[str, Sums]) -> Sums:
@@ -305,9 +477,14 @@ def _words(text: str) -> list[str]:
     return tokens
 
 
+def _marks(text: str) -> str:
+    """The punctuation (Unicode's and ASCII's) that occurs in a text."""
+    return "".join(c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P"))
+
+
 def _eojeol(text: str) -> list[str]:
-    """Lower case, split at white space, punctuation (Unicode's and ASCII's) stripped at both ends of each word."""
-    marks = "".join(c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P"))
+    """Lower case, split at white space, punctuation stripped at both ends of each word."""
+    marks = _marks(text)
     return [stripped for word in text.lower().split() if (stripped := word.strip(marks))]
 
 
@@ -316,7 +493,30 @@ def _chars(text: str) -> list[str]:
     return list("".join(text.lower().split()))
 
 
-TOKENIZERS: Mapping[str, Callable[[str], list[str]]] = {"words": _words, "eojeol": _eojeol, "chars": _chars}
+def _morphemes(text: str) -> list[str]:
+    """Lower case, morphemes by Kiwi as it writes them (`읽었다`: 읽, 었, 다), without those of punctuation alone."""
+    marks = _marks(text)
+    return [token.form for token in _kiwi().tokenize(text.lower()) if token.form.strip(marks)]
+
+
+@cache
+def _kiwi() -> Any:
+    try:
+        from kiwipiepy import Kiwi
+    except ImportError:
+        raise InputError(
+            "ROUGE tokenizer 'morphemes' needs the package kiwipiepy, which is not installed; "
+            "`pip install 'multitask[ko]'`, or count 'eojeol' or 'chars'"
+        ) from None
+    return Kiwi(num_workers=1)  # seconds, and 100 MB of model: once per process
+
+
+TOKENIZERS: Mapping[str, Callable[[str], list[str]]] = {
+    "words": _words,
+    "eojeol": _eojeol,
+    "chars": _chars,
+    "morphemes": _morphemes,
+}
 
 
 @cache

@@ -46,14 +46,16 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     report: Report = lambda record: None,
+    arm: str | None = None,
 ) -> dict[str, Any]:
     """Trains one model on `tasks` and leaves a run folder; returns what `results.json` holds.
 
+    arm: what a report calls the run; None: `multitask`, or `single-<task>`, with `-lora`.
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
     config = with_learning_rate(config)
-    evaluation.check_metrics(tasks)
+    evaluation.check_metrics(tasks, config.eval)
     accelerator, precision, out = _engine(config, out, resume)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
@@ -72,7 +74,7 @@ def train(
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         with _interruptible(out):
-            results = _finish(loop, started)
+            results = _finish(loop, started, arm)
         report({"event": "done", "out": str(out), "results": results})
     accelerator.end_training()
     return results
@@ -101,7 +103,7 @@ def _begin(
     return loop
 
 
-def _finish(loop: Loop, started: float) -> dict[str, Any]:
+def _finish(loop: Loop, started: float, arm: str | None) -> dict[str, Any]:
     """Writes the best model and its scores; returns what `results.json` holds."""
     config, tasks, out = loop.config, loop.tasks, loop.out
     loop.take_best()
@@ -110,7 +112,8 @@ def _finish(loop: Loop, started: float) -> dict[str, Any]:
         finished = finished.merge_and_unload()
     shown = {name: _shown(rows) for name, rows in loop.validation.items()}
     save(finished, loop.tokenizer, out / "model", tasks, shown)
-    arm = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
+    named = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
+    arm = arm or named + ("-lora" if config.adapter.kind == "lora" else "")
     results = evaluation.envelope(config, "train", arm, {"name": str(out / "model")})
     results |= evaluation.score_model(
         finished, loop.tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report

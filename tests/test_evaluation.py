@@ -11,7 +11,7 @@ from helpers import FACTS, FOLDER, files, learned, settings, untrained
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from multitask import baselines, evaluate, evaluation, train
-from multitask.baselines import Fitted
+from multitask.baselines import Fitted, some_rows
 from multitask.data import Row
 from multitask.decoding import generate
 from multitask.encoding import RowEncoder
@@ -387,4 +387,4 @@ def test_the_majority_of_a_file_sorted_by_class() -> None:
         def ids(self, number: int) -> Any:
             return np.zeros(1, np.int32)
 
-    assert Fitted(Sorted(), "label", 3, 7).majority == "B"  # type: ignore[arg-type]
+    assert Fitted(some_rows(Sorted()), "label", 7).majority == "B"  # type: ignore[arg-type]

@@ -17,10 +17,10 @@ PACKAGE = sorted((ROOT / "multitask").glob("*.py"))
 PLUGINS = sorted([*(ROOT / "tasks").glob("*.py"), *(ROOT / "examples" / "tasks").glob("*.py")])
 FLOORS = (
     "task config errors",
-    "records data world formatting registry mixture",
-    "encoding examples batching attention loss",
-    "inference model checkpoint decoding scoring metrics hygiene baselines device",
-    "loop training evaluation running base plots preview fewshot benchmark report",
+    "records data world documents formatting registry mixture",
+    "encoding examples batching attention loss prompting",
+    "inference writing model checkpoint decoding scoring metrics hygiene baselines device",
+    "loop training evaluation running base plots figures pages results significance preview fewshot benchmark report",
     "api cli __init__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

@@ -123,7 +123,7 @@ def test_growing_rows_are_each_row_alone(model: Any, shared: int, max_rows: int 
 
     found = generate(model, given, 12, {7, 9}, 5000, is_done, max_rows)
     assert found == [generate(model, [prompt], 12, {7, 9}, 5000, is_done)[0] for prompt in given]
-    by_transformers = sorted(_in_batches(model, given, 12, {7, 9}, is_done, 4))
+    by_transformers = sorted(_in_batches(model, given, 12, {7, 9}, is_done, 4, None))
     assert found == [(new, finished) for _, new, finished in by_transformers]
     assert len({len(new) for new, _ in found}) > 2, "rows end at different times"
 
@@ -138,6 +138,31 @@ def test_a_stop_of_the_callers_ends_an_answer_too(model: Any) -> None:
         at = next((n + 1 for n in range(2, 12) if whole[n] % 2 == 0), None)
         assert finished == (at is not None)
         assert part == (whole[:at] if at else whole)
+
+
+def test_sampling_follows_its_numbers_whatever_shares_the_pass(model: Any) -> None:
+    given = prompts()
+
+    def uniform(row: int, step: int) -> float:
+        return float(np.random.default_rng([row, step]).random())
+
+    found = generate(model, given, 8, {7}, 5000, uniform=uniform)
+    assert found == generate(model, given, 8, {7}, 5000, max_rows=3, uniform=uniform)
+    assert found != generate(model, given, 8, {7}, 5000)
+    by_transformers = sorted(_in_batches(model, given, 8, {7}, lambda new: False, 4, uniform))
+    assert found == [(new, finished) for _, new, finished in by_transformers]
+
+
+def test_samples_are_as_frequent_as_they_are_likely() -> None:
+    torch.manual_seed(0)
+    model, prompt = MODELS["gpt2"]().eval(), [3, 4, 5]
+    with torch.no_grad():
+        shares = model(torch.tensor([prompt])).logits[0, -1].softmax(-1).numpy()
+    rng = np.random.default_rng(1)
+    found = generate(model, [prompt] * 4000, 1, set(), 10**6, uniform=lambda row, step: float(rng.random()))
+    counts = np.bincount([new[0] for new, _ in found], minlength=50)
+    assert np.abs(counts / 4000 - shares).max() < 4 * np.sqrt(0.25 / 4000)
+    assert (counts > 0).sum() > 5
 
 
 def test_every_row_is_let_in_once_and_places_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:

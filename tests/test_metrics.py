@@ -1,11 +1,15 @@
 """Scores: equal to the official scripts and to rouge_score, right by hand, sums divided once, honest intervals."""
 
+import importlib.util
 import json
 import math
+import os
 import random
 import subprocess
 import sys
+import unicodedata
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,36 @@ from multitask import metrics
 from multitask.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
+OF_REFERENCES = sorted(set(metrics.NAMES) - set(metrics.FROM_NLL) - set(metrics.DESCRIPTORS))
+needs_kiwi = pytest.mark.skipif(
+    importlib.util.find_spec("kiwipiepy") is None, reason="needs kiwipiepy: pip install 'multitask[ko]'"
+)
+
+ENGLISH = "the The a cat cats sat mat, don't U.S. 3.5 naïve - running (and) well-known A."
+KOREAN = "고양이가 고양이는 앉았다. 서울, 《춘향전》 3.1운동 읽었습니다 K팝 정말 ㅋㅋㅋ 영화 '좋다' the"
+VOCABULARY = {"en": ENGLISH.split(), "ko": KOREAN.split()}
+ODD = ("", " ", "...", "!? -", "“…”", "😀", "😀 😀 👍🏽", "。、", "\n")
+
+
+def some_text(rng, language):
+    """Up to 12 words in lines and sentences; sometimes nothing, punctuation alone, an emoji, one word over and over."""
+    kind = rng.random()
+    if kind < 0.12:
+        return rng.choice(ODD)
+    if kind < 0.2:
+        return " ".join([rng.choice(VOCABULARY[language])] * rng.randint(2, 6))
+    words = [rng.choice([*VOCABULARY[language], "😀"]) for _ in range(rng.randint(1, 12))]
+    return "".join(word + rng.choice([" ", " ", "  ", "\n", ". "]) for word in words)
+
+
+def kinds(text):
+    """What is special about a text."""
+    words = text.split()
+    found = {"empty": not words, "twice": len(set(words)) < len(words), "emoji": "😀" in text}
+    found["punctuation"] = bool(words) and all(unicodedata.category(c)[0] in "PZC" for c in text)
+    found["ko"] = any("가" <= c <= "힣" for c in text)
+    found["en"] = any(c.isascii() and c.isalpha() for c in text)
+    return [kind for kind, holds in found.items() if holds]
 
 
 def score_of(name, pairs, language="en", tokenizer="eojeol"):
@@ -36,6 +70,8 @@ def test_answers_score_as_in_the_official_script(script, language):
     assert len(cases) >= 1000
     assert sum(0 < case[3] < 1 for case in cases) > 200
     assert any(case[2] and not case[3] for case in cases), "two texts of punctuation alone are equal, with an F1 of 0"
+    met = Counter(kind for case in cases for text in (case[0], *case[1]) for kind in kinds(text))
+    assert min(met[kind] for kind in ("empty", "punctuation", "emoji", "twice", "ko", "en")) >= 50
 
 
 def test_languages_read_the_same_answer_differently():
@@ -70,28 +106,122 @@ def test_macro_f1_counts_an_invented_class_and_keeps_colons_in_names():
     assert score_of("macro_f1", [("x:y", "x:y"), ("z", "z")]) == 1
 
 
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_classes_are_counted_as_by_brute_force(language):
+    rng = random.Random(8)
+    labels = {"en": ["yes", "no", "may be", "a:b"], "ko": ["함의", "중립", "모순", "가:나"]}[language]
+    for case in range(1000):
+        gold = [rng.choice(labels) for _ in range(rng.randint(1, 12))]
+        predicted = [rng.choice([*labels, rng.choice([*ODD, "yes yes"])]) for _ in gold]
+        pairs = list(zip(predicted, gold, strict=True))
+        hits = sum(p == g for p, g in pairs)
+        assert score_of("accuracy", pairs) == pytest.approx(hits / len(pairs))
+        f1 = []
+        for label in set(gold) | set(predicted):
+            right = sum(p == g == label for p, g in pairs)
+            precision = right / max(1, sum(p == label for p in predicted))
+            recall = right / max(1, sum(g == label for g in gold))
+            f1.append(2 * precision * recall / (precision + recall) if right else 0.0)
+        assert score_of("macro_f1", pairs) == pytest.approx(sum(f1) / len(f1))
+        table = metrics.confusion(((p, [g]) for p, g in pairs), labels if case % 2 else None)
+        assert table["classes"] == (labels if case % 2 else sorted(set(gold)))
+        expected = [
+            [sum(p == b and g == a for p, g in pairs) for b in table["classes"]]
+            + [sum(g == a and p not in table["classes"] for p, g in pairs)]
+            for a in table["classes"]
+        ]
+        assert table["counts"] == expected
+        assert sum(row[n] for n, row in enumerate(expected)) == hits
+
+
+def test_confusion_by_hand():
+    pairs = [("a", ["a"]), ("b", ["a"]), ("made up", ["b"]), ("b", ["a", "b"]), ("c", ["b", "a"])]
+    assert metrics.confusion(pairs, ["b", "c", "a"]) == {
+        "classes": ["b", "c", "a"],
+        "counts": [[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]],
+    }
+    with pytest.raises(InputError, match=r"reference 'entails' is none of the classes .*did you mean 'entailment'\?"):
+        metrics.confusion([("a", ["entails"])], ["entailment", "neutral"])
+    with pytest.raises(InputError, match="list of references is empty"):
+        metrics.confusion([("a", [])])
+
+
 # --- ROUGE
 
 
-def test_words_are_rouge_scores_own():
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_words_are_rouge_scores_own(language):
     from rouge_score.rouge_scorer import RougeScorer
 
     rng = random.Random(5)
-    words = ["the", "The", "a", "cat", "cats", "sat", "mat,", "don't", "U.S.", "3.5", "naïve", "고양이", "-", "running"]
-
-    def text():
-        return "".join(rng.choice(words) + rng.choice([" ", " ", "\n", ". "]) for _ in range(rng.randint(0, 12)))
-
     theirs = RougeScorer(metrics.ROUGE)
-    ours = {name: metrics.build(name, "en", "words") for name in metrics.ROUGE}
-    partly = 0
+    ours = {name: metrics.build(name, language, "words") for name in metrics.ROUGE}
+    partly, met = 0, Counter()
     for _ in range(1000):
-        prediction, references = text(), [text() for _ in range(rng.randint(1, 3))]
+        prediction = some_text(rng, language)
+        references = [some_text(rng, language) for _ in range(rng.randint(1, 3))]
         expected = theirs.score_multi(references, prediction)
         for name, metric in ours.items():
             assert metric.per_example(prediction, references) == {name: expected[name].fmeasure, "count": 1}
         partly += 0 < expected["rougeL"].fmeasure < expected["rougeLsum"].fmeasure < 1
-    assert partly > 100
+        met.update(kinds(prediction))
+    assert partly > (100 if language == "en" else 0)
+    assert min(met[kind] for kind in ("empty", "punctuation", "emoji", "twice", language)) >= 20
+
+
+def plain_rouge(name, prediction, reference):
+    """ROUGE-1, -2 or -L of two lists, by multisets and by recursion over the longest common subsequence."""
+    if name == "rougeL":
+        table = {}
+        for i in range(len(prediction) + 1):
+            for j in range(len(reference) + 1):
+                if not i * j:
+                    table[i, j] = 0
+                elif prediction[i - 1] == reference[j - 1]:
+                    table[i, j] = table[i - 1, j - 1] + 1
+                else:
+                    table[i, j] = max(table[i - 1, j], table[i, j - 1])
+        here, there, shared = len(prediction), len(reference), table[len(prediction), len(reference)]
+    else:
+        n = int(name[-1])
+        bags = [Counter(tuple(part[i : i + n]) for i in range(len(part) - n + 1)) for part in (prediction, reference)]
+        here, there = (sum(bag.values()) for bag in bags)
+        shared = sum(min(count, bags[1][gram]) for gram, count in bags[0].items())
+    return 2 * shared / (here + there) if shared else 0.0
+
+
+@pytest.mark.parametrize("tokenizer", ["eojeol", "chars", pytest.param("morphemes", marks=needs_kiwi)])
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_rouge_of_any_tokens_is_plain_rouge(language, tokenizer):
+    rng = random.Random(6)
+    tokens = metrics.TOKENIZERS[tokenizer]
+    ours = {name: metrics.build(name, language, tokenizer) for name in ("rouge1", "rouge2", "rougeL")}
+    partly = 0
+    for _ in range(1000):
+        prediction, reference = some_text(rng, language), some_text(rng, language)
+        for name, metric in ours.items():
+            expected = plain_rouge(name, tokens(prediction), tokens(reference))
+            assert metric.per_example(prediction, [reference])[name] == pytest.approx(expected), (prediction, reference)
+            partly += 0 < expected < 1
+    assert partly > 500
+
+
+@needs_kiwi
+def test_morphemes_by_hand():
+    assert metrics.TOKENIZERS["morphemes"]("책을 읽었다. Cat!") == ["책", "을", "읽", "었", "다", "cat"]
+    assert [metrics.TOKENIZERS["morphemes"](text) for text in ("", " ", "...", "“!”")] == [[]] * 4
+    # 고양이+가 / 고양이+는: one of two morphemes, of eojeol none
+    assert score_of("rouge1", [("고양이가", "고양이는")], "ko", "morphemes") == pytest.approx(1 / 2)
+    assert score_of("rouge1", [("고양이가", "고양이는")], "ko", "eojeol") == 0
+    assert metrics._kiwi() is metrics._kiwi(), "a model of 100 MB is loaded once"
+
+
+def test_morphemes_without_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kiwipiepy", None)  # importing it raises ImportError
+    metrics._kiwi.cache_clear()
+    with pytest.raises(InputError, match=r"needs the package kiwipiepy.*`pip install 'multitask\[ko\]'`"):
+        metrics.build("rougeL", "ko", "morphemes")
+    assert metrics.build("f1", "ko", "morphemes").name == "f1", "only ROUGE has need of it"
 
 
 @pytest.mark.parametrize("name", metrics.ROUGE)
@@ -123,11 +253,57 @@ def test_lines_are_sentences_for_rouge_lsum_alone():
     assert score_of("rougeL", pair) == pytest.approx(2 / 4)
 
 
+# --- Descriptors
+
+
+def test_descriptors_by_hand():
+    texts = ["a b a b a b", "나 는 나", "", "one", "a b"]
+    alone = {name: score_of(name, [(text, []) for text in texts]) for name in metrics.DESCRIPTORS}
+    assert alone["length"] == pytest.approx((6 + 3 + 0 + 1 + 2) / 5)
+    assert alone["distinct1"] == pytest.approx((2 / 6 + 2 / 3 + 1 + 1) / 4), "of nothing there is no share"
+    assert alone["distinct2"] == pytest.approx((2 / 5 + 1 + 1) / 3)
+    assert alone["repetition"] == pytest.approx(1 / 3), "abab baba abab: one of three was there before"
+    assert score_of("repetition", [("! " * 8, [])]) == pytest.approx(4 / 5), "marks are words here"
+    assert {name: score_of(name, [(text, ["a b"]) for text in texts]) for name in metrics.DESCRIPTORS} == alone
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_descriptors_are_counted_as_by_brute_force(language):
+    rng = random.Random(9)
+    for name, n in {"distinct1": 1, "distinct2": 2, "repetition": 4}.items():
+        metric = metrics.build(name, language)
+        partly = 0
+        for _ in range(1000):
+            words = (text := some_text(rng, language)).split()
+            grams = [words[i : i + n] for i in range(len(words) - n + 1)]
+            again = sum(gram in grams[:i] for i, gram in enumerate(grams))
+            share = (again if name == "repetition" else len(grams) - again) / max(1, len(grams))
+            numbers = metric.per_example(text, [])
+            assert numbers == {name: pytest.approx(share), "count": bool(grams)}
+            partly += 0 < share < 1
+        assert partly > 30
+
+
+def test_corpus_distinct_counts_a_word_of_two_texts_once(monkeypatch):
+    monkeypatch.setattr(metrics, "MAX_CELLS", 5)  # merge often
+    rng = random.Random(10)
+    for n in (1, 2):
+        texts = [some_text(rng, "ko") for _ in range(100)]
+        grams = [tuple(w[i : i + n]) for w in map(str.split, texts) for i in range(len(w) - n + 1)]
+        corpus = metrics.CorpusDistinct(n)
+        assert corpus.value() == 0
+        for text in texts:
+            corpus.add(text)
+        assert corpus.value() == corpus.value() == len(set(grams)) / len(grams)
+        assert len(corpus._seen) == len(set(grams)), "memory follows the different n-grams"
+
+
 # --- Perplexity
 
 
-def test_perplexity_and_bits_per_byte_divide_once():
-    rows = [{"nll": 2.0, "tokens": 1, "bytes": 4}, {"nll": 1.0, "tokens": 5, "bytes": 8}]
+def test_perplexities_and_bits_per_byte_divide_once():
+    rows = [{"nll": 2.0, "tokens": 1, "words": 2, "bytes": 4}, {"nll": 1.0, "tokens": 5, "words": 2, "bytes": 8}]
+    assert metrics.score(metrics.build("word_perplexity", "en"), rows) == pytest.approx(math.exp(3 / 4))
     assert metrics.score(metrics.build("perplexity", "en"), rows) == pytest.approx(math.exp(3 / 6))
     assert metrics.score(metrics.build("bits_per_byte", "en"), rows) == pytest.approx(3 / math.log(2) / 12)
 
@@ -175,9 +351,10 @@ def test_an_interval_is_a_function_of_the_seed():
 
 def test_finish_of_arrays_is_finish_of_each_and_never_warns():
     rng = np.random.default_rng(1)
-    keys = ["correct", "count", "exact_match", "f1", "nll", "tokens", "bytes", "tp:a", "fp:a", "fn:a", "tp:b", "fn:c"]
-    sums = {key: rng.integers(0, 3, size=50).astype(float) for key in [*keys, *metrics.ROUGE]}
-    for key in ["count", "tokens", "bytes"]:
+    keys = ["correct", "count", "exact_match", "f1", "nll", "tokens", "words", "bytes"]
+    keys += ["tp:a", "fp:a", "fn:a", "tp:b", "fn:c", *metrics.ROUGE, *metrics.DESCRIPTORS]
+    sums = {key: rng.integers(0, 3, size=50).astype(float) for key in keys}
+    for key in ["count", "tokens", "words", "bytes"]:
         assert (sums[key] == 0).any(), "dividing by nothing must occur here"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -226,11 +403,93 @@ def test_evaluate_metrics_refuse_nothing(tmp_path):
         metrics.evaluate_metric("perplexity", "ko")
 
 
+def test_descriptors_need_no_references_in_evaluate(tmp_path):
+    import evaluate
+
+    names = ("length", "distinct1", "accuracy")
+    ours = [metrics.evaluate_metric(name, "en", cache_dir=str(tmp_path)) for name in names]
+    assert ours[0].compute(predictions=["a b", "a"]) == {"length": 1.5}
+    found = evaluate.combine(ours).compute(predictions=["a a", "b"], references=["c", "b"])
+    assert found == {"length": 1.5, "distinct1": 0.75, "accuracy": 0.5}
+
+
+SCRIPT = """
+import datasets
+import evaluate
+
+
+class Ends(evaluate.Metric):
+    def _info(self):
+        texts = datasets.Features({"predictions": datasets.Value("string"), "references": %s})
+        return evaluate.MetricInfo(description="", citation="", features=texts)
+
+    def _compute(self, predictions, references):
+        same = [p[-1:] == (r if isinstance(r, str) else r[-1])[-1:] for p, r in zip(predictions, references)]
+        return {"ends": sum(same) / len(same), "by": {"row": same}, "note": "a text", "none": float("nan")}
+"""
+
+
+def test_metrics_of_the_hub_and_of_scripts(tmp_path):
+    for name, feature in {
+        "one": 'datasets.Value("string")',
+        "many": 'datasets.Sequence(datasets.Value("string"))',
+        "whole": 'datasets.Value("int32")',
+    }.items():
+        (tmp_path / f"{name}.py").write_text(SCRIPT % feature, "utf-8")
+    (tmp_path / "needy.py").write_text("import evaluate\nimport no_such_package\n", "utf-8")
+    # evaluate copies scripts into its cache, whose place it reads when it is imported: hence another process
+    code = """
+import evaluate
+from multitask import metrics
+from multitask.errors import InputError
+
+def refused(do, *arguments):
+    try:
+        do(*arguments)
+    except InputError as error:
+        print(error)
+
+one, many, whole = (metrics.hub_metric(f"{name}.py") for name in ("one", "many", "whole"))
+ours = metrics.evaluate_metric("exact_match", "en")
+predictions, references = ["a cat", "dog"], [["the hen", "hut"], ["dug"]]
+print(metrics.hub_scores(one, predictions, references))
+print(metrics.hub_scores(many, predictions, references))
+texts = ["a cat", "dug"]
+print(evaluate.combine([ours, one]).compute(predictions=predictions, references=texts)["exact_match"])
+print(evaluate.combine([ours, many]).compute(predictions=predictions, references=[[t] for t in texts])["ends"])
+refused(metrics.hub_scores, whole, predictions, references)
+refused(metrics.hub_scores, one, [], [])
+refused(metrics.hub_metric, "rouge_1")
+refused(metrics.hub_metric, "gone.py")
+refused(metrics.hub_metric, "needy.py")
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_EVALUATE_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, together, apart, texts, nothing, unknown, gone, needy = done.stdout.splitlines()
+    assert first == "{'ends': 0.5, 'by.row.0': 0.0, 'by.row.1': 1.0}"
+    assert second == "{'ends': 1.0, 'by.row.0': 1.0, 'by.row.1': 1.0}"
+    assert (together, apart) == ("0.5", "1.0")
+    assert texts.startswith("metric 'ends' does not take texts as they are scored here: ")
+    assert nothing == "metric 'ends' has no examples to score; at least one was expected"
+    assert unknown.startswith("metric 'rouge_1' is none of ours (did you mean 'rouge1'?), neither a script nor")
+    assert "offline, name a metric that was loaded before, or the path of a script" in unknown
+    assert gone == "metric 'gone.py': no such metric script; expected a file, or a folder/folder.py"
+    assert needy.startswith("metric 'needy.py' cannot be loaded: ")
+    assert "no_such_package" in needy
+
+
 # --- Messages
 
 
 def test_every_metric_needs_references_in_a_list():
-    for name in set(metrics.NAMES) - set(metrics.FROM_NLL):
+    for name in OF_REFERENCES:
         per_example = metrics.build(name, "en").per_example
         with pytest.raises(InputError, match="list of references is empty; at least one accepted text was expected"):
             per_example("a", [])
@@ -253,11 +512,14 @@ def test_wrong_names_and_nothing_to_score():
 
 
 def test_lower_is_better_where_it_is():
-    assert {n for n in metrics.NAMES if not metrics.build(n, "en").higher_is_better} == {"perplexity", "bits_per_byte"}
+    up = {name: metrics.build(name, "en").higher_is_better for name in metrics.NAMES}
+    assert {name for name in up if up[name] is False} == {*metrics.FROM_NLL, "repetition"}
+    assert {name for name in up if up[name] is None} == {"length"}
 
 
 def test_importing_metrics_is_light():
-    code = "import sys, multitask.metrics; print({'torch', 'evaluate', 'datasets', 'rouge_score'} & set(sys.modules))"
+    heavy = {"torch", "evaluate", "datasets", "rouge_score", "kiwipiepy"}
+    code = f"import sys, multitask.metrics; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
