@@ -69,6 +69,9 @@ class SourceConfig(Settings):
     """Class as the source writes it -> its word, or its word by language; in order."""
     skip_labels: list[str | int] = []
     """Classes whose rows are left out and counted, for instance -1 of SNLI."""
+    join: int = Field(1, ge=1)
+    """So many rows one after another make one, line by line: documents of a useful length from text in short lines. For
+    rows of a text alone, without a label."""
     language: str = "en"
     """Language of the rows that do not carry a `language` of their own."""
     cut: CutConfig | None = None

@@ -7,8 +7,9 @@ Nothing here holds more than one record, or one batch of a hub set.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -73,6 +74,26 @@ def has_split(source: SourceConfig, split: str) -> bool:
 
 
 def read_rows(task: Task, source: SourceConfig, split: str, data: DataConfig, counts: Counts) -> Iterator[Row]:
+    """Checked rows of one split of one source, in file order, `source.join` of them made one.
+
+    Raises what `_single_rows` raises, and InputError where rows to join have more than their target.
+    """
+    rows = _single_rows(task, source, split, data, counts)
+    if source.join == 1:
+        yield from rows
+        return
+    while group := list(itertools.islice(rows, source.join)):
+        for row in group:
+            if set(row.fields) != {task.target}:
+                raise InputError(
+                    f"{row.where}: `join` is for rows of {task.target} alone, found {', '.join(row.fields)}; leave it "
+                    "out, or the other columns (`columns: {field: none}`)"
+                )
+        text = "\n".join(row.fields[task.target] for row in group)
+        yield replace(group[0], fields={task.target: text}, references=(text,))
+
+
+def _single_rows(task: Task, source: SourceConfig, split: str, data: DataConfig, counts: Counts) -> Iterator[Row]:
     """Checked rows of one split of one source, in file order.
 
     Raises RowError for a row that cannot be used (or counts it, as `on_bad_row` says), and InputError, never skipped,
@@ -107,7 +128,12 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, 
     if source.world is not None:
         from multitask import world
 
-        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of([Path(world.__file__)])]
+        code = [Path(world.__file__)]
+        if _is_documents(source):
+            from multitask import documents
+
+            code.append(Path(documents.__file__))
+        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of(code)]
     elif source.hub is not None:
         files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
         arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
@@ -416,13 +442,23 @@ def _world_count(source: SourceConfig, split: str) -> int:
     return cast(dict[str, int], source.world or {}).get(split, 0)
 
 
+def _is_documents(source: SourceConfig) -> bool:
+    """True for `columns: {text: document}`: the world's running text in place of rows made for the task's fields."""
+    return list(source.columns.values()) == ["document"]
+
+
 def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
     from multitask import world
 
+    count = _world_count(source, split)
     try:
-        for number, found in enumerate(
-            world.rows(frozenset(fields(task.stream)), split, _world_count(source, split)), 1
-        ):
+        if _is_documents(source):
+            from multitask import documents
+
+            records = documents.rows(split, count)
+        else:
+            records = world.rows(frozenset(fields(task.stream)), split, count)
+        for number, found in enumerate(records, 1):
             where = f"world:{split}:{number}"
             yield Found(where, where, found)
     except InputError as error:

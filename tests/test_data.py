@@ -654,3 +654,25 @@ def test_unknown_presets(tmp_path: Path) -> None:
         resolve(GEN, DataConfig(sources={"gen": [str(tmp_path / "mine.yaml")]}))
     with pytest.raises(InputError, match=r"mein.yaml: no such file; did you mean 'mine.yaml'"):
         resolve(GEN, DataConfig(sources={"gen": [str(tmp_path / "mein.yaml")]}))
+
+
+def test_rows_joined_into_documents(tmp_path: Path) -> None:
+    lines = write(tmp_path, "lines.txt", "".join(f"line {n}\n" for n in range(7)).encode())
+    joined = read(GEN, lines.model_copy(update={"join": 3}), tmp_path)
+    assert [row.fields["text"].split("\n") for row in joined] == [
+        ["line 0", "line 1", "line 2"],
+        ["line 3", "line 4", "line 5"],
+        ["line 6"],
+    ]
+    assert all(
+        row.references == (row.fields["text"],) and row.where.endswith(str(n))
+        for row, n in zip(joined, (1, 4, 7), strict=True)
+    )
+    labelled = write(tmp_path, "labelled.jsonl", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+    both = labelled.model_copy(update={"join": 2, "labels": SENTIMENT})
+    assert error(GEN, both, tmp_path).endswith(
+        "labelled.jsonl:1: `join` is for rows of text alone, found label, text; leave it out, or the other columns "
+        "(`columns: {field: none}`)"
+    )
+    (alone,) = read(GEN, both.model_copy(update={"columns": {"label": "none"}}), tmp_path)
+    assert alone.fields == {"text": "a\nb"}
