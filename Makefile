@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow bench-train format clean
+.PHONY: help demo test test-slow bench-train bench-eval format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -36,9 +36,17 @@ bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrain
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 -e .
 	touch $@
 
+bench-eval: .venv-eval/installed  ## rows/s and memory beside lm-evaluation-harness and padded generate; needs three sets below MULTITASK_DATA; writes benchmarks/eval.md
+	.venv-eval/bin/python benchmarks/eval.py
+
+.venv-eval/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-eval
+	.venv-eval/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt lm_eval==0.4.13 pytest -e .
+	touch $@
+
 format: $(VENV)/installed  ## put the code in the house's form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:  ## remove what was built; runs are kept
-	rm -rf $(VENV) .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench .venv-eval build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

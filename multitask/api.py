@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multitask.config import RunConfig, load, read_yaml, shipped
-from multitask.errors import InputError, suggest
+from multitask.config import BenchmarkConfig, RunConfig, load, read_yaml, shipped
+from multitask.errors import InputError, Interrupted, suggest
 from multitask.registry import choose, load_tasks
 from multitask.task import Task
 
@@ -163,6 +163,141 @@ def evaluate(
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
     return run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report)
+
+
+def evaluate_text(
+    model: str | Path,
+    text: str | Path,
+    window: int | None = None,
+    stride: int | None = None,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_tokens: int = 8192,
+) -> dict[str, Any]:
+    """Perplexity of a running text in overlapping windows; returns `{"text": {...}}` with what it was measured with.
+
+    Args:
+        model: a run or model folder, or the hub name of any causal language model.
+        text: a UTF-8 file.
+        window: tokens that the model sees at a time; None: as many as it has positions.
+        stride: tokens between two windows; None: the window, no overlap.
+        out: results file. None: nothing is written.
+        device: auto, cpu, cuda or mps.
+        batch_tokens: tokens of one forward pass.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    from multitask.device import choose_device
+    from multitask.evaluation import envelope, write_results
+    from multitask.loss import plain_model
+    from multitask.model import load_causal
+    from multitask.running import perplexity_of_text
+
+    config = load(RunConfig, {"device": device})
+    loaded, tokenizer = load_causal(str(model))
+    loaded.to(choose_device(config.device))
+    window = window or getattr(plain_model(loaded).config, "max_position_embeddings", None) or 1024
+    found = perplexity_of_text(loaded, tokenizer, Path(text), window, stride or window, batch_tokens)
+    results = envelope(config, "evaluate", "text", {"name": str(model)}) | {"text": {"file": str(text), **found}}
+    if out is not None:
+        write_results(Path(out), results)
+    return results
+
+
+def fewshot(
+    model: str | Path | None = None,
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Prompts a model with solved examples, without training it; returns what the results file holds.
+
+    Args:
+        model: a hub name or folder of any causal language model; None: the settings' `model.name`, or else the
+            embedded base, which is trained first (minutes) and kept.
+        settings: as in `train`; None: the embedded default.
+        tasks: task names; None: those of the settings.
+        out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `fewshot.shots=[0,4]`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
+    from multitask.base import base_model
+    from multitask.device import choose_device
+    from multitask.fewshot import fewshot as run
+    from multitask.model import load_causal
+
+    name = str(model or config.model.name or base_model(report=report))
+    loaded, tokenizer = load_causal(name, config.model.revision)
+    loaded.to(choose_device(config.device))
+    return run(loaded, tokenizer, name, chosen, config, Path(out) if out is not None else None, report)
+
+
+def benchmark(
+    settings: str | Path,
+    *,
+    out: str | Path | None = None,
+    arms: Iterable[str] | None = None,
+    dry_run: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Runs the arms of a suite that are missing, then its report; returns `{"arms": [...], "report": folder}`.
+
+    Args:
+        settings: a YAML file (or the name of a shipped one), read as `BenchmarkConfig`.
+        out: folder of the suite; None: `runs/<name of the file>`, so that the same command goes on.
+        arms: names of arms; None: all.
+        dry_run: run nothing; each arm has `tokens` and `seconds`, an estimate.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `run.train.epochs=2`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    path = Path(settings)
+    inside = shipped("configs") / f"{path.stem}.yaml"
+    path = inside if not path.exists() and inside.exists() else path
+    suite = load(BenchmarkConfig, read_yaml(path), list(flags), str(path))
+    shared = load(RunConfig, suite.run, where=f"{path}: run")
+    chosen = choose(load_tasks(tasks_dirs), shared.tasks)
+    folder = Path(out) if out is not None else Path("runs") / path.stem
+    from multitask import benchmark as runner
+    from multitask.report import report as write_report
+
+    only = list(arms) if arms is not None else None
+    if dry_run:
+        return {"arms": list(runner.dry_run(suite, chosen, str(path), only))}
+    try:
+        done = runner.benchmark(suite, chosen, folder, str(path), only, report)
+    except Interrupted:
+        raise Interrupted(str(folder)) from None
+    write_report([folder], folder)
+    return {"arms": done, "report": str(folder / "report.html")}
+
+
+def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None) -> dict[str, Any]:
+    """Writes `report.md`, `report.json`, `report.html` of run folders, results files, suites; returns the numbers.
+
+    against: the arm that all others are tested against; None: the first one. Raises InputError for files that are no
+    results, or that cannot be compared.
+    """
+    from multitask.report import report as write
+
+    return write([Path(run) for run in runs], Path(out), against)
 
 
 def preview(

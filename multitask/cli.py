@@ -136,6 +136,9 @@ def train(
 @_shared
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
 @click.option("--max-rows", type=int, help="Score the first N rows of each task.")
+@click.option("--text", type=click.Path(path_type=Path), help="Instead of tasks: perplexity of this running text.")
+@click.option("--window", type=int, help="With --text: tokens of a window; default: the model's positions.")
+@click.option("--stride", type=int, help="With --text: tokens between windows; default: the window, no overlap.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results file (JSON); predictions go beside it.")
 def evaluate(
     model: Path,
@@ -144,16 +147,119 @@ def evaluate(
     limit: int | None,
     split: str | None,
     max_rows: int | None,
+    text: Path | None,
+    window: int | None,
+    stride: int | None,
     config: Path | None,
     **options: Any,
 ) -> None:
-    """Score a MODEL folder or run on its tasks, beside trivial baselines."""
+    """Score a MODEL folder or run on its tasks, beside trivial baselines; or the perplexity of a running text."""
     from multitask import api
 
+    if text is not None:
+        found = api.evaluate_text(model, text, window, stride, out=options["out"], device=device or "auto")
+        for name, value in found["text"].items():
+            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            click.echo(f"{name:16} {shown}")
+        return
+    if window is not None or stride is not None:
+        raise InputError("--window and --stride belong to --text FILE")
     named = _flags(flags, device=device, data__limit=limit, eval__split=split, eval__max_rows=max_rows)
     screen = Screen()
     results = api.evaluate(model, config, flags=named, report=screen, **options)
     screen.table(results)
+
+
+@main.command()
+@_shared
+@click.option("--model", help="Hub name or folder of any causal model; default: the embedded base, trained once.")
+@click.option("--shots", callback=_split, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
+@click.option("--draws", type=int, help="Sets of examples drawn from the training rows.")
+@click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
+@click.option("--max-rows", type=int, help="Score the first N rows of each task.")
+@click.option("--out", type=click.Path(path_type=Path), help="Results file (JSON); predictions go beside it.")
+def fewshot(
+    flags: tuple[str, ...],
+    device: str | None,
+    limit: int | None,
+    model: str | None,
+    shots: list[str] | None,
+    draws: int | None,
+    balanced: bool | None,
+    split: str | None,
+    max_rows: int | None,
+    config: Path | None,
+    **options: Any,
+) -> None:
+    """Prompt a model with zero, one or a few solved examples; nothing is trained."""
+    from multitask import api
+
+    numbers = [int(k) if k.isdigit() else k for k in shots] if shots is not None else None
+    named = _flags(
+        flags,
+        device=device,
+        data__limit=limit,
+        fewshot__shots=numbers,
+        fewshot__draws=draws,
+        fewshot__balanced=balanced,
+        eval__split=split,
+        eval__max_rows=max_rows,
+    )
+    screen = Screen()
+    try:
+        results = api.fewshot(model, config, flags=named, report=screen, **options)
+    finally:
+        screen.close()
+    screen.shots(results)
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), required=True, help="Suite file (YAML).")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the suite; default: runs/<name of the file>.")
+@click.option(
+    "--arms", callback=_split, metavar="A,B", help="Arms by name, for instance prompted,single-nli; default: all."
+)
+@click.option("--dry-run", is_flag=True, help="List the arms with an estimate of their time; train nothing.")
+@click.option("--set", "flags", multiple=True, metavar="A.B=C", help="One setting of the suite; repeatable.")
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+def benchmark(
+    config: Path,
+    out: Path | None,
+    arms: list[str] | None,
+    dry_run: bool,
+    flags: tuple[str, ...],
+    tasks_dirs: tuple[str, ...],
+) -> None:
+    """Run a suite of arms (trivial, prompted, tuned in several ways) and its report; a stopped suite goes on."""
+    from multitask import api
+
+    screen = Screen()
+    try:
+        results = api.benchmark(
+            config, out=out, arms=arms, dry_run=dry_run, flags=flags, tasks_dirs=tasks_dirs, report=screen
+        )
+    except Interrupted as stopped:
+        screen.close()
+        click.echo(f"saved below {stopped}; the same command goes on from there", err=True)
+        sys.exit(130)
+    finally:
+        screen.close()
+    screen.arms(results["arms"], dry_run)
+    if "report" in results:
+        click.echo(f"report: {results['report']}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
+@click.option("--against", help="Arm that all others are tested against; default: the first one.")
+def report(runs: tuple[Path, ...], out: Path, against: str | None) -> None:
+    """Put RUNS (run folders, results files, suites) into report.md, report.json and one report.html."""
+    from multitask import api
+
+    api.report(runs, out, against)
+    click.echo(f"written to {out}: report.md, report.json, report.html")
 
 
 @main.command()
@@ -240,6 +346,7 @@ class Screen:
         )
 
     def _done(self, record: dict[str, Any]) -> None:
+        self.close()
         self.table(record["results"])
         cost = record["results"]["cost"]
         self.console.print(
@@ -261,7 +368,7 @@ class Screen:
             first = True
             for metric, score in task["metrics"].items():
                 floors = [(b[metric]["value"], n) for n, b in task["baselines"].items() if metric in b]
-                down = metric in ("perplexity", "bits_per_byte")
+                down = metric in ("perplexity", "word_perplexity", "bits_per_byte", "repetition")
                 floor = (min if down else max)(floors) if floors else None
                 beats = floor is not None and (score["high"] < floor[0] if down else score["low"] > floor[0])
                 table.add_row(
@@ -275,6 +382,49 @@ class Screen:
                     end_section=metric == list(task["metrics"])[-1],
                 )
                 first = False
+        self.console.print(table)
+
+    def _arm(self, record: dict[str, Any]) -> None:
+        self.close()
+        kept = "  (kept: nothing that decides it has changed)" if record["kept"] else ""
+        self.console.print(f"\n[bold]arm {record['number']}/{record['of']}: {record['arm']}[/bold]{kept}")
+
+    def arms(self, arms: list[dict[str, Any]], is_estimate: bool) -> None:
+        """Arms with their seconds, measured or estimated."""
+        from rich.table import Table
+
+        table = Table("arm", "tokens" if is_estimate else "", "about" if is_estimate else "took")
+        for arm in arms:
+            seconds = arm["seconds"] if is_estimate else arm["elapsed_s"]
+            note = f"{arm['tokens']:,}" if is_estimate else "kept" if arm["kept"] else ""
+            table.add_row(arm["arm"], note, _clock(seconds))
+        total = sum(arm["seconds"] if is_estimate else arm["elapsed_s"] for arm in arms)
+        table.add_section()
+        table.add_row("all", "", _clock(total))
+        self.console.print(table)
+
+    def shots(self, results: dict[str, Any]) -> None:
+        """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline."""
+        from rich.table import Table
+
+        table = Table("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
+        for name, task in results["tasks"].items():
+            for shots, found in task["per_shot"].items():
+                floors = [
+                    (b[found["metric"]]["value"], n) for n, b in task["baselines"].items() if found["metric"] in b
+                ]
+                fitted = sum(draw["num_fitted"] for draw in found["draws"]) / len(found["draws"])
+                table.add_row(
+                    name if shots == next(iter(task["per_shot"])) else "",
+                    shots,
+                    found["metric"],
+                    f"{found['mean']:.3f}",
+                    "" if found["sd"] is None else f"{found['sd']:.3f}",
+                    f"{found['low']:.3f} - {found['high']:.3f}",
+                    f"{fitted:.1f}",
+                    f"{max(floors)[0]:.3f} {max(floors)[1]}" if floors else "",
+                    end_section=shots == list(task["per_shot"])[-1],
+                )
         self.console.print(table)
 
 

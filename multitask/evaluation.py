@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from multitask import metrics, writing
-from multitask.baselines import Fitted, some_rows, unigram_nll
+from multitask.baselines import Fitted, unigram_nll
 from multitask.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from multitask.data import has_split, resolve
 from multitask.decoding import generate
@@ -94,7 +94,7 @@ def score_model(
         fitted = train = None  # of a set for testing only: its baselines are left out
         if any(has_split(source, "train") for source in resolve(task, config.data)):
             train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-            fitted = Fitted(some_rows(train), task.target, config.seed, unigram_nll(train, len(tokenizer)))
+            fitted = Fitted(train.rows(), task.target, unigram_nll(train, len(tokenizer)))
         scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,9 @@ def read(model: Any, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
     """Final hidden states (T, C) of a flat row of tokens; ids and positions (T,)."""
     base = plain_model(model)
     with using(base, _NAME):
-        output = base.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False, memory=memory)
+        # Embedded here: given ids, transformers would take the pad token at an end for padding, and warn.
+        embedded = base.get_input_embeddings()(ids[None])
+        output = base.base_model(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, memory=memory)
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
 

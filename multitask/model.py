@@ -122,6 +122,7 @@ def build(
     Raises InputError for a model that is not a GPT-2 or cannot be found.
     """
     special = markers(tasks)
+    config = config.model_copy(update={"name": model_folder(config.name)})
     source = config.tokenizer or config.name
     tokenizer = (
         train_tokenizer(texts, config.vocab_size, special)
@@ -156,6 +157,12 @@ def build(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     return model, tokenizer, new_ids
+
+
+def model_folder(name: str | None) -> str | None:
+    """The model inside a run's folder; any other name as it is."""
+    inside = Path(name or "", "model")
+    return str(inside) if name is not None and inside.is_dir() else name
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
@@ -323,12 +330,24 @@ def _prompt(task: Task, values: Mapping[str, str]) -> str:
     return text_of(render(task, values, with_target=False))
 
 
+def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Any causal language model: what a run left, another local folder, or a hub name; weights in float32."""
+    if Path(name).exists():
+        return load_trained(Path(name))
+    tokenizer = load_tokenizer(name, revision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, "model", error) from error
+    return model, tokenizer
+
+
 def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     """A model that a run left: its folder, or the run's folder; an adapter is put on its base.
 
     Raises InputError when the folder holds no model or the adapter's base has too few token rows.
     """
-    folder = path / "model" if (path / "model").is_dir() else path
+    folder = Path(model_folder(str(path)) or "")
     if not folder.is_dir():
         raise _not_found(str(path), "model", FileNotFoundError("no such folder"))
     tokenizer = load_tokenizer(str(folder))

@@ -31,7 +31,7 @@ from multitask.errors import InputError, Interrupted, suggest
 from multitask.examples import Examples, prepare, read
 from multitask.loop import Loop, Report
 from multitask.loss import plain_model
-from multitask.model import add_lora, build, is_adapter, save
+from multitask.model import add_lora, build, is_adapter, model_folder, save
 from multitask.task import Task
 
 _SMALLEST_GPT2 = 768  # its width
@@ -262,7 +262,7 @@ def tokenizer_texts(tasks: Mapping[str, Task], config: RunConfig, most: int = 20
 
 def _with_lora(model: Any, tokenizer: Any, config: RunConfig, new_ids: list[int], out: Path, writes: bool) -> Any:
     """Adds LoRA; a base that has no folder of its own with these very rows is written to `base/` once."""
-    named = config.model.name
+    named = model_folder(config.model.name)
     if named is not None and Path(named).is_dir() and not new_ids:
         model.name_or_path = str(Path(named).resolve())
     else:

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from multitask.config import BenchmarkConfig, CutConfig, RunConfig, SourceConfig, describe, load, override, read_yaml, shipped
+from multitask.config import (
+    BenchmarkConfig,
+    CutConfig,
+    RunConfig,
+    SourceConfig,
+    describe,
+    load,
+    override,
+    read_yaml,
+    shipped,
+)
 from multitask.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs" / "settings.md"

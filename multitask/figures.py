@@ -1,0 +1,219 @@
+"""Figures of a report as SVG text: the same numbers give the same bytes, and the page's own fonts write the words.
+
+`bars("accuracy", [Bar("tuned", 0.61, 0.59, 0.63, None, 0)])` -> `"<svg ...>"`, one dot with its interval.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+INK = "#123457"
+"""Drawn in this colour, then written as `currentColor`: dark on paper, light on a dark screen."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#a05fd0", "#7f7f7f")
+"""Okabe and Ito's palette, told apart by colour-blind readers, without its yellow and black, which one page hides."""
+MAX_POINTS = 150
+WIDTH = 4.0
+GREY = -1
+_STYLE = (
+    "stroke-linejoin: round; stroke-linecap: butt; font-family: system-ui, 'Apple SD Gothic Neo', 'Malgun Gothic', "
+    "'Noto Sans KR', 'Noto Sans CJK KR', sans-serif"
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A score with its interval over rows and its standard deviation over runs."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    sd: float | None
+    color: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points in order of x. `bands`: interval over rows at each point; `sds`: standard deviation over draws."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: int
+    style: str = "-"
+    bands: Sequence[tuple[float, float] | None] = ()
+    sds: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Price:
+    """A point of cost against score, by the number that the tables give its arm."""
+
+    number: int
+    costs: dict[str, float]
+    score: float
+    color: int
+    is_taught: bool
+
+
+def _color(place: int) -> str:
+    """The last colour, grey, is for what is not a model."""
+    return COLORS[place if place == GREY else place % (len(COLORS) - 1)]
+
+
+def short(text: str, most: int = 26) -> str:
+    """A label that leaves room for the figure."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def bars(metric: str, scores: Sequence[Bar]) -> str:
+    """A line for each arm: a dot, a thick line for the interval over rows, a thin capped one for runs."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for place, bar in enumerate(scores):
+            color = _color(bar.color)
+            if bar.low is not None and bar.high is not None:
+                axes.plot([bar.low, bar.high], [place, place], color=color, linewidth=5, alpha=0.35)
+            if bar.sd is not None:
+                axes.errorbar(bar.value, place, xerr=bar.sd, color=color, capsize=4, linewidth=1.2)
+            axes.plot(bar.value, place, "o", color=color, markersize=5)
+        axes.set_yticks(range(len(scores)), [short(bar.label) for bar in scores])
+        axes.set_ylim(len(scores) - 0.5, -0.5)
+        axes.set_xlabel(metric)
+
+    return _svg(draw, 0.9 + 0.27 * len(scores), "bars", metric, *scores)
+
+
+def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar]) -> str:
+    """Scores over the number of demonstrations, beside those of arms that need none (dashed lines)."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        # Evenly apart, as 0, 1, 4, 8, 32 would not be.
+        steps = sorted({x for curve in curves for x in curve.x})
+        for curve in curves:
+            color, x = _color(curve.color), [steps.index(x) for x in curve.x]
+            banded = [(at, *band) for at, band in zip(x, curve.bands, strict=True) if band is not None]
+            if banded:
+                axes.fill_between(*zip(*banded, strict=True), color=color, alpha=0.18, linewidth=0)
+            axes.plot(x, curve.y, "o-", color=color, markersize=4, label=short(curve.label))
+            for at, y, sd in zip(x, curve.y, curve.sds, strict=True):
+                if sd is not None:
+                    axes.errorbar(at, y, yerr=sd, color=color, capsize=4, linewidth=1.2)
+        for line in lines:
+            color = _color(line.color)
+            axes.axhline(line.value, color=color, linestyle="--", linewidth=1.2, label=short(line.label))
+        axes.set_xticks(range(len(steps)), [f"{step:g}" for step in steps])
+        axes.set_xlabel("demonstrations in the prompt")
+        axes.set_ylabel(metric)
+        _legend(figure, axes)
+
+    return _svg(draw, 3.6, "few_shot", metric, *curves, *lines)
+
+
+def learning(curves: Sequence[Curve]) -> str:
+    """Nats per target token over tokens seen: thin lines for training, dots for validation."""
+
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+        axes = figure.subplots()
+        for curve in curves:
+            every = max(1, -(-len(curve.x) // MAX_POINTS))
+            x, y = [*curve.x[:-1:every], *curve.x[-1:]], [*curve.y[:-1:every], *curve.y[-1:]]
+            color = _color(curve.color)
+            if curve.style == "o":
+                axes.plot(x, y, "o-", color=color, markersize=3, linewidth=1, label=short(curve.label))
+            else:
+                axes.plot(x, y, color=color, linewidth=0.8, alpha=0.55)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("tokens seen in training")
+        axes.set_ylabel("nats per target token")
+        _legend(figure, axes)
+
+    return _svg(draw, 3.6, "learning", *curves)
+
+
+def prices(metric: str, points: Sequence[Price], names: dict[str, str]) -> str:
+    """The score over each kind of cost; arms by number, filled where a model was taught."""
+
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import EngFormatter, NullFormatter
+
+        shown = [key for key in names if any(key in point.costs for point in points)]
+        grid = figure.subplots(-(-len(shown) // 2), 2, sharey=True, squeeze=False).ravel()
+        for key, axes in zip(shown, grid, strict=False):
+            priced = [(point.costs[key], point) for point in points if key in point.costs]
+            for cost, point in priced:
+                color = _color(point.color)
+                axes.plot(cost, point.score, "o", color=color, fillstyle="full" if point.is_taught else "none")
+                axes.annotate(
+                    str(point.number), (cost, point.score), (4, 4), textcoords="offset points", fontsize=9, color=INK
+                )
+            highest = max(cost for cost, _ in priced)
+            lowest = min((cost for cost, _ in priced if cost > 0), default=1.0)
+            if highest > 20 * lowest:
+                axes.set_xscale("symlog", linthresh=lowest)  # an arm that trains nothing has its place at 0
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.set_xlim(0, 1.15 * highest or 1)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.tick_params(axis="x", labelsize=8, rotation=45)
+            axes.margins(0.15)
+            axes.set_xlabel(names[key])
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[::2]:
+            axes.set_ylabel(metric)
+
+    return _svg(draw, 4.8, "prices", metric, *points)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+
+
+def _svg(draw: Any, height: float, *content: Any) -> str:
+    """What `draw` puts on a figure. Ids within depend on the content, so figures of one page do not mix them up."""
+    import io
+
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": repr(content),
+        "text.parse_math": False,  # a dollar in a name is a dollar
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.2,
+    }
+    file = io.StringIO()
+    with matplotlib.rc_context(settings | dict.fromkeys(inked, INK)), warnings.catch_warnings():
+        # matplotlib's own font lacks Hangul. It only measures here: the reader's fonts draw.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>| xmlns:xlink=\"[^\"]*\"|font-family: [^;]*; ",
+        "",
+        text,
+        flags=re.DOTALL,
+    )
+    text = re.sub(r"<g id=\"[^\"]*\"", "<g", text).replace("xlink:href", "href").replace(INK, "currentColor")
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), text)
+    return text[text.index("<svg") :].replace("<svg", f'<svg style="{_STYLE}"', 1)
