@@ -195,7 +195,7 @@ def fewshot(
     """Prompt a model with zero, one or a few solved examples; nothing is trained."""
     from multitask import api
 
-    numbers = [int(k) if k.isdigit() else k for k in shots] if shots is not None else None
+    numbers = [int(k) if k.isdecimal() else k for k in shots] if shots is not None else None
     named = _flags(
         flags,
         device=device,

@@ -409,8 +409,8 @@ def test_what_a_run_leaves_works_with_transformers_and_peft_alone(adapted: tuple
     for folder in (learned(), adapted[0]):
         ours, tokenizer = model.load_trained(folder)
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        for new, finished in generate(ours, ids, 20, end, pad, 4096):
+        end = tokenizer.eos_token_id
+        for new, finished in generate(ours, ids, 20, {end}, 4096):
             expected.append([*new, end] if finished else new)
     assert json.loads(written) == expected
     _, tokenizer = model.load_trained(learned())
