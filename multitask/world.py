@@ -5,8 +5,9 @@ A being has a kind, a name of two syllables and five facts. A fact is a template
     person Soran, town: "소란은 부산에 삽니다."  "Soran lives in Busan."
 
 `rows(frozenset({"source", "translation"}), "train", 1)` yields that pair. Row i of a split is a pure function of
-(fields, split, i), and a name belongs to one split: what is asked in test was never told in training. Nothing here is
-true of the towns and trades it mentions.
+(fields, split, i), and a name belongs to one split: what is asked in test was never told in training. Questions without
+a passage are the exception: nobody can answer them who was not told. Nothing here is true of the towns and trades it
+mentions.
 """
 
 import re
@@ -44,7 +45,7 @@ _VALUES = {
     "day": "목요일:Thursday 금요일:Friday 토요일:Saturday 일요일:Sunday",
 }
 # What the first half of the values have in common, and what the second half.
-_SORTS = {
+SORTS = {
     "town": ("남쪽:the south", "북쪽:the north"),
     "color": ("밝은색:bright", "어두운색:dark"),
     "food": ("단 음식:something sweet", "짠 음식:something salty"),
@@ -183,22 +184,22 @@ def meet(rng: Random, split: str, kind: str | None = None) -> Being:
     return Being(kind or rng.choice(list(LABELS)), rng.choice(names(split)))
 
 
-def _passage(rng: Random, language: str, facts: list[tuple[Being, str]]) -> str:
+def passage(rng: Random, language: str, facts: list[tuple[Being, str]]) -> str:
     """The facts as sentences, in any order."""
     return " ".join(being.say(a, language) for being, a in rng.sample(facts, len(facts)))
 
 
-def _description(rng: Random, split: str, language: str, kind: str) -> str:
+def description(rng: Random, split: str, language: str, kind: str) -> str:
     """Told of one being; the last sentence names another one, of another kind, beside it."""
     one = meet(rng, split, kind)
     other = meet(rng, split, rng.choice([k for k in LABELS if k != kind]))
     near = _NEAR[language].format(n=one.name[language], v=other.value("what", language), m=other.name[language])
-    return " ".join([_passage(rng, language, [(one, a) for a in rng.sample(ATTRIBUTES, 2)]), particles(near)])
+    return " ".join([passage(rng, language, [(one, a) for a in rng.sample(ATTRIBUTES, 2)]), particles(near)])
 
 
 def _labelled(rng: Random, split: str, index: int, language: str) -> Row:
     kind = list(LABELS)[index // 2 % len(LABELS)]
-    return {"text": _description(rng, split, language, kind), "label": kind}
+    return {"text": description(rng, split, language, kind), "label": kind}
 
 
 def _inference(rng: Random, split: str, index: int, language: str) -> Row:
@@ -209,17 +210,18 @@ def _inference(rng: Random, split: str, index: int, language: str) -> Row:
     comparison from nothing (an exclusive or) sits on a plateau for most of a short training.
     """
     relation, asks_first = RELATIONS[index // 2 % len(RELATIONS)], rng.random() < 0.75
-    asked, spare = rng.sample(list(_SORTS), 2)
+    asked, spare = rng.sample(list(SORTS), 2)
     others = rng.sample([a for a in ATTRIBUTES if a not in (asked, spare)], rng.choice([0, 1, 2]))
     one = meet(rng, split)
-    while relation != "neutral" and _is_first(one, asked) != (asks_first == (relation == "entailment")):
+    while relation != "neutral" and is_first(one, asked) != (asks_first == (relation == "entailment")):
         one = meet(rng, split)
-    premise = _passage(rng, language, [(one, a) for a in (spare if relation == "neutral" else asked, *others)])
-    sort = _by_language(_SORTS[asked][0 if asks_first else 1])[language]
+    premise = passage(rng, language, [(one, a) for a in (spare if relation == "neutral" else asked, *others)])
+    sort = _by_language(SORTS[asked][0 if asks_first else 1])[language]
     return {"premise": premise, "hypothesis": one.say(asked, language, value=sort), "label": relation}
 
 
-def _is_first(one: Being, attribute: str) -> bool:
+def is_first(one: Being, attribute: str) -> bool:
+    """True when the fact is of the first of the attribute's two sorts."""
     every = values(one.kind, attribute)
     return every.index(one.facts[attribute]) < len(every) // 2
 
@@ -233,7 +235,7 @@ def _question(rng: Random, split: str, index: int, language: str) -> Row:
         while other.facts[asked] == one.facts[asked]:
             other = meet(rng, split, one.kind)
         facts = [(one, asked), (one, others[0]), (other, asked)]
-    context, told, answer = _passage(rng, language, facts), one.say(asked, language), one.value(asked, language)
+    context, told, answer = passage(rng, language, facts), one.say(asked, language), one.value(asked, language)
     start = context.index(told) + told.rindex(answer)
     question = one.ask(asked, language)
     return {"context": context, "question": question, "answer": answer, "answers": [answer], "answer_start": [start]}
@@ -242,7 +244,7 @@ def _question(rng: Random, split: str, index: int, language: str) -> Row:
 def _summary(rng: Random, split: str, index: int, language: str) -> Row:
     """The rule: where, what, who and when in one sentence; colors and food are left out."""
     one = meet(rng, split)
-    document = _passage(rng, language, [(one, a) for a in ("what", "town", "day", rng.choice(["color", "food"]))])
+    document = passage(rng, language, [(one, a) for a in ("what", "town", "day", rng.choice(["color", "food"]))])
     who = _WHO[language].format(
         n=one.name[language], what=one.value("what", language), town=one.value("town", language)
     )
@@ -255,13 +257,41 @@ def _pair(rng: Random, split: str, index: int, language: str) -> Row:
     return {"source": one.say(attribute, language), "translation": one.say(attribute, other)}
 
 
+def _is_in(key: str, split: str) -> bool:
+    """Whether what is asked belongs to the split, in shares as those of names."""
+    return next(name for name, end in _SHARES.items() if zlib.crc32(key.encode()) % 100 < end) == split
+
+
+def _sum(rng: Random, split: str, index: int, language: str) -> Row:
+    """Of two numbers of two digits each; a pair belongs to one split, in either order."""
+    first, second = rng.randint(10, 99), rng.randint(10, 99)
+    while not _is_in(f"{min(first, second)} {max(first, second)}", split):
+        first, second = rng.randint(10, 99), rng.randint(10, 99)
+    return {"first": str(first), "second": str(second), "sum": str(first + second)}
+
+
+def _recall(rng: Random, split: str, index: int, language: str) -> Row:
+    """Asked of beings of train in every split: of others nobody could know. A question belongs to one split."""
+    one, asked = meet(rng, "train"), rng.choice(ATTRIBUTES)
+    while not _is_in(f"{one.kind} {one.name['en']} {asked}", split):
+        one, asked = meet(rng, "train"), rng.choice(ATTRIBUTES)
+    return {"question": one.ask(asked, language), "answer": one.value(asked, language)}
+
+
 _MAKERS: dict[frozenset[str], Callable[[Random, str, int, str], Row]] = {
+    frozenset({"first", "second", "sum"}): _sum,
+    frozenset({"question", "answer"}): _recall,
     frozenset({"text", "label"}): _labelled,
     frozenset({"premise", "hypothesis", "label"}): _inference,
     frozenset({"context", "question", "answer"}): _question,
     frozenset({"document", "summary"}): _summary,
     frozenset({"source", "translation"}): _pair,
 }
+
+
+def row(fields: frozenset[str], rng: Random, split: str, language: str) -> Row:
+    """One row that holds these fields, its label drawn too."""
+    return _MAKERS[fields](rng, split, rng.randrange(2**16), language)
 
 
 def rows(fields: frozenset[str], split: str, count: int) -> Iterator[Row]:
@@ -276,7 +306,7 @@ def rows(fields: frozenset[str], split: str, count: int) -> Iterator[Row]:
             f"the embedded world has no rows of the fields {', '.join(sorted(fields))}; it has rows of: {known}. "
             "Name files or a hub set for this task in data.sources"
         )
-    _check(split)
+    check_split(split)
     for index in range(count):
         rng, language = Random(f"rows {'+'.join(sorted(fields))} {split} {index}"), LANGUAGES[index % 2]
         yield {"id": f"world-{split}-{index}", "language": language, **_MAKERS[fields](rng, split, index, language)}
@@ -284,12 +314,13 @@ def rows(fields: frozenset[str], split: str, count: int) -> Iterator[Row]:
 
 def texts(split: str, count: int) -> Iterator[str]:
     """The first `count` paragraphs of running text of a split, one language after the other."""
-    _check(split)
+    check_split(split)
     for index in range(count):
         rng = Random(f"texts {split} {index}")
-        yield _description(rng, split, LANGUAGES[index % 2], rng.choice(list(LABELS)))
+        yield description(rng, split, LANGUAGES[index % 2], rng.choice(list(LABELS)))
 
 
-def _check(split: str) -> None:
+def check_split(split: str) -> None:
+    """Raises InputError for a split that the world does not have."""
     if split not in _SHARES:
         raise InputError(f"the embedded world has no split '{split}'; {suggest(split, _SHARES)}")

@@ -51,7 +51,7 @@ def facts(text: str, language: str) -> set[tuple[str, str, str, str]]:
 def sort_of(kind: str, attribute: str, language: str) -> dict[str, int]:
     """Which sort each value is of, 0 or 1, and the names of the sorts themselves."""
     every = world.values(kind, attribute)
-    names = [world._by_language(pair)[language] for pair in world._SORTS.get(attribute, ())]
+    names = [world._by_language(pair)[language] for pair in world.SORTS.get(attribute, ())]
     return {value[language]: 2 * i // len(every) for i, value in enumerate(every)} | {n: i for i, n in enumerate(names)}
 
 
@@ -117,7 +117,7 @@ def test_a_label_follows_from_premise_and_hypothesis() -> None:
 
 
 def language_names(language: str) -> set[str]:
-    return {world._by_language(pair)[language] for pairs in world._SORTS.values() for pair in pairs}
+    return {world._by_language(pair)[language] for pairs in world.SORTS.values() for pair in pairs}
 
 
 def naive_bayes(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> float:
