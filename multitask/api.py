@@ -221,7 +221,7 @@ def fewshot(
     Args:
         model: a hub name or folder of any causal language model; None: the settings' `model.name`, or else the
             embedded base, which is trained first (minutes) and kept.
-        settings: as in `train`; None: the embedded default.
+        settings: as in `train`; None: `configs/fewshot.yaml`, fewer rows of the embedded default.
         tasks: task names; None: those of the settings.
         out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
         tasks_dirs: folders with further task plugins.
@@ -231,6 +231,8 @@ def fewshot(
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
+    if settings is None:
+        settings = shipped("configs") / "fewshot.yaml"
     config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     from multitask.base import base_model
     from multitask.device import choose_device

@@ -66,8 +66,12 @@ def _train(config: RunConfig, tasks: dict[str, Task], folder: Path, report: Repo
         resumes = any((run / "checkpoints").glob("step-*"))
     except FileNotFoundError:
         resumes = False
+    text = "the embedded base is not there yet: it is trained first and kept, about 5 minutes on two CPU cores"
+    report({"event": "note", "text": text})
+    shown = {"start", "step", "validation", "warning"}
+    progress: Report = lambda record: report(record) if record["event"] in shown else None  # noqa: E731
     try:
-        training.train(config, tasks, run, overwrite=not resumes, resume=resumes, report=report)
+        training.train(config, tasks, run, overwrite=not resumes, resume=resumes, report=progress)
         if not folder.exists():
             (run / "model").rename(folder)
     except Interrupted:

@@ -33,6 +33,7 @@ from multitask.task import Task
 Report = Callable[[dict[str, Any]], None]
 _NOT_ASKED = {"api", "benchmark", "cli", "figures", "plots", "pages", "preview", "report", "results", "significance"}
 """Modules that no score depends on."""
+_ARM_S = 3.0  # to load, to score baselines and to write, about
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,8 @@ def dry_run(
 ) -> Iterator[dict[str, Any]]:
     """For each arm: tokens, and about how many seconds they take; nothing is trained.
 
-    The speed of training is measured on a few micro-steps. Scoring is taken as three times as fast a token, and
-    writing as one token at a time of training speed: rough, and said to be so.
+    The speed of training is measured on a few micro-steps; scoring is taken to be as fast a token, and writing a
+    quarter as fast. Loading and reporting take a few seconds an arm besides: rough, and said to be so.
     """
     speeds: dict[bool, float] = {}
     for arm in chosen(plan(suite, list(tasks), where), only):
@@ -200,7 +201,7 @@ def dry_run(
             settings, num_trained = arm.config.fewshot, 0
             num_times = sum(settings.draws if shots else 1 for shots in settings.shots)
         num_scored = num_times * num_rows * mean_length
-        seconds = speeds[is_lora] * (num_trained + num_scored / 3 + num_times * num_written)
+        seconds = _ARM_S + speeds[is_lora] * (num_trained + num_scored + 4 * num_times * num_written)
         yield {"arm": arm.folder, "tokens": round(num_trained + num_scored), "seconds": round(seconds, 3)}
 
 

@@ -336,6 +336,9 @@ class Screen:
         best = "  (best so far)" if record["is_best"] else ""
         self.console.print(f"step {record['step']}/{record['max_steps']}  validation {losses}{best}", soft_wrap=True)
 
+    def _note(self, record: dict[str, Any]) -> None:
+        self.console.print(record["text"])
+
     def _warning(self, record: dict[str, Any]) -> None:
         click.echo(f"warning: {record['text']}", err=True)
 

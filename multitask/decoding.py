@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from multitask.batching import Ids
-from multitask.inference import Prefix, Slots, common_prefix, logits, reads_exactly
+from multitask.inference import Prefix, Slots, common_prefix, families, logits, reads_exactly
 
 IsDone = Callable[[list[int]], bool]
 Uniform = Callable[[int, int], float]
@@ -48,11 +48,13 @@ def generate(
         return []
     was_training = model.training
     model.eval()
-    longest = max(map(len, prompts)) + max_new_tokens
+    is_exact = reads_exactly(model)
+    shared = common_prefix(prompts) if is_exact else 0
+    longest = max(map(len, prompts)) - shared + max_new_tokens  # the beginning of all is held once
     size = min(len(prompts), max_rows or max(1, batch_tokens // longest))
     written: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-    if reads_exactly(model):
-        rows = _in_slots(model, prompts, max_new_tokens, end_ids, is_done, size, uniform)
+    if is_exact:
+        rows = _in_slots(model, prompts, shared, max_new_tokens, end_ids, is_done, size, uniform)
     else:
         rows = _in_batches(model, prompts, max_new_tokens, end_ids, is_done, size, uniform)
     for number, new, finished in rows:
@@ -76,31 +78,29 @@ def _pick(scores: Tensor, at: Sequence[tuple[int, int]], uniform: Uniform | None
 def _in_slots(
     model: Any,
     prompts: Sequence[Ids],
+    shared: int,
     max_new_tokens: int,
     end_ids: Set[int],
     is_done: IsDone,
     size: int,
     uniform: Uniform | None,
 ) -> Iterator[tuple[int, list[int], bool]]:
-    """Rows in `size` places, longest prompt first; new ones are let in when a quarter of the places is free."""
-    shared = common_prefix(prompts)
+    """Rows in `size` places, longest prompts first. A family that begins alike enters together, when it has room."""
     prefix = Prefix(model, prompts[0][:shared])
-    waiting = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    slots = Slots(prefix, size, max(map(len, prompts)) - shared + max_new_tokens)
+    tails = [prompt[shared:] for prompt in prompts]
+    waiting = sorted(families(tails, size), key=lambda family: max(len(tails[n]) for n in family[0]))
+    slots = Slots(prefix, size, max(map(len, tails)) + max_new_tokens)
     rows: list[tuple[int, list[int]]] = []  # number and ids written, by place
     while waiting or rows:
-        if waiting and (not rows or size - len(rows) >= max(1, size // 4)):
-            num_new = min(len(waiting), size - len(rows))
-            numbers = [waiting.pop() for _ in range(num_new)]
-            hidden = slots.admit(model, [prompts[n][shared:] for n in numbers])
-            fresh = list(range(len(rows), len(rows) + num_new))
+        written, entering = [new[-1] for _, new in rows], []
+        while waiting and len(rows) + len(waiting[-1][0]) <= size:
+            numbers, alike = waiting.pop()
+            entering.append((tails[numbers[0]][:alike], [tails[n][alike:] for n in numbers]))
             rows += [(number, []) for number in numbers]
-        else:
-            hidden = slots.grow(model, [new[-1] for _, new in rows])
-            fresh = list(range(len(rows)))
-        steps = [(rows[place][0], len(rows[place][1])) for place in fresh]
+        hidden = slots.advance(model, written, entering)
+        steps = [(number, len(new)) for number, new in rows]
         picked = _pick(logits(model, hidden), steps, uniform)
-        for place, token in reversed(list(zip(fresh, picked, strict=True))):
+        for place, token in reversed(list(enumerate(picked))):
             number, new = rows[place]
             ended = token in end_ids
             if not ended:

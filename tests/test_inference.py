@@ -21,7 +21,7 @@ from transformers import (
 
 from multitask import inference
 from multitask.decoding import _in_batches, generate
-from multitask.inference import common_prefix, reads_exactly
+from multitask.inference import common_prefix, families, reads_exactly
 from multitask.scoring import choice_nll, choose
 
 SMALL = {"vocab_size": 50, "initializer_range": 0.3}
@@ -168,20 +168,64 @@ def test_samples_are_as_frequent_as_they_are_likely() -> None:
 def test_every_row_is_let_in_once_and_places_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, given = MODELS["llama"]().eval(), prompts(num=23)
-    admitted: list[int] = []
-    admit = inference.Slots.admit
+    admitted: list[tuple[int, int]] = []
+    advance = inference.Slots.advance
 
-    def counted(self: inference.Slots, model: Any, new: Any) -> Any:
-        admitted.append(len(new))
-        found = admit(self, model, new)
+    def counted(self: inference.Slots, model: Any, ids: Any, entering: Any) -> Any:
+        admitted.append((len(ids), sum(len(ends) for _, ends in entering)))
+        found = advance(self, model, ids, entering)
         assert self.num <= self.size
         return found
 
-    monkeypatch.setattr(inference.Slots, "admit", counted)
+    monkeypatch.setattr(inference.Slots, "advance", counted)
     generate(model, given, 10, {7, 9, 11}, 5000, max_rows=8)
-    assert sum(admitted) == 23
-    assert admitted[0] == 8
-    assert len(admitted) > 23 // 8 + 1, "rows enter while others are at work"
+    assert sum(new for _, new in admitted) == 23
+    assert admitted[0] == (0, 8)
+    assert any(old and new for old, new in admitted), "rows enter while others are at work"
+
+
+def in_families(seed: int = 0) -> list[list[int]]:
+    """Twenty questions on five passages, a few alone, one twice; nothing common to all."""
+    rng = np.random.default_rng(seed)
+    passages = [[n, *rng.integers(0, 50, 20 + 9 * n).tolist()] for n in range(5)]
+    asked = [passages[n % 5] + rng.integers(0, 50, int(rng.integers(1, 6))).tolist() for n in range(20)]
+    single = [[10 + n, *rng.integers(0, 50, int(rng.integers(1, 9))).tolist()] for n in range(4)]
+    every = [*asked, *single, asked[3]]
+    return [every[n] for n in rng.permutation(len(every)).tolist()]
+
+
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_families_share_more_than_they_do_not(most: int) -> None:
+    given = in_families()
+    found = families(given, most)
+    assert sorted(n for numbers, _ in found for n in numbers) == list(range(len(given)))
+    for numbers, shared in found:
+        assert 1 <= len(numbers) <= most
+        assert len({tuple(given[n][:shared]) for n in numbers}) == 1
+        assert len(numbers) == 1 or sum(len(given[n]) - shared for n in numbers) <= shared
+    assert (max(len(numbers) for numbers, _ in found) > 2) == (most > 2)
+
+
+@pytest.mark.parametrize("max_rows", [2, 6, None])
+def test_what_a_family_begins_with_is_read_once(
+    model: Any, max_rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = in_families()
+    expected = [generate(model, [prompt], 8, {7, 9}, 5000)[0] for prompt in given]
+    num_read = 0
+    branches = inference.Branches.__init__
+
+    def counted(self: Any, prefix: Any, rows: Any, device: Any) -> None:
+        nonlocal num_read
+        num_read += sum(len(beginning) + sum(map(len, ends)) for beginning, ends in rows)
+        branches(self, prefix, rows, device)
+
+    reads = reads_exactly(model)  # before anything is counted
+    monkeypatch.setattr("multitask.decoding.reads_exactly", lambda model: reads)
+    monkeypatch.setattr(inference.Branches, "__init__", counted)
+    assert generate(model, given, 8, {7, 9}, 5000, max_rows=max_rows) == expected
+    if reads:
+        assert num_read < sum(map(len, given)) * (0.8 if max_rows == 2 else 0.6)
 
 
 def test_places_not_yet_written_are_no_part_of_any_sum() -> None:
