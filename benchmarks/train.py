@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
+from common import commit, peak_bytes, processor
 
 SOURCES = {"nli": "nli_ko_klue", "qa": "qa_ko_korquad", "summ": "summ_ko_sae4k", "cls": "gen_ko_nsmc"}
 BLOCK = 1024
@@ -143,14 +143,13 @@ class Clock:
     def result(self, num_tokens: int, num_steps: int) -> dict[str, float]:
         """Speed and memory of `num_tokens` useful tokens."""
         elapsed_s, cpu_s = time.perf_counter() - self.start_s, time.process_time() - self.start_cpu_s
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "tokens_per_s": round(num_tokens / elapsed_s, 1),
             "tokens_per_cpu_s": round(num_tokens / cpu_s, 1),
             "elapsed_s": round(elapsed_s, 2),
             "num_tokens": num_tokens,
             "num_steps": num_steps,
-            "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024),
+            "peak_bytes": peak_bytes(),
         }
 
 
@@ -373,31 +372,13 @@ def markdown(
             f"width {MODEL['n_embd']}, {MODEL['n_head']} heads, `gelu_pytorch_tanh`), the same weights for all "
             f"arms (seed {SEED}). Precision {facts['precision']} (autocast over fp32 weights), AdamW (fused), clipping "
             "at 1.",
-            f"- Hardware: {_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
-            f"- Python {platform.python_version()}, {versions}{_commit()}.",
+            f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
+            f"- Python {platform.python_version()}, {versions}{commit()}.",
             f"- Command: `{command}`",
             *(["", "## What was noticed", "", *(f"- {note}" for note in notes)] if notes else []),
             "",
         ]
     )
-
-
-def _processor() -> str:
-    """Name of the CPU and its bf16 units."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in info.read_text("utf-8").splitlines() if ":" in line)
-    values = {key.strip(): value.strip() for key, value in fields.items()}
-    units = [flag for flag in values.get("flags", "").split() if flag in ("amx_bf16", "avx512_bf16", "avx512f")]
-    return f"{values.get('model name', platform.machine())} ({', '.join(units) or 'no AVX-512'})"
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
 @click.command()

@@ -19,7 +19,7 @@ from multitask.attention import name_for
 from multitask.base import base_model
 from multitask.config import BenchmarkConfig, RunConfig, load, merged, read_yaml, shipped
 from multitask.data import Counts, has_split, provenance, resolve
-from multitask.device import choose_device
+from multitask.device import choose_device, forget_peak
 from multitask.errors import InputError, suggest
 from multitask.examples import prepare, read
 from multitask.loss import plain_model
@@ -99,6 +99,7 @@ def benchmark(
         kept = is_ours and (folder / "results.json").exists()
         report({"event": "arm", "arm": arm.folder, "number": number, "of": len(arms), "kept": kept})
         started = time.perf_counter()
+        forget_peak(choose_device(arm.config.device))
         if not kept:
             if not is_ours:
                 shutil.rmtree(folder, ignore_errors=True)

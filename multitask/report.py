@@ -196,8 +196,10 @@ def _reference(tasks: Sequence[_Task], compared: Sequence[Arm], against: str | N
             raise InputError(f"--against: no arm '{against}' in these results; {suggest(against, names)}")
         return against
 
-    def weight(arm: Arm) -> tuple[int, bool, int, int]:
-        return sum(arm.name in task.resampled for task in tasks), arm.shots is None, len(arm.scores), len(arm.runs)
+    def weight(arm: Arm) -> tuple[int, bool, int, int, int]:
+        tested = sum(arm.name in task.resampled for task in tasks)
+        # Of equals the plainest name: `multitask`, not `multitask-lora`.
+        return tested, arm.shots is None, len(arm.scores), len(arm.runs), -len(arm.name)
 
     return max(compared, key=weight).name  # of equals the first
 
@@ -224,6 +226,7 @@ def _content(tasks: Sequence[_Task], compared: Sequence[Arm], chosen: str) -> Co
                 "name": arm.name,
                 "kind": arm.kind,
                 "shots": arm.shots,
+                "has_main_score": any(task.metric in arm.scores.get(task.name, {}) for task in tasks),
                 "seeds": sorted({run.results.seed for run in arm.runs}),
                 "scores": {
                     task: {name: asdict(score) for name, score in scores.items()} for task, scores in arm.scores.items()

@@ -62,3 +62,14 @@ def test_peak_memory_is_in_bytes() -> None:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     assert peak == pytest.approx(int(found[1]) * 1024, rel=0.1)
+
+
+@pytest.mark.skipif(not device._CLEAR.exists(), reason="only Linux can forget a peak")
+def test_a_peak_can_be_forgotten() -> None:
+    cpu = torch.device("cpu")
+    large = torch.ones(60 << 20)  # 240 MiB
+    with_it = device.peak_memory_bytes(cpu)
+    del large
+    assert device.peak_memory_bytes(cpu) > with_it - (16 << 20)  # Linux counts pages roughly
+    device.forget_peak(cpu)
+    assert device.peak_memory_bytes(cpu) < with_it - (200 << 20)
