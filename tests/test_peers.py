@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import settings
 
 from multitask import evaluate, train
 from multitask.config import RunConfig
@@ -19,7 +20,6 @@ from multitask.formatting import parse, render, text_of
 from multitask.model import load_trained
 from multitask.registry import choose, load_tasks
 from multitask.task import END
-from tests.helpers import settings
 
 pytestmark = pytest.mark.slow
 TASKS = ("nli", "qa")
