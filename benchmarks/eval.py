@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import commit, peak_bytes, processor
+from common import Clock, commit, processor
 
 SOURCES = {"nli": ["nli_ko_klue"], "qa": ["qa_ko_korquad"], "summ": ["summ_ko_sae4k"]}
 WRITTEN = ("qa", "summ")  # tasks whose answers are written; those of nli are chosen
@@ -167,24 +167,6 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
 
-class Clock:
-    """Seconds of wall clock and of CPU since it was made, and what a process prints at its end."""
-
-    def __init__(self) -> None:
-        self.start_s, self.start_cpu_s = time.perf_counter(), time.process_time()
-
-    def result(self, num_rows: int) -> dict[str, float]:
-        """Speed and memory of `num_rows` rows."""
-        elapsed_s, cpu_s = time.perf_counter() - self.start_s, time.process_time() - self.start_cpu_s
-        return {
-            "rows_per_s": round(num_rows / elapsed_s, 3),
-            "rows_per_cpu_s": round(num_rows / cpu_s, 3),
-            "elapsed_s": round(elapsed_s, 2),
-            "num_rows": num_rows,
-            "peak_bytes": peak_bytes(),
-        }
-
-
 # --------------------------------------------------------------------------------------------------------- one process
 
 
@@ -200,7 +182,7 @@ def ours_choosing(work: Path, file: str) -> tuple[dict[str, float], list[list[fl
     choices = [tokenizer.encode(word) for word in words]
     rows = [(np.array(tokenizer.encode(prompt), np.int32), choices) for prompt in prompts]
     nats = choice_nll(model, rows, BATCH_TOKENS)
-    return clock.result(len(prompts)), [[-nll for nll in row] for row in nats]
+    return clock.result("rows", len(prompts)), [[-nll for nll in row] for row in nats]
 
 
 def harness(work: Path, file: str) -> tuple[dict[str, float], list[list[float]]]:
@@ -217,7 +199,7 @@ def harness(work: Path, file: str) -> tuple[dict[str, float], list[list[float]]]
             nonlocal result
             clock = Clock()
             found = super().loglikelihood(requests, *rest, **named)
-            result = clock.result(len(_lines(work / file)))
+            result = clock.result("rows", len(_lines(work / file)))
             return found
 
     task = {
@@ -256,8 +238,8 @@ def _by_set(work: Path, file: str, write: Callable[[list[str]], list[list[int]]]
     for name, mine in prompts.items():
         clock = Clock()
         written += write(mine)
-        by_set[name] = clock.result(len(mine))
-    return {**whole.result(len(written)), "by_set": by_set}, written
+        by_set[name] = clock.result("rows", len(mine))
+    return {**whole.result("rows", len(written)), "by_set": by_set}, written
 
 
 def ours_writing(work: Path, file: str) -> tuple[dict[str, Any], list[list[int]]]:

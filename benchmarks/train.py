@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import commit, peak_bytes, processor
+from common import Clock, commit, processor
 
 SOURCES = {"nli": "nli_ko_klue", "qa": "qa_ko_korquad", "summ": "summ_ko_sae4k", "cls": "gen_ko_nsmc"}
 BLOCK = 1024
@@ -134,25 +133,6 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
 
-class Clock:
-    """Seconds of wall clock and of CPU since the first step began, and what a process prints at its end."""
-
-    def __init__(self) -> None:
-        self.start_s, self.start_cpu_s = time.perf_counter(), time.process_time()
-
-    def result(self, num_tokens: int, num_steps: int) -> dict[str, float]:
-        """Speed and memory of `num_tokens` useful tokens."""
-        elapsed_s, cpu_s = time.perf_counter() - self.start_s, time.process_time() - self.start_cpu_s
-        return {
-            "tokens_per_s": round(num_tokens / elapsed_s, 1),
-            "tokens_per_cpu_s": round(num_tokens / cpu_s, 1),
-            "elapsed_s": round(elapsed_s, 2),
-            "num_tokens": num_tokens,
-            "num_steps": num_steps,
-            "peak_bytes": peak_bytes(),
-        }
-
-
 # --------------------------------------------------------------------------------------------------------- one process
 
 
@@ -176,7 +156,7 @@ def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
             clock = Clock()
         elif record["event"] == "step" and record["step"] == record["max_steps"]:
             assert clock is not None
-            result = clock.result(record["tokens"], record["step"])
+            result = clock.result("tokens", record["tokens"], num_steps=record["step"])
             raise _Enough
 
     settings = {
@@ -243,7 +223,7 @@ def run_trl(work: Path, arm: str, seed: int) -> dict[str, float]:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             nonlocal result
             assert clock is not None
-            result = clock.result(num_tokens, state.global_step)
+            result = clock.result("tokens", num_tokens, num_steps=state.global_step)
 
     settings: dict[str, Any] = {}
     if arm.startswith("trl packing"):

@@ -103,51 +103,53 @@ class _EagerApart(torch.autograd.Function):
         return *(torch.cat(part, 1).index_select(1, segments.scatter) for part in grads), None, None, None
 
 
-def eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    segments: Segments | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """query, key, value (B, H, T, D) -> (B, T, H, D). Without segments: causal rows, padded at their end."""
-    if segments is None:
-        return _eager(query, key, value, scaling, dropout).transpose(1, 2), None
-    apart: Tensor = _EagerApart.apply(query[0], key[0], value[0], scaling, dropout, segments)  # type: ignore[no-untyped-call]
-    return apart.unsqueeze(0), None
+def _eager_apart(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+) -> Tensor:
+    """query, key, value (H, T, D) -> (T, H, D)."""
+    apart: Tensor = _EagerApart.apply(query, key, value, scaling, dropout, segments)  # type: ignore[no-untyped-call]
+    return apart
 
 
-def sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    segments: Segments | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """The same with the fused kernel."""
-    if segments is None:
-        return _sdpa(query, key, value, scaling, dropout).transpose(1, 2), None
-    heads = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
+def _sdpa_apart(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+) -> Tensor:
+    """query, key, value (H, T, D) -> (T, H, D)."""
+    heads = [part.transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
     outputs = []
     for index in segments.gather:
         # index_select: the gradient of `h[index]` takes four times as long.
         shape = (*index.shape, *heads[0].shape[1:])
         q, k, v = (h.index_select(0, index.view(-1)).view(shape).transpose(1, 2) for h in heads)
         outputs.append(_sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, segments.scatter).unsqueeze(0), None
+    return torch.cat(outputs).index_select(0, segments.scatter)
+
+
+def _attention(padded: Any, apart: Any) -> Any:
+    """What transformers calls: `padded` without segments (causal rows, padded at their end), else `apart`."""
+
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        segments: Segments | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """query, key, value (B, H, T, D) -> (B, T, H, D)."""
+        if segments is None:
+            return padded(query, key, value, scaling, dropout).transpose(1, 2), None
+        return apart(query[0], key[0], value[0], scaling, dropout, segments).unsqueeze(0), None
+
+    return forward
 
 
 KERNELS = {"eager": "multitask_eager", "sdpa": "multitask_sdpa"}
-AttentionInterface.register(KERNELS["eager"], eager)
-AttentionInterface.register(KERNELS["sdpa"], sdpa)
+AttentionInterface.register(KERNELS["eager"], _attention(_eager, _eager_apart))
+AttentionInterface.register(KERNELS["sdpa"], _attention(_sdpa, _sdpa_apart))
 
 
 def name_for(device: torch.device) -> str:

@@ -25,7 +25,7 @@ from multitask.examples import prepare, read
 from multitask.loss import plain_model
 from multitask.metrics import FROM_NLL
 from multitask.mixture import shares
-from multitask.model import add_lora, build, load_causal
+from multitask.model import add_lora, build, load_causal, model_folder
 from multitask.preview import estimate
 from multitask.registry import fingerprint
 from multitask.task import Task
@@ -93,7 +93,7 @@ def benchmark(
     base = _base(suite, report) if any(arm.kind != "trivial" for arm in arms) else None
     done = []
     for number, arm in enumerate(arms, 1):
-        folder, key = out / "arms" / arm.folder, _key(arm, tasks, base)
+        folder, key = out / "arms" / arm.folder, _key(arm, tasks, base if arm.kind != "trivial" else None)
         stamp = out / "keys" / arm.folder
         is_ours = stamp.exists() and stamp.read_text("utf-8") == key
         kept = is_ours and (folder / "results.json").exists()
@@ -153,7 +153,7 @@ def _key(arm: ArmRun, tasks: Mapping[str, Task], base: str | None) -> str:
 
 def _content(base: str | None) -> str:
     """The base's name, and of a folder a hash of its weights."""
-    weights = Path(base or "", "model.safetensors")
+    weights = Path(model_folder(base) or "", "model.safetensors")
     if base is None or not weights.exists():
         return str(base)
     with weights.open("rb") as file:
