@@ -21,6 +21,7 @@ from multitask import (
     mixture,
     model,
     training,
+    vocabulary,
     world,
 )
 from multitask.config import RunConfig, load, read_yaml, shipped
@@ -30,7 +31,21 @@ from multitask.loop import Report
 from multitask.registry import choose, fingerprint, load_tasks
 from multitask.task import Task
 
-_CODE = (attention, batching, data, documents, encoding, formatting, loop, loss, mixture, model, training, world)
+_CODE = (
+    attention,
+    batching,
+    data,
+    documents,
+    encoding,
+    formatting,
+    loop,
+    loss,
+    mixture,
+    model,
+    training,
+    vocabulary,
+    world,
+)
 
 
 def base_model(config_name: str = "demo_base", report: Report = lambda record: None) -> Path:

@@ -10,107 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from multitask.config import AdapterConfig, ModelConfig
 from multitask.errors import InputError, suggest
 from multitask.formatting import fields, markers, render, text_of
 from multitask.loss import plain_model
-from multitask.task import END, PAD, Task
+from multitask.task import END, Task
+from multitask.vocabulary import add_markers, load_tokenizer, not_found, probe_identity, train_tokenizer
 
 disable_progress_bar()  # of loading and writing: bars of parts of a second between our lines
-_PROBE = "The cat, 3 eggs\n와 고양이 세 마리!"
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, special: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (Radford et al., 2019): any text survives it, whatever it was trained on."""
-    tokenizer = Tokenizer(models.BPE())
-    # A word is the same token at the start of a field as inside it; a tiny model learns to copy much sooner.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    add_markers(wrapped, special)
-    return wrapped
-
-
-def add_markers(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> list[int]:
-    """Makes each marker one special token; `<|end|>` becomes eos and `<|pad|>` pad. Returns the ids that are new.
-
-    The base's own eos stays an ordinary special token. `<|start|>` becomes bos only where the base has none.
-    """
-    before = len(tokenizer)
-    kept = [token for token in (tokenizer.eos_token, tokenizer.unk_token) if token]
-    tokenizer.add_special_tokens({"additional_special_tokens": [*dict.fromkeys([*kept, *special])]})
-    tokenizer.eos_token, tokenizer.pad_token = END, PAD
-    if tokenizer.bos_token is None and "<|start|>" in special:
-        tokenizer.bos_token = "<|start|>"
-    return list(range(before, len(tokenizer)))
-
-
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """A fast tokenizer from a folder or the hub.
-
-    `AutoTokenizer` rebuilds some tokenizers from the model's type (KoGPT2's, as byte-level GPT-2) and then reads other
-    ids than their `tokenizer.json`; where the two differ, the file is right.
-    """
-    folder = Path(name)
-    is_bare = (folder / "merges.txt").exists() and not any(folder.glob("*config.json"))  # as OpenAI released GPT-2's
-    try:
-        auto = AutoTokenizer.from_pretrained(name, revision=revision, **({"tokenizer_type": "gpt2"} if is_bare else {}))
-        path = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError) as error:
-        raise _not_found(name, "tokenizer", error) from error
-    if path is None:
-        if not isinstance(auto, PreTrainedTokenizerFast):
-            raise InputError(f"{name}: its tokenizer has no fast form (tokenizer.json), which is needed")
-        return auto
-    file = PreTrainedTokenizerFast(tokenizer_file=path)
-    ids = file.backend_tokenizer.encode(_PROBE, add_special_tokens=False).ids
-    if isinstance(auto, PreTrainedTokenizerFast) and auto(_PROBE, add_special_tokens=False)["input_ids"] == ids:
-        return auto
-    vocabulary = file.get_vocab()
-    for role, names in {
-        "bos_token": ("<s>", "</s>"),
-        "eos_token": ("</s>", "<|endoftext|>"),
-        "unk_token": ("<unk>",),
-        "pad_token": ("<pad>",),
-    }.items():
-        stated = getattr(auto, role, None)
-        token = next((t for t in (stated, *names) if t in vocabulary), None)
-        if token is not None:
-            setattr(file, role, token)
-    return file
-
-
-def _not_found(name: str, what: str, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n")[0]
-    folder = Path(name)
-    if folder.exists():
-        return InputError(
-            f"{name}: no {what} could be loaded from this folder: {reason}; expected what `save_pretrained` of "
-            "transformers writes, weights as safetensors"
-        )
-    near = suggest(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
-    return InputError(
-        f"{name}: no such folder ({near}), and the hub did not give a {what} of that name: {reason}; "
-        "without a network, name a local folder"
-    )
 
 
 def build(
@@ -131,6 +49,17 @@ def build(
     )
     added = add_markers(tokenizer, special)
     probe_identity(tokenizer, special)
+    model, new_ids = build_model(config, tokenizer, added, seed)
+    return model, tokenizer, new_ids
+
+
+def build_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, added: Iterable[int], seed: int
+) -> tuple[GPT2LMHeadModel, list[int]]:
+    """An empty or a loaded model with a row for every token, and the ids of the rows that nothing has been learned for.
+
+    added: ids that were put into the tokenizer here. Raises InputError as `build` does.
+    """
     dropout = {"resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
     torch.manual_seed(seed)
     if config.name is None:
@@ -156,7 +85,7 @@ def build(
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    return model, tokenizer, new_ids
+    return model, new_ids
 
 
 def model_folder(name: str | None) -> str | None:
@@ -187,7 +116,7 @@ def _load_pretrained(config: ModelConfig, dropout: dict[str, float]) -> GPT2LMHe
             config.name, config=shape, revision=config.revision, dtype=torch.float32, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise _not_found(config.name, "model", error) from error
+        raise not_found(config.name, "model", error) from error
 
 
 def _fit_rows(model: GPT2LMHeadModel, num_rows: int, seed: int) -> list[int]:
@@ -205,22 +134,6 @@ def _fit_rows(model: GPT2LMHeadModel, num_rows: int, seed: int) -> list[int]:
     noise.normal_(0.0, model.config.initializer_range, generator=torch.Generator().manual_seed(seed))
     rows[old:] = rows[:old].mean(0) + noise
     return list(range(old, num_rows))
-
-
-def probe_identity(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> None:
-    """Raises InputError when the tokenizer reads a string with markers otherwise than its parts one by one."""
-    parts = ["한 줄 text", " two", "세 번째"]
-    marks = [special[n % len(special)] for n in range(2)]
-    whole = tokenizer(parts[0] + marks[0] + parts[1].strip() + marks[1] + parts[2], add_special_tokens=False)
-    apart: list[int] = []
-    for part, mark in zip([parts[0], parts[1].strip(), parts[2]], [*marks, None], strict=True):
-        apart += tokenizer(part, add_special_tokens=False)["input_ids"]
-        apart += [tokenizer.convert_tokens_to_ids(mark)] if mark else []
-    if whole["input_ids"] != apart:
-        raise InputError(
-            "this tokenizer reads text after a special token otherwise than the same text alone (prepend_scheme "
-            "'first'?); a model trained with it could not be prompted with a plain string; use another tokenizer"
-        )
 
 
 def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) -> Any:
@@ -338,7 +251,7 @@ def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrained
     try:
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise _not_found(name, "model", error) from error
+        raise not_found(name, "model", error) from error
     return model, tokenizer
 
 
@@ -349,14 +262,14 @@ def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     """
     folder = Path(model_folder(str(path)) or "")
     if not folder.is_dir():
-        raise _not_found(str(path), "model", FileNotFoundError("no such folder"))
+        raise not_found(str(path), "model", FileNotFoundError("no such folder"))
     tokenizer = load_tokenizer(str(folder))
     if (folder / "adapter_config.json").exists():
         return _load_adapter(folder, len(tokenizer)), tokenizer
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True), tokenizer
     except (OSError, ValueError) as error:
-        raise _not_found(str(path), "model", error) from error
+        raise not_found(str(path), "model", error) from error
 
 
 def _load_adapter(folder: Path, num_tokens: int) -> Any:
@@ -368,7 +281,7 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     try:
         base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise _not_found(base_name, "base model for the adapter", error) from error
+        raise not_found(base_name, "base model for the adapter", error) from error
     if base.config.vocab_size < num_tokens:
         raise InputError(
             f"{folder}: the adapter's base {base_name} has {base.config.vocab_size} token rows, its tokenizer "

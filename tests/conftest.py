@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from multitask.data import Row
 from multitask.formatting import markers
-from multitask.model import add_markers, train_tokenizer
 from multitask.registry import load_tasks
 from multitask.task import Task
+from multitask.vocabulary import add_markers, train_tokenizer
 
 TASKS = load_tasks()
 KINDS = ("byte-level", "our-own", "metaspace", "wordpiece")

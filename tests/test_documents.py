@@ -10,8 +10,8 @@ from multitask import documents, world
 from multitask.config import DataConfig, SourceConfig
 from multitask.data import Counts, provenance, read_rows
 from multitask.errors import InputError
-from multitask.model import train_tokenizer
 from multitask.registry import load_tasks
+from multitask.vocabulary import train_tokenizer
 
 SPLITS = ("train", "validation", "test")
 TASKS = load_tasks()

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from multitask.encoding import Encoded, RowEncoder, lost_characters
 from multitask.errors import InputError
 from multitask.formatting import markers, parse, render, text_of
-from multitask.model import add_markers, probe_identity
 from multitask.task import Task
+from multitask.vocabulary import add_markers, probe_identity
 
 
 class Recorder:

@@ -18,7 +18,7 @@ PLUGINS = sorted([*(ROOT / "tasks").glob("*.py"), *(ROOT / "examples" / "tasks")
 FLOORS = (
     "task config errors",
     "records data world documents formatting registry mixture",
-    "encoding examples batching attention loss prompting",
+    "vocabulary encoding examples batching attention loss prompting",
     "inference writing model checkpoint decoding scoring metrics hygiene baselines device",
     "loop training evaluation running base plots figures pages results significance preview fewshot benchmark report",
     "api cli __init__",

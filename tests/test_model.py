@@ -22,6 +22,7 @@ from multitask.formatting import markers
 from multitask.loss import plain_model
 from multitask.registry import choose, load_tasks
 from multitask.task import END, PAD
+from multitask.vocabulary import add_markers, load_tokenizer
 
 TASKS = choose(load_tasks(), ["qa", "nli"])
 QA = choose(load_tasks(), ["qa"])
@@ -156,7 +157,7 @@ def test_a_korean_tokenizer_is_read_from_its_file(korean: Path, tmp_path: Path) 
     text = "고양이는 빨간 모자가 있습니다."
     truth = Tokenizer.from_file(str(korean / "tokenizer.json")).encode(text).ids
     assert AutoTokenizer.from_pretrained(korean)(text)["input_ids"] != truth, "the trap is gone"
-    tokenizer = model.load_tokenizer(str(korean))
+    tokenizer = load_tokenizer(str(korean))
     assert tokenizer(text)["input_ids"] == truth
     assert tokenizer.decode(truth) == text
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("</s>", "</s>")
@@ -171,7 +172,7 @@ def test_a_korean_tokenizer_is_read_from_its_file(korean: Path, tmp_path: Path) 
 
 @pytest.mark.skipif(not GPT2_FILES.exists(), reason=f"GPT-2's own BPE files are not at {GPT2_FILES}")
 def test_gpt2_reads_what_it_always_read() -> None:
-    tokenizer = model.load_tokenizer(str(GPT2_FILES))
+    tokenizer = load_tokenizer(str(GPT2_FILES))
     golden = {  # measured on OpenAI's released vocabulary
         "every effort moves": [16833, 3626, 6100],
         "I really like": [40, 1107, 588],
@@ -181,7 +182,7 @@ def test_gpt2_reads_what_it_always_read() -> None:
         assert tokenizer(text)["input_ids"] == ids
     verdict = (GPT2_FILES.parent / "lm_en_the-verdict.txt").read_text("utf-8").removesuffix("\n")
     assert (len(verdict), len(tokenizer(verdict)["input_ids"])) == (20479, 5145)
-    model.add_markers(tokenizer, markers(TASKS))
+    add_markers(tokenizer, markers(TASKS))
     assert tokenizer("I really like<|end|>")["input_ids"] == [40, 1107, 588, tokenizer.eos_token_id]
 
 
