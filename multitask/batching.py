@@ -2,14 +2,16 @@
 
 Lengths [5, 3, 4, 2] in blocks of 8 -> blocks [[0, 1], [2, 3]]. A block is a unit of work, not a shape: `packed` lays
 the examples of several blocks end to end in one row without a single pad; `none` lays each in a row of its own. Both
-hold the same examples, so both have the same loss.
+hold the same examples, so both have the same loss. An example's last id is predicted and never read: its length here is
+one less than the number of its ids, and 64 tokens of running text with the one after them fill a window of 64.
 """
 
+import itertools
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,10 @@ from multitask.mixture import Mixture
 
 
 class Drawn(NamedTuple):
-    """One drawn example: its task's number, its row, its length and the length of its prompt."""
+    """One drawn example: its task's number, its row, the number of its ids that are read, the length of its prompt.
+
+    Of running text the row is the place where it begins.
+    """
 
     task: int
     row: int
@@ -67,7 +72,7 @@ class BlockStream:
         self.mixture = mixture
         self.block_size = block_size
         self.window = window
-        self.cursor = (0, 0)
+        self.cursor: tuple[int, ...] = (0, 0)
         self._at = -1
         self._blocks: list[Block] = []
 
@@ -96,13 +101,91 @@ class BlockStream:
             for number, (name, size) in enumerate(self.mixture.sizes.items())
         }
 
+    @property
+    def tokens_per_epoch(self) -> float:
+        """Tokens read in as many draws as all tasks have rows."""
+        means = [float(rows.lengths.mean()) - 1 for rows in self.examples]
+        mean = sum(share * mean for share, mean in zip(self.mixture.share.values(), means, strict=True))
+        return sum(self.mixture.sizes.values()) * mean
+
+    def ids(self, drawn: Drawn) -> "Ids":
+        """Ids of a drawn example, (length + 1,)."""
+        return self.examples[drawn.task].ids(drawn.row)
+
     def _pack(self, window: int) -> list[Block]:
         tasks, _, rows = self.mixture.draws(window * self.window, (window + 1) * self.window)
         drawn = [
-            Drawn(t, r, int(self.examples[t].lengths[r]), int(self.examples[t].num_prompts[r]))
+            Drawn(t, r, int(self.examples[t].lengths[r]) - 1, int(self.examples[t].num_prompts[r]))
             for t, r in zip(tasks.tolist(), rows.tolist(), strict=True)
         ]
         return [[drawn[n] for n in block] for block in best_fit([d.length for d in drawn], self.block_size)]
+
+
+class TextStream:
+    """The endless stream of blocks of one running text, of the same kind as `BlockStream`.
+
+    Block n is a pure function of (seed, n), and the cursor (n,) all that a resumed run needs. Isolated, a block is as
+    many examples as it has documents: each begins at `border_id`, which stands before it (`before`) or ends the one
+    before (`after`, and is then predicted by that one and read by this one).
+    """
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.integer[Any]],
+        block_size: int,
+        seed: int,
+        stride: int | None = None,
+        at_random: bool = False,
+        border_id: int | None = None,
+    ) -> None:
+        self.tokens, self.block_size, self.seed = tokens, block_size, seed
+        self.stride, self.at_random, self.border_id = stride or block_size, at_random, border_id
+        self.num_blocks = (len(tokens) - 1 - block_size) // self.stride + 1
+        self.cursor: tuple[int, ...] = (0,)
+        self._epoch = -1
+        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def next_blocks(self, num_blocks: int) -> list[Block]:
+        """The next blocks; moves the cursor."""
+        first = self.cursor[0]
+        self.cursor = (first + num_blocks,)
+        return [self.block(self._start(n)) for n in range(first, first + num_blocks)]
+
+    def _start(self, number: int) -> int:
+        if self.at_random:
+            rng = np.random.default_rng([self.seed, 3, number])
+            return int(rng.integers(len(self.tokens) - self.block_size))
+        epoch, place = divmod(number, self.num_blocks)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.num_blocks)
+        return int(self._order[place]) * self.stride
+
+    def block(self, start: int) -> Block:
+        """The block that reads `block_size` ids from `start` on, fewer at the end of the text."""
+        stop = min(start + self.block_size, len(self.tokens) - 1)
+        if self.border_id is None:
+            return [Drawn(0, start, stop - start, 1)]
+        begins = np.flatnonzero(self.tokens[start + 1 : stop] == self.border_id) + start + 1
+        edges = [start, *begins.tolist(), stop]
+        return [Drawn(0, one, other - one, 1) for one, other in itertools.pairwise(edges)]
+
+    def in_order(self) -> list[Block]:
+        """Blocks that end where the next begins: every token but the first is predicted once."""
+        return [self.block(start) for start in range(0, len(self.tokens) - 1, self.block_size)]
+
+    def epochs(self) -> dict[str, float]:
+        """How often the text has been seen, to the block."""
+        return {"text": round(self.cursor[0] * self.block_size / self.tokens_per_epoch, 4)}
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        """Tokens of the blocks of one pass; at random offsets, of the text."""
+        return float(len(self.tokens) - 1 if self.at_random else self.num_blocks * self.block_size)
+
+    def ids(self, drawn: Drawn) -> "Ids":
+        """Ids of a drawn stretch, (length + 1,)."""
+        return self.tokens[drawn.row : drawn.row + drawn.length + 1]
 
 
 @dataclass(frozen=True)
@@ -126,15 +209,16 @@ class Batch:
     """Tensors of one forward pass.
 
     input_ids, position_ids: (B, T) int64; positions restart at each example.
-    targets: (M,) int64 flat positions in B*T that carry loss; never the first position of an example.
-    weights: (M,) float32 loss weights. owners: (M,) int64, the example each target belongs to.
-    is_target: (M,) bool; False for prompt tokens, which carry loss when they have a weight.
-    segments: None when every row is one example, padded at its end.
+    targets: (M,) int64 ids that carry loss; never the first of an example. before: (M,) int64 flat positions in B*T of
+    the ids just before them. weights: (M,) float32 loss weights. owners: (M,) int64, the example each target belongs
+    to. is_target: (M,) bool; False for prompt tokens, which carry loss when they have a weight.
+    segments: None when every row is one example, padded at its end. num_tokens: ids that are read, pads left out.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     targets: Tensor
+    before: Tensor
     weights: Tensor
     owners: Tensor
     is_target: Tensor
@@ -145,13 +229,13 @@ class Batch:
         """On another device."""
         if device.type == "cpu":
             return self
-        tensors = (self.input_ids, self.position_ids, self.targets, self.weights, self.owners, self.is_target)
-        ids, positions, targets, weights, owners, is_target = (t.to(device, non_blocking=True) for t in tensors)
-        segments = self.segments.to(device) if self.segments else None
-        return Batch(ids, positions, targets, weights, owners, is_target, segments, self.num_tokens)
+        names = ("input_ids", "position_ids", "targets", "before", "weights", "owners", "is_target")
+        moved: Any = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved, segments=self.segments.to(device) if self.segments else None)
 
 
-Ids = Sequence[int] | npt.NDArray[np.int32]
+
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 def collate(
@@ -162,7 +246,7 @@ def collate(
     packed: one row (1, sum of lengths). none: one row each (B, longest), padded with id 0 at the end, where causal
     attention never looks and no loss falls.
     """
-    lengths = np.array([len(ids) for ids, _ in examples], np.int64)
+    lengths = np.array([len(ids) - 1 for ids, _ in examples], np.int64)
     longest = int(lengths.max())
     if layout == "packed":
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -171,28 +255,29 @@ def collate(
         starts = np.arange(len(examples)) * longest
         shape = (len(examples), longest)
     flat = np.zeros(shape[0] * shape[1], np.int64)
-    positions = np.zeros_like(flat)
+    following, positions = np.zeros_like(flat), np.zeros_like(flat)
     weights = np.zeros(flat.shape, np.float32)
     owners = np.zeros_like(flat)
     is_target = np.zeros(flat.shape, bool)
     for number, ((ids, num_prompt), start) in enumerate(zip(examples, starts.tolist(), strict=True)):
-        if num_prompt < 1:
-            raise AssertionError("an example without a prompt: its first token would be a label")
-        stop = start + len(ids)
-        flat[start:stop] = ids
+        if not 1 <= num_prompt < len(ids):
+            raise AssertionError("an example without a prompt, its first token a label, or without anything to predict")
+        stop, target = start + len(ids) - 1, start + num_prompt - 1
+        flat[start:stop], following[start:stop] = ids[:-1], ids[1:]
         positions[start:stop] = np.arange(stop - start)
-        weights[start + 1 : start + num_prompt] = prompt_weight
-        weights[start + num_prompt : stop] = 1.0
-        is_target[start + num_prompt : stop] = True
+        weights[start:target] = prompt_weight
+        weights[target:stop] = 1.0
+        is_target[target:stop] = True
         owners[start:stop] = number
-    targets = np.flatnonzero(weights)
+    before = np.flatnonzero(weights)
     return Batch(
         input_ids=torch.from_numpy(flat).view(shape),
         position_ids=torch.from_numpy(positions).view(shape),
-        targets=torch.from_numpy(targets),
-        weights=torch.from_numpy(weights[targets]),
-        owners=torch.from_numpy(owners[targets]),
-        is_target=torch.from_numpy(is_target[targets]),
+        targets=torch.from_numpy(following[before]),
+        before=torch.from_numpy(before),
+        weights=torch.from_numpy(weights[before]),
+        owners=torch.from_numpy(owners[before]),
+        is_target=torch.from_numpy(is_target[before]),
         segments=group_by_length(starts, lengths) if layout == "packed" else None,
         num_tokens=int(lengths.sum()),
     )

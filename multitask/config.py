@@ -158,11 +158,11 @@ class AdapterConfig(Settings):
     """Write a plain model with the updates added in, in place of an adapter and its base."""
 
 
-class TrainConfig(Settings):
+class LoopConfig(Settings):
     """The one loop."""
 
     epochs: float = Field(3.0, gt=0)
-    """Passes over as many rows as all tasks have together; a pass is counted in tokens of the mixture."""
+    """Passes over as many rows as all tasks have together, counted in tokens of the mixture; over the text."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; None: what `epochs` amounts to."""
     batch_tokens: int = Field(16384, ge=16)
@@ -171,18 +171,6 @@ class TrainConfig(Settings):
     """Tokens of one forward-backward pass; lower it when memory runs out, results stay the same."""
     block_size: int | None = Field(None, ge=16)
     """Window of one example, in tokens; None: the model's `n_positions`, at most `batch_tokens`."""
-    packing: Literal["packed", "none"] = "packed"
-    """packed: examples share blocks, isolated; none: padded rows, length-sorted. The same loss either way."""
-    packing_window: int = Field(2048, ge=1)
-    """Examples among which best fit looks for what fills a block."""
-    prompt_weight: float = Field(0.0, ge=0, le=1)
-    """Loss weight of prompt tokens; target tokens weigh 1."""
-    mixing_temperature: float = Field(1.0, ge=1)
-    """Tasks are drawn in proportion to rows^(1/T); 1: proportional, large: equal."""
-    mixture_cap: int | None = Field(None, ge=1)
-    """A task counts as at most so many rows in the mixture (Raffel et al., 2020); None: no cap."""
-    mixture_weights: dict[str, float] = {}
-    """Explicit share of each task, in any unit; empty: by rows."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; None: 3e-3 * sqrt(128 / n_embd) for an empty model, 2e-4 for a trained one, 1e-3 for LoRA."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -207,10 +195,6 @@ class TrainConfig(Settings):
     """Steps between lines of metrics.jsonl."""
     eval_every_steps: int = Field(0, ge=0)
     """Steps between validations; 0: ten in all."""
-    eval_max_rows: int = Field(200, ge=1)
-    """Validation rows of each task looked at during training."""
-    select_by: Literal["loss", "score"] = "loss"
-    """Best checkpoint by the macro-average over tasks of validation nats per target token, or of each first metric."""
     patience: int = Field(0, ge=0)
     """Stop after so many validations without a better one; 0: never."""
     save_every_steps: int = Field(500, ge=0)
@@ -219,6 +203,47 @@ class TrainConfig(Settings):
     """Newest checkpoints kept."""
     tracker: str | None = None
     """An accelerate tracker by name: tensorboard, wandb, mlflow ...; None: none."""
+
+
+class TrainConfig(LoopConfig):
+    """The loop over rows of tasks."""
+
+    packing: Literal["packed", "none"] = "packed"
+    """packed: examples share blocks, isolated; none: padded rows, length-sorted. The same loss either way."""
+    packing_window: int = Field(2048, ge=1)
+    """Examples among which best fit looks for what fills a block."""
+    prompt_weight: float = Field(0.0, ge=0, le=1)
+    """Loss weight of prompt tokens; target tokens weigh 1."""
+    mixing_temperature: float = Field(1.0, ge=1)
+    """Tasks are drawn in proportion to rows^(1/T); 1: proportional, large: equal."""
+    mixture_cap: int | None = Field(None, ge=1)
+    """A task counts as at most so many rows in the mixture (Raffel et al., 2020); None: no cap."""
+    mixture_weights: dict[str, float] = {}
+    """Explicit share of each task, in any unit; empty: by rows."""
+    eval_max_rows: int = Field(200, ge=1)
+    """Validation rows of each task looked at during training."""
+    select_by: Literal["loss", "score"] = "loss"
+    """Best checkpoint by the macro-average over tasks of validation nats per target token, or of each first metric."""
+
+
+class BlockConfig(LoopConfig):
+    """The loop over running text."""
+
+    blocks: Literal["grid", "random"] = "grid"
+    """grid: blocks begin every `stride` tokens, and all are seen, in a new order, before one comes again. random: they
+    begin anywhere."""
+    stride: int | None = Field(None, ge=1)
+    """Tokens between the beginnings of two blocks of the grid; None: the block size, so that none overlap."""
+    isolated: bool = False
+    """Documents that share a block neither attend to nor predict one another."""
+    eval_max_blocks: int | None = Field(None, ge=1)
+    """Blocks of the validation text looked at during training; None: all. The last score is always of all."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "BlockConfig":
+        if self.blocks == "random" and self.stride is not None:
+            raise ValueError("stride belongs to `blocks: grid`; blocks at random offsets have none")
+        return self
 
 
 class EvalConfig(Settings):
@@ -279,6 +304,114 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     fewshot: FewshotConfig = FewshotConfig()
+
+
+class TextConfig(Settings):
+    """Running text: what a tokenizer and an empty model learn from. Exactly one of `files`, `world`."""
+
+    files: dict[Literal["train", "validation"], list[str]] | None = None
+    """Local files of each split, relative to `root`, read one after the other; `*`, `?` and `**` match names."""
+    world: dict[Literal["train", "validation"], int] | None = None
+    """Number of documents of each split of the embedded world's running text."""
+    root: Path | None = None
+    """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
+    format: Literal["text", "jsonl"] | None = None
+    """File format; None: by extension (`.gz` may follow)."""
+    fields: list[str] = Field(["text"], min_length=1)
+    """Of JSONL: the fields that make a document, joined by a line break."""
+    encoding: Literal["utf-8", "cp949"] = "utf-8"
+    """Text encoding; utf-8 with or without BOM."""
+    documents: Literal["file", "paragraph", "line"] = "file"
+    """What a document is in plain text: the whole file, a stretch between empty lines, a line that is not empty."""
+    before: str | None = None
+    """Token put before each document, for instance `<s>`; None: none."""
+    after: str | None = None
+    """Token put after each document; None: the tokenizer's eos, empty: none."""
+    validation: float = Field(0.1, ge=0, lt=1)
+    """Share of the characters, at the end of the training text, that is the validation text where none is named; the
+    document at the border is cut in two."""
+    cache: Path | None = None
+    """Folder of encoded text; None: `multitask` in the user's cache folder (XDG_CACHE_HOME)."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return {k: [v] if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TextConfig":
+        given = [name for name in ("files", "world") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of files, world is needed, found {', '.join(given) or 'none'}")
+        origin: Mapping[str, Any] = self.files if self.files is not None else self.world or {}
+        for split in ("train", *origin):
+            if not origin.get(split):
+                raise ValueError(f"{given[0]}: there is nothing for {split}; expected at least one")
+        return self
+
+
+class PretrainConfig(Settings):
+    """A run over running text."""
+
+    seed: int = Field(7, ge=0)
+    """Everything random is a function of it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto: the accelerator if there is one."""
+    text: TextConfig
+    tasks: list[str] | None = None
+    """Tasks whose tokens a tokenizer trained here has; None: all that are found."""
+    model: ModelConfig = ModelConfig()
+    train: BlockConfig = BlockConfig()
+    sample_prompt: str = ""
+    """What a sample is written after at each validation; empty: the token between documents."""
+    sample_tokens: int = Field(60, ge=0)
+    """Tokens of the sample; 0: none."""
+
+
+class SamplingConfig(Settings):
+    """How text is written. Without temperature, top_k and top_p the likeliest token is taken each time (greedy)."""
+
+    temperature: float | None = Field(None, allow_inf_nan=False)
+    """Scores are divided by it before a token is drawn: below 1 the likely become likelier; None: 1, where drawn."""
+    top_k: int | None = Field(None, ge=1)
+    """Draw among so many of the likeliest tokens; None: all."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Draw among the likeliest tokens that together reach this probability (Holtzman et al., 2020); None: all."""
+    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Above 1, tokens of the prompt and of the text so far become less likely (Keskar et al., 2019)."""
+    beams: int = Field(1, ge=1)
+    """Continuations kept side by side, of which the likeliest is taken (beam search); 1: none but the text itself."""
+    num_samples: int = Field(1, ge=1)
+    """Texts for each prompt."""
+    seed: int = Field(0, ge=0)
+    """What is drawn is a function of it, of the prompt's place, the sample's number and the token's place."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """True when tokens are drawn."""
+        return (self.temperature, self.top_k, self.top_p) != (None, None, None)
+
+    @field_validator("temperature")
+    @classmethod
+    def _warm(cls, value: float | None) -> float | None:
+        if value is not None and value < 0.001:  # smaller quotients leave float32
+            raise ValueError(
+                f"{value:g} is too cold to draw at, expected 0.001 or more; without temperature, top_k and top_p the "
+                "likeliest token is taken (greedy)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> "SamplingConfig":
+        if self.beams > 1 and self.is_sampled:
+            raise ValueError("beams search for the likeliest text and draw nothing: choose beams, or sampling options")
+        if self.num_samples > max(1, self.beams) and not self.is_sampled:
+            how = f"{self.beams} beams find no more than {self.beams}" if self.beams > 1 else "greedy texts are all alike"
+            raise ValueError(
+                f"{self.num_samples} samples of a prompt, and {how}: draw them with a temperature, top_k or top_p, or "
+                f"search with at least {self.num_samples} beams"
+            )
+        return self
 
 
 Arm = Literal["trivial", "prompted", "single", "single-lora", "multitask", "multitask-lora"]

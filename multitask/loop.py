@@ -9,33 +9,72 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multitask import checkpoint, evaluation
-from multitask.batching import BlockStream, Drawn, collate, micro_steps
-from multitask.config import RunConfig, TrainConfig
+from multitask import checkpoint
+from multitask.batching import Block, Drawn, Ids, collate, micro_steps
+from multitask.config import LoopConfig
 from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
-from multitask.examples import Examples
 from multitask.loss import TokenNLL
-from multitask.mixture import Mixture, shares
 from multitask.plots import draw_loss
 from multitask.scoring import example_nll
-from multitask.task import Task
 
 Report = Callable[[dict[str, Any]], None]
 """Called with records such as `{"event": "step", "step": 20, "loss": {"nli": 1.2}, ...}`."""
+_NUM_WORSE = 3  # validations without a better one before the reader is told
 
 
-def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
+class Stream(Protocol):
+    """What the loop reads from: `BlockStream` of tasks, `TextStream` of running text."""
+
+    cursor: tuple[int, ...]
+
+    def next_blocks(self, num_blocks: int) -> list[Block]:
+        """The next blocks; moves the cursor."""
+
+    def ids(self, drawn: Drawn) -> Ids:
+        """Ids of a drawn example, (length + 1,)."""
+
+    def epochs(self) -> dict[str, float]:
+        """How often the rows of each name have been taken."""
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        """Tokens of one pass over everything."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned and what is looked at on the way.
+
+    names: tasks, in the order of `Drawn.task`, or `text`. validation: of each name examples (ids, length of the
+    prompt) that fit the window. layout, prompt_weight: as in `collate`. look: called by the main process at each
+    validation; what it returns joins the record, and its `score` (by name, higher is better) chooses the best weights
+    in place of the loss. facts: what the first record tells of the data.
+    """
+
+    names: Sequence[str]
+    stream: Stream
+    validation: Mapping[str, Sequence[tuple[Ids, int]]]
+    block_size: int
+    layout: Literal["packed", "none"] = "packed"
+    prompt_weight: float = 0.0
+    look: Callable[[], dict[str, Any]] = dict
+    chooses_by_score: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
     """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant."""
     assert config.learning_rate is not None
     warmup = min(config.warmup_steps, max_steps // 10)
@@ -48,7 +87,7 @@ def learning_rate(config: TrainConfig, step: int, max_steps: int) -> float:
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * left
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, 2019), fused where it exists; only matrices of layers decay."""
     decays: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
@@ -70,39 +109,31 @@ class Loop:
 
     def __init__(
         self,
-        config: RunConfig,
-        tasks: Mapping[str, Task],
+        config: LoopConfig,
+        seed: int,
+        lesson: Lesson,
         out: Path,
         accelerator: Accelerator,
         model: Any,
-        tokenizer: Any,
-        examples: Mapping[str, Examples],
-        validation: Mapping[str, Examples],
-        block_size: int,
         report: Report,
     ) -> None:
-        self.config, self.train, self.tasks, self.out = config, config.train, tasks, out
-        self.accelerator, self.model, self.tokenizer = accelerator, model, tokenizer
-        self.examples, self.validation, self.block_size, self.report = examples, validation, block_size, report
-        sizes = {name: len(rows) for name, rows in examples.items()}
-        self.share = shares(sizes, self.train.mixing_temperature, self.train.mixture_cap, self.train.mixture_weights)
-        mixture = Mixture(sizes, self.share, config.seed)
-        self.stream = BlockStream(examples, mixture, block_size, self.train.packing_window)
-        self.blocks_per_step = max(1, self.train.batch_tokens // block_size)
-        self.max_steps = self.train.max_steps or self._steps_of_epochs(sizes)
+        self.config, self.seed, self.lesson, self.out = config, seed, lesson, out
+        self.accelerator, self.model, self.report = accelerator, model, report
+        self.stream, self.block_size = lesson.stream, lesson.block_size
+        self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
+        by_epochs = math.ceil(config.epochs * self.stream.tokens_per_epoch / self.tokens_per_step)
+        self.max_steps = config.max_steps or max(1, by_epochs)
+        self.has_dropout = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())
         self.forward, self.optimizer = accelerator.prepare(
-            TokenNLL(model), make_optimizer(model, self.train, accelerator.device)
+            TokenNLL(model), make_optimizer(model, config, accelerator.device)
         )
         self.step = self.num_tokens = 0
         self.elapsed_s = 0.0
         self.best: dict[str, Any] | None = None
         self.num_worse = 0
-        self.sums = torch.zeros(len(tasks), 2, dtype=torch.float64)  # nats, target tokens since the last log line
+        # Nats and target tokens of each name since the last log line.
+        self.sums = torch.zeros(len(lesson.names), 2, dtype=torch.float64)
         self._wants_stop = False
-
-    def _steps_of_epochs(self, sizes: Mapping[str, int]) -> int:
-        mean_length = sum(self.share[n] * float(rows.lengths.mean()) for n, rows in self.examples.items())
-        return max(1, math.ceil(self.train.epochs * sum(sizes.values()) * mean_length / self.tokens_per_step))
 
     @property
     def tokens_per_step(self) -> int:
@@ -112,7 +143,7 @@ class Loop:
     def run(self) -> None:
         """Trains to the last step; raises Interrupted, with everything saved, after Ctrl-C or SIGTERM."""
         self._start()
-        every = self.train.eval_every_steps or max(1, self.max_steps // 10)
+        every = self.config.eval_every_steps or max(1, self.max_steps // 10)
         with self._signals():
             mark_s, mark_tokens = time.perf_counter(), self.num_tokens
             while self.step < self.max_steps and not self._is_out_of_patience:
@@ -121,36 +152,37 @@ class Loop:
                 self.step += 1
                 self.elapsed_s += time.perf_counter() - began_s
                 is_last = self.step == self.max_steps
-                if self.step % self.train.log_every_steps == 0 or is_last:
+                if self.step % self.config.log_every_steps == 0 or is_last:
                     now_s = time.perf_counter()
                     self._log(rate, (self.num_tokens - mark_tokens) / (now_s - mark_s))
                 if self.step % every == 0 or is_last:
                     self._validate()
                     self.forward.train()
-                if self.step % self.train.log_every_steps == 0 or self.step % every == 0:
+                if self.step % self.config.log_every_steps == 0 or self.step % every == 0:
                     mark_s, mark_tokens = time.perf_counter(), self.num_tokens
                 interrupted = self._any_wants_stop()
                 is_last |= self._is_out_of_patience
-                if interrupted or is_last or ((s := self.train.save_every_steps) and self.step % s == 0):
+                if interrupted or is_last or ((s := self.config.save_every_steps) and self.step % s == 0):
                     self._save()
                 if interrupted:
                     raise Interrupted(str(self.out))
 
     @property
     def _is_out_of_patience(self) -> bool:
-        return bool(self.train.patience) and self.num_worse >= self.train.patience
+        return bool(self.config.patience) and self.num_worse >= self.config.patience
 
     def _optimize(self) -> float:
         """One optimizer step; returns its learning rate."""
         passes = micro_steps(
             self.stream.next_blocks(self.blocks_per_step),
-            self.train.packing,
-            self.train.micro_batch_tokens,
+            self.lesson.layout,
+            self.config.micro_batch_tokens,
             self.block_size,
         )
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        weight = sum(d.length - d.num_prompt + self.train.prompt_weight * (d.num_prompt - 1) for p in passes for d in p)
-        rate = learning_rate(self.train, self.step, self.max_steps)
+        part = self.lesson.prompt_weight
+        weight = sum(d.length + 1 - d.num_prompt + part * (d.num_prompt - 1) for p in passes for d in p)
+        rate = learning_rate(self.config, self.step, self.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         num_rounds = -(-len(passes) // world)
@@ -160,8 +192,8 @@ class Loop:
                 passes
             )  # a process without a pass makes one of weight zero, or the others wait for it
             drawn = passes[number if is_mine else 0]
-            if self.config.model.dropout or self.config.adapter.dropout:
-                torch.manual_seed(hash((self.config.seed, self.step, number)) % 2**63)
+            if self.has_dropout:
+                torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
             batch = self._collate(drawn).to(self.accelerator.device)
             # Gradients of all processes are averaged, hence `world`; the last micro-step alone sends them around.
             quiet = self.accelerator.no_sync(self.forward) if turn < num_rounds - 1 else nullcontext()
@@ -170,18 +202,16 @@ class Loop:
                 self.accelerator.backward(loss)
             if is_mine:
                 self._count(batch, drawn, nll)
-        if self.train.clip_norm:
-            self.accelerator.clip_grad_norm_(self.forward.parameters(), self.train.clip_norm)
+        if self.config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.forward.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_tokens += sum(d.length for p in passes for d in p)
         return rate
 
     def _collate(self, drawn: list[Drawn]) -> Any:
-        rows = list(self.examples.values())
-        return collate(
-            [(rows[d.task].ids(d.row), d.num_prompt) for d in drawn], self.train.packing, self.train.prompt_weight
-        )
+        examples = [(self.stream.ids(d), d.num_prompt) for d in drawn]
+        return collate(examples, self.lesson.layout, self.lesson.prompt_weight)
 
     def _count(self, batch: Any, drawn: list[Drawn], nll: Tensor) -> None:
         """Adds the nats of target tokens to their tasks."""
@@ -200,7 +230,7 @@ class Loop:
     def _log(self, rate: float, tokens_per_s: float) -> None:
         sums = self._summed()
         self.sums.zero_()
-        loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.tasks, sums, strict=True) if s[1] > 0}
+        loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.lesson.names, sums, strict=True) if s[1] > 0}
         self._check(loss)
         record = {
             "step": self.step,
@@ -219,7 +249,7 @@ class Loop:
         for name, value in loss.items():
             if not math.isfinite(value):
                 raise InputError(
-                    f"{self.out}: the loss of task '{name}' is not a finite number at step {self.step}; the weights "
+                    f"{self.out}: the loss of '{name}' is not a finite number at step {self.step}; the weights "
                     "have run away: lower train.learning_rate, or set train.clip_norm (1 is usual)"
                 )
 
@@ -231,33 +261,25 @@ class Loop:
         self.report({**record, "max_steps": self.max_steps})
 
     def _validate(self) -> None:
-        """Scores the validation rows that fit the window; keeps the weights if they are the best so far."""
+        """Scores what validation holds; keeps the weights if they are the best so far."""
         self.forward.eval()
         loss = {}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for name, rows in self.validation.items():
-            fitting = [n for n, length in enumerate(rows.lengths.tolist()) if length <= self.block_size]
-            mine = [(rows.ids(n), int(rows.num_prompts[n])) for n in fitting[rank::world]]
-            nll, num = example_nll(self.model, mine, self.train.micro_batch_tokens, self.accelerator.autocast)
+        for name, examples in self.lesson.validation.items():
+            mine = [examples[n] for n in range(rank, len(examples), world)]
+            nll, num = example_nll(self.model, mine, self.config.micro_batch_tokens, self.accelerator.autocast)
             total = torch.tensor([float(nll.sum()), float(num.sum())], device=self.accelerator.device)
             nats, tokens = self.accelerator.reduce(total, "sum").tolist()
             if tokens:
                 loss[name] = round(nats / tokens, 5)
-        if not loss:
-            raise InputError(
-                f"no validation row of any task fits the window of {self.block_size} tokens with its answer; raise "
-                "train.block_size (or model.n_positions)"
-            )
         self._check(loss)
         record: dict[str, Any] = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
         merit = -sum(loss.values()) / len(loss)
-        if self.train.select_by == "score":
+        seen = self.lesson.look() if self.accelerator.is_main_process else {}
+        if self.lesson.chooses_by_score:
             score = torch.zeros(1, device=self.accelerator.device)
-            if self.accelerator.is_main_process:
-                record["score"] = evaluation.first_metrics(
-                    self.model, self.tokenizer, self.tasks, self.validation, self.config, self.block_size
-                )
-                score += sum(record["score"].values()) / len(record["score"])
+            if seen:
+                score += sum(seen["score"].values()) / len(seen["score"])
             merit = float(self.accelerator.reduce(score, "sum"))
         is_best = self.best is None or merit > self.best["merit"]
         if is_best:
@@ -268,7 +290,13 @@ class Loop:
                 checkpoint.write_aside(self._best_folder, {"model.safetensors": weights}, {})
         else:
             self.num_worse += 1
-        self._write({**record, "is_best": is_best})
+        self._write({**record, **seen, "is_best": is_best})
+        if self.num_worse == _NUM_WORSE and self.accelerator.is_main_process:
+            text = (
+                f"no better validation since step {self.best['step'] if self.best else 0}: what is learned now is the "
+                "training text by heart; fewer steps, more text, or model.dropout; train.patience stops by itself"
+            )
+            self.report({"event": "warning", "text": text})
         self.accelerator.log({f"validation/{name}": value for name, value in loss.items()}, step=self.step)
 
     @property
@@ -295,7 +323,6 @@ class Loop:
             "total_parameters": sum(p.numel() for p in parameters),
             "steps": self.step,
             "best_step": self.best["step"] if self.best else self.step,
-            "shares": {n: round(s, 4) for n, s in self.share.items()},
             "epochs": self.stream.epochs(),
         }
 
@@ -314,10 +341,10 @@ class Loop:
                 "sums": sums,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "num_threads": torch.get_num_threads(),
-                "precision": self.train.precision,
+                "precision": self.config.precision,
             }
             path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
-            checkpoint.prune(folder, self.train.keep_checkpoints, self._best_folder)
+            checkpoint.prune(folder, self.config.keep_checkpoints, self._best_folder)
             draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
             self.report({"event": "saved", "step": self.step, "path": str(path)})
         self.accelerator.wait_for_everyone()
@@ -352,9 +379,9 @@ class Loop:
     def _start(self) -> None:
         if self.step > self.max_steps:
             raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
-        if self.train.tracker and self.accelerator.is_main_process:
+        if self.config.tracker and self.accelerator.is_main_process:
             self.accelerator.init_trackers(
-                "multitask", config={"tasks": ",".join(self.tasks), "seed": self.config.seed}
+                "multitask", config={"tasks": ",".join(self.lesson.names), "seed": self.seed}
             )
         self.forward.train()
         if self.accelerator.is_main_process:
@@ -366,8 +393,7 @@ class Loop:
                     "device": str(self.accelerator.device),
                     "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
                     "tokens_per_step": self.tokens_per_step,
-                    "shares": {n: round(s, 4) for n, s in self.share.items()},
-                    "data": {name: rows.report for name, rows in self.examples.items()},
+                    **self.lesson.facts,
                     "parameters": sum(p.numel() for p in self.model.parameters()),
                     "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
                 }

@@ -86,14 +86,13 @@ class TokenNLL(nn.Module):
         """One pass over a batch; a `PeftModel` is looked through to its base model."""
         base = plain_model(self.model)
         hidden = hidden_before_targets(base.transformer, batch)
-        labels = batch.input_ids.view(-1)[batch.targets]
         matrix = head_matrix(base)
         if not torch.is_grad_enabled():
             matrix = matrix.detach()  # a parameter says that it needs a gradient even then
         kind = batch.input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         loss, nll = _ProjectedNLL.apply(  # type: ignore[no-untyped-call]
-            hidden, matrix, labels, batch.weights * scale, dtype
+            hidden, matrix, batch.targets, batch.weights * scale, dtype
         )
         return loss, nll.detach()
 
@@ -107,7 +106,7 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     hidden = transformer.drop(transformer.wte(batch.input_ids) + transformer.wpe(batch.position_ids))
     for block in transformer.h[:-1]:
         hidden = block(hidden, segments=batch.segments)
-    last, before = transformer.h[-1], batch.targets - 1
+    last, before = transformer.h[-1], batch.before
     attention = last.attn
     query, key, value = (
         part.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)

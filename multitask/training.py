@@ -5,37 +5,27 @@ step's weight, clip, step. LoRA changes the model, never the loop.
 """
 
 import itertools
-import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+import numpy as np
+from accelerate import Accelerator
 
-from multitask import checkpoint, evaluation
+from multitask import checkpoint, evaluation, runs
 from multitask.attention import name_for
-from multitask.batching import check_window
+from multitask.batching import BlockStream, check_window
 from multitask.config import RunConfig
 from multitask.data import Counts
-from multitask.device import choose_device, choose_precision
-from multitask.errors import InputError, Interrupted, suggest
+from multitask.errors import InputError
 from multitask.examples import Examples, prepare, read
-from multitask.loop import Loop, Report
+from multitask.loop import Lesson, Loop, Report
 from multitask.loss import plain_model
+from multitask.mixture import Mixture, shares
 from multitask.model import add_lora, build, is_adapter, model_folder, save
 from multitask.task import Task
-
-_SMALLEST_GPT2 = 768  # its width
-_WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
 
 
 def train(
@@ -54,38 +44,44 @@ def train(
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
-    config = with_learning_rate(config)
     evaluation.check_metrics(tasks, config.eval)
-    accelerator, precision, out = _engine(config, out, resume)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-    if accelerator.is_main_process:
-        _claim(config, out, overwrite, resume)
-        (out / "config.yaml").write_text(
-            yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False), "utf-8"
-        )
-    accelerator.wait_for_everyone()
+    accelerator, config, out = runs.begin(config, out, overwrite, resume)
     try:
-        loop = _begin(config, tasks, out, resume, accelerator, report)
+        prepared = _prepare(config, tasks, out, resume, accelerator)
+        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
+        if resume:
+            loop.restore(checkpoint.newest(out))
     except InputError:
         if accelerator.is_main_process and not resume:  # once the input is right, the same command works
-            _clear(out)
+            runs.clear(out)
         raise
     loop.run()
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
-        with _interruptible(out):
-            results = _finish(loop, started, arm)
+        with runs.interruptible(out):
+            results = _finish(loop, prepared, config, tasks, started, arm)
         report({"event": "done", "out": str(out), "results": results})
     accelerator.end_training()
     return results
 
 
-def _begin(
-    config: RunConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator, report: Report
-) -> Loop:
-    """Model, rows and the loop over them, at its first step or where a checkpoint left it."""
+@dataclass(frozen=True)
+class _Prepared:
+    """What the loop teaches, with what only the end needs."""
+
+    lesson: Lesson
+    model: Any
+    tokenizer: Any
+    examples: Mapping[str, Examples]
+    validation: Mapping[str, Examples]
+
+
+def _prepare(
+    config: RunConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator
+) -> _Prepared:
+    """Model and rows, and how they are drawn."""
     model, tokenizer = _model(config, tasks, out, resume, accelerator)
-    block_size = evaluation.window(config.train, model)
+    train, block_size = config.train, evaluation.window(config.train, model)
     check_window(block_size, plain_model(model).config.n_positions)
     with accelerator.main_process_first():
         examples = {
@@ -93,81 +89,66 @@ def _begin(
             for name, task in tasks.items()
         }
         validation = evaluation.examples_of(
-            tasks, "validation", tokenizer, block_size, config.data, config.train.eval_max_rows
+            tasks, "validation", tokenizer, block_size, config.data, train.eval_max_rows
         )
         if accelerator.is_main_process:  # what the last scoring would refuse is said now, not after hours
             evaluation.examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
-    loop = Loop(config, tasks, out, accelerator, model, tokenizer, examples, validation, block_size, report)
-    if resume:
-        loop.restore(checkpoint.newest(out))
-    return loop
+    sizes = {name: len(rows) for name, rows in examples.items()}
+    share = shares(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
+    fitting = {
+        name: [(rows.ids(n), int(rows.num_prompts[n])) for n in np.flatnonzero(rows.lengths <= block_size).tolist()]
+        for name, rows in validation.items()
+    }
+    if not any(fitting.values()):
+        raise InputError(
+            f"no validation row of any task fits the window of {block_size} tokens with its answer; raise "
+            "train.block_size (or model.n_positions)"
+        )
+
+    def look() -> dict[str, Any]:
+        if train.select_by == "loss":
+            return {}
+        return {"score": evaluation.first_metrics(model, tokenizer, tasks, validation, config, block_size)}
+
+    lesson = Lesson(
+        names=list(tasks),
+        stream=BlockStream(examples, Mixture(sizes, share, config.seed), block_size, train.packing_window),
+        validation=fitting,
+        block_size=block_size,
+        layout=train.packing,
+        prompt_weight=train.prompt_weight,
+        look=look,
+        chooses_by_score=train.select_by == "score",
+        facts={
+            "shares": {name: round(part, 4) for name, part in share.items()},
+            "data": {name: rows.report for name, rows in examples.items()},
+        },
+    )
+    return _Prepared(lesson, model, tokenizer, examples, validation)
 
 
-def _finish(loop: Loop, started: float, arm: str | None) -> dict[str, Any]:
+def _finish(
+    loop: Loop, prepared: _Prepared, config: RunConfig, tasks: Mapping[str, Task], started: float, arm: str | None
+) -> dict[str, Any]:
     """Writes the best model and its scores; returns what `results.json` holds."""
-    config, tasks, out = loop.config, loop.tasks, loop.out
+    out, tokenizer = loop.out, prepared.tokenizer
     loop.take_best()
     finished = loop.model
     if is_adapter(finished) and config.adapter.merge:
         finished = finished.merge_and_unload()
-    shown = {name: _shown(rows) for name, rows in loop.validation.items()}
-    save(finished, loop.tokenizer, out / "model", tasks, shown)
+    shown = {name: _shown(rows) for name, rows in prepared.validation.items()}
+    save(finished, tokenizer, out / "model", tasks, shown)
     named = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
     arm = arm or named + ("-lora" if config.adapter.kind == "lora" else "")
     results = evaluation.envelope(config, "train", arm, {"name": str(out / "model")})
     results |= evaluation.score_model(
-        finished, loop.tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report
+        finished, tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report
     )
-    results["data"] = {name: results["data"][name] | {"train": loop.examples[name].report} for name in tasks}
-    results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
+    results["data"] = {n: results["data"][n] | {"train": prepared.examples[n].report} for n in tasks}
+    shares_used = {"shares": prepared.lesson.facts["shares"]}
+    results["cost"] = loop.cost | shares_used | {"wall_s": round(time.perf_counter() - started, 1)}
     evaluation.write_results(out / "results.json", results)
     return results
-
-
-@contextmanager
-def _interruptible(out: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM while the trained model is scored: the last checkpoint holds it, a resumed run scores anew."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(str(out)) from None
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _engine(config: RunConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:
-    """The accelerator, and what one process decided for all: the precision, which each would measure, and the folder.
-
-    A resumed run goes on in the precision it was begun in.
-    """
-    if (tracker := config.train.tracker) is not None:
-        known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
-        if tracker not in known:
-            raise InputError(f"train.tracker: no tracker '{tracker}'; {suggest(tracker, known)}")
-        if tracker not in map(str, get_available_trackers()):
-            raise InputError(f"train.tracker: '{tracker}' is not installed; `pip install {tracker}`, or leave it out")
-    device = choose_device(config.device)
-    if is_initialized() and PartialState().num_processes == 1:  # of an earlier run in this process, on another device
-        AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=device.type == "cpu")
-    chosen: list[str] = [config.train.precision]
-    if chosen == ["auto"] and resume:
-        chosen = [checkpoint.read_state(checkpoint.newest(out))["precision"]]
-    width = config.model.n_embd if config.model.name is None else _SMALLEST_GPT2
-    chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
-    broadcast_object_list(chosen)
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(chosen[0], chosen[0]),
-        cpu=device.type == "cpu",
-        gradient_accumulation_steps=1,
-        log_with=tracker,
-        project_dir=chosen[1],
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
-    )
-    return accelerator, chosen[0], Path(chosen[1])
 
 
 def _shown(rows: Examples) -> Mapping[str, str]:
@@ -175,55 +156,6 @@ def _shown(rows: Examples) -> Mapping[str, str]:
     record = next((row for row in rows.rows(limit=100) if not row["is_cut"]), None) or rows.row(0)
     fields: Mapping[str, str] = record["fields"]
     return fields
-
-
-def with_learning_rate(config: RunConfig) -> RunConfig:
-    """The settings with the learning rate that None stands for."""
-    if config.train.learning_rate is not None:
-        return config
-    rate = 3e-3 * (128 / config.model.n_embd) ** 0.5 if config.model.name is None else 2e-4
-    rate = 1e-3 if config.adapter.kind == "lora" else rate
-    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
-
-
-def _claim(config: RunConfig, out: Path, overwrite: bool, resume: bool) -> None:
-    """Makes the run folder ours; raises InputError when it holds a run already."""
-    if resume:
-        checkpoint.newest(out)
-        return
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: a file, not a folder; choose another --out")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise InputError(
-                f"{out}: already holds files; go on with --resume {out}, replace them with --overwrite, or choose "
-                "another --out"
-            )
-        if not (out / "config.yaml").exists():
-            raise InputError(
-                f"{out}: not a run folder (no config.yaml), so --overwrite leaves it alone; choose another --out"
-            )
-        for name in (config.model.name, config.model.tokenizer):
-            if name and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
-                raise InputError(
-                    f"{out}: --overwrite would remove {name}, which this run starts from; choose another --out"
-                )
-        _clear(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error}); choose another --out") from None
-
-
-def _clear(out: Path) -> None:
-    """Removes what a run writes, and nothing else: the folder may be somebody's home."""
-    for name in _WRITTEN:
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
-        else:
-            (out / name).unlink(missing_ok=True)
-    with suppress(OSError):  # something else is in it
-        out.rmdir()
 
 
 def _model(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from multitask.batching import BlockStream, Drawn, best_fit, check_window, collate, micro_steps
+from multitask.batching import BlockStream, Drawn, TextStream, best_fit, check_window, collate, micro_steps
 from multitask.errors import InputError
 from multitask.mixture import Mixture, shares
 
@@ -64,7 +64,7 @@ def test_every_draw_of_a_window_is_in_one_block() -> None:
         assert sum(d.length for d in block) <= 64
         for d in block:
             examples = made.examples[d.task]
-            assert (d.length, d.num_prompt) == (examples.lengths[d.row], examples.num_prompts[d.row])
+            assert (d.length, d.num_prompt) == (examples.lengths[d.row] - 1, examples.num_prompts[d.row])
     assert sum(len({d.task for d in block}) > 1 for block in blocks) > len(blocks) / 3, "tasks share blocks"
 
 
@@ -138,24 +138,27 @@ def test_labels_are_targets_and_weighted_prompt_tokens_only(layout: Any, prompt_
         if at >= num_prompt or prompt_weight
     ]
     found = [
-        (int(owner), int(positions[at]), int(ids[at]), pytest.approx(float(weight)))
-        for owner, at, weight in zip(batch.owners, batch.targets, batch.weights, strict=True)
+        (int(owner), int(positions[at]) + 1, int(target), pytest.approx(float(weight)))
+        for owner, at, target, weight in zip(batch.owners, batch.before, batch.targets, batch.weights, strict=True)
     ]
     assert found == expected
     assert [bool(t) for t in batch.is_target] == [at >= examples[owner][1] for owner, at, _, _ in expected]
-    assert batch.num_tokens == sum(len(i) for i, _ in examples)
-    assert (positions[batch.targets - 1] == positions[batch.targets] - 1).all(), "predicted from the token before"
+    assert batch.num_tokens == sum(len(i) - 1 for i, _ in examples)
+    read = [i for ids_, _ in examples for i in ids_[:-1]]
+    assert ids[ids > 0].tolist() == read, "no id is 0 here but a pad"
+    for owner, at in zip(batch.owners.tolist(), batch.before.tolist(), strict=True):
+        assert ids[at] == examples[owner][0][positions[at]], "predicted from the id before it"
 
 
 def test_packed_has_no_pad_and_none_pads_at_the_end() -> None:
     examples = [([5, 6, 7], 1), ([8, 9], 1)]
     packed, none = collate(examples, "packed"), collate(examples, "none")
-    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1]]
-    assert packed.targets.tolist() == [1, 2, 4]
-    assert none.input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert packed.input_ids.tolist() == [[5, 6, 8]], "the last id of an example is never read"
+    assert packed.position_ids.tolist() == [[0, 1, 0]]
+    assert (packed.before.tolist(), packed.targets.tolist()) == ([0, 1, 2], [6, 7, 9])
+    assert none.input_ids.tolist() == [[5, 6], [8, 0]]
     assert none.segments is None
-    assert none.targets.tolist() == [1, 2, 4]
+    assert (none.before.tolist(), none.targets.tolist()) == ([0, 1, 2], [6, 7, 9])
 
 
 def test_segments_gather_and_scatter_are_inverse() -> None:
@@ -178,11 +181,73 @@ def test_segments_gather_and_scatter_are_inverse() -> None:
 
 
 def test_an_example_without_a_prompt_is_a_bug() -> None:
-    with pytest.raises(AssertionError, match="its first token would be a label"):
-        collate([([1, 2], 0)])
+    for num_prompt in (0, 2):
+        with pytest.raises(AssertionError, match=r"its first token a label, or without anything to predict"):
+            collate([([1, 2], num_prompt)])
 
 
 def test_blocks_longer_than_the_model_are_refused() -> None:
     check_window(64, 64)
     with pytest.raises(InputError, match=r"train\.block_size 65 is longer than the model's window of 64 positions"):
         check_window(65, 64)
+
+
+# ---------------------------------------------------------------- running text
+
+TEXT = np.arange(1000, dtype=np.uint16)
+
+
+def seen(made: TextStream, blocks: list[list[Drawn]]) -> list[int]:
+    return [int(i) for block in blocks for d in block for i in made.ids(d)[1:]]
+
+
+@pytest.mark.parametrize("length", [17, 18, 160, 161, 175, 1000])
+def test_a_grid_predicts_every_token_of_its_blocks_once_an_epoch(length: int) -> None:
+    made = TextStream(TEXT[:length], 16, seed=3)
+    first, second = (made.next_blocks(made.num_blocks) for _ in range(2))
+    assert sorted(seen(made, first)) == sorted(seen(made, second)) == list(range(1, 16 * ((length - 1) // 16) + 1))
+    assert made.epochs() == {"text": 2.0}
+    assert made.tokens_per_epoch == 16 * made.num_blocks
+    if made.num_blocks > 5:
+        assert first != second, "each epoch has an order of its own"
+        assert [b[0].row for b in first] != sorted(b[0].row for b in first)
+
+
+def test_strided_blocks_overlap() -> None:
+    made = TextStream(TEXT, 16, seed=3, stride=5)
+    starts = sorted(block[0].row for block in made.next_blocks(made.num_blocks))
+    assert starts == list(range(0, 1000 - 16, 5))
+
+
+def test_random_blocks_begin_anywhere() -> None:
+    made = TextStream(TEXT, 16, seed=3, at_random=True)
+    starts = [block[0].row for block in made.next_blocks(4000)]
+    assert (min(starts), max(starts)) == (0, 1000 - 17)
+    assert len(set(starts)) > 0.95 * 984, "of 984 places, 4,000 draws leave 1.7 % out"
+    assert made.epochs()["text"] == pytest.approx(4000 * 16 / 999, abs=1e-4)
+
+
+def test_a_text_in_order_is_predicted_whole() -> None:
+    made = TextStream(TEXT[:100], 16, seed=3)
+    assert seen(made, made.in_order()) == list(range(1, 100))
+
+
+@pytest.mark.parametrize("at_random", [False, True])
+def test_a_text_stream_goes_on_from_any_cursor(at_random: bool) -> None:
+    made = TextStream(TEXT, 16, seed=3, at_random=at_random)
+    whole = made.next_blocks(200)
+    for at in range(0, 200, 23):
+        resumed = TextStream(TEXT, 16, seed=3, at_random=at_random)
+        resumed.cursor = (at,)
+        assert resumed.next_blocks(200 - at) == whole[at:]
+    assert TextStream(TEXT, 16, seed=4, at_random=at_random).next_blocks(200) != whole
+
+
+def test_isolated_documents_are_examples_of_their_own() -> None:
+    text = np.array([5, 6, 9, 7, 9, 9, 8, 8, 8, 9, 4, 4], np.uint16)  # 9 ends a document
+    made = TextStream(text, 11, seed=0, border_id=9)
+    (block,) = made.next_blocks(1)
+    assert [made.ids(d).tolist() for d in block] == [[5, 6, 9], [9, 7, 9], [9, 9], [9, 8, 8, 8, 9], [9, 4, 4]]
+    assert sum(d.length for d in block) == 11
+    plain = TextStream(text, 11, seed=0)
+    assert seen(made, [block]) == seen(plain, plain.next_blocks(1)), "the same tokens are predicted"

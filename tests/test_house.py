@@ -20,7 +20,7 @@ FLOORS = (
     "records data world documents formatting registry mixture",
     "vocabulary encoding examples batching attention loss prompting",
     "inference writing model checkpoint decoding scoring metrics hygiene baselines device",
-    "loop training evaluation running base plots figures pages results significance preview fewshot benchmark report",
+    "loop runs training evaluation running base plots figures pages results significance preview fewshot benchmark report",
     "api cli __init__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

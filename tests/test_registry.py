@@ -86,8 +86,8 @@ def test_rendered_text_ids_and_labels_are_as_recorded(plugin: tuple[Path, Task])
         assert example is not None
         batch = collate([(example.input_ids, example.num_prompt)])
         labels = [-100] * len(example.input_ids)
-        for at in batch.targets.tolist():
-            labels[at] = example.input_ids[at]
+        for at, target in zip(batch.before.tolist(), batch.targets.tolist(), strict=True):
+            labels[at + 1] = target
         text = text_of(render(task, row))
         found.append({"fields": row, "text": text, "input_ids": example.input_ids, "labels": labels})
     if is_new:

@@ -255,7 +255,7 @@ def test_validation_without_a_row_that_fits_says_so(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"loss of task 'qa' is not a finite number .*lower train.learning_rate"):
+    with pytest.raises(InputError, match=r"loss of 'qa' is not a finite number .*lower train.learning_rate"):
         train(settings("qa", train={"learning_rate": 1e30, "clip_norm": 0, "warmup_steps": 0}), out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists(), "the first line would hold a NaN"
 
