@@ -7,10 +7,10 @@ lists every problem with its path.
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
 
 from multitask.errors import InputError, suggest
 
@@ -110,6 +110,19 @@ class DataConfig(Settings):
     """Folder of encoded rows; None: `multitask` in the user's cache folder (XDG_CACHE_HOME)."""
 
 
+_SHAPES: dict[Any, dict[str, int]] = {
+    name: {"n_layer": layers, "n_head": heads, "n_embd": width, "n_positions": window}
+    for name, layers, heads, width, window in (
+        ("nano", 4, 4, 128, 256),
+        ("mini", 6, 8, 256, 512),
+        ("gpt2", 12, 12, 768, 1024),
+        ("medium", 24, 16, 1024, 1024),
+        ("large", 36, 20, 1280, 1024),
+        ("xl", 48, 25, 1600, 1024),
+    )
+}
+
+
 class ModelConfig(Settings):
     """The one shared GPT-2."""
 
@@ -119,6 +132,13 @@ class ModelConfig(Settings):
     """Commit, branch or tag of the hub model."""
     tokenizer: str | None = None
     """Hub name or local folder; None: the model's own, or for an empty model one trained on the run's training rows."""
+    arch: Literal["gpt2", "bigram"] = "gpt2"
+    """gpt2, or the next token from the current one alone: the floor of all language models."""
+    hidden: list[Annotated[int, Field(ge=1)]] = []
+    """bigram: widths of the layers between a token and the next; empty: a table of all pairs."""
+    shape: Literal["nano", "mini", "gpt2", "medium", "large", "xl"] | None = None
+    """Size of an empty model by name: nano (4 layers, width 128, window 256), mini (6, 256, 512), and OpenAI's four
+    (12, 768; 24, 1024; 36, 1280; 48, 1600; window 1024). What is set beside it wins."""
     vocab_size: int = Field(2000, ge=300)
     """Tokens of a tokenizer trained here, task tokens not counted."""
     n_layer: int = Field(4, ge=1)
@@ -133,6 +153,11 @@ class ModelConfig(Settings):
     """Standard deviation of an empty model's matrices; None: 0.8 / sqrt(n_embd): small widths learn sooner."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of embeddings, attention and residuals in training. Packing and batching change no loss when it is 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_shape(cls, values: Any) -> Any:
+        return {**_SHAPES.get(values.get("shape"), {}), **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _heads(self) -> "ModelConfig":
@@ -311,7 +336,7 @@ class TextConfig(Settings):
 
     files: dict[Literal["train", "validation"], list[str]] | None = None
     """Local files of each split, relative to `root`, read one after the other; `*`, `?` and `**` match names."""
-    world: dict[Literal["train", "validation"], int] | None = None
+    world: dict[Literal["train", "validation"], PositiveInt] | None = None
     """Number of documents of each split of the embedded world's running text."""
     root: Path | None = None
     """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
@@ -343,29 +368,11 @@ class TextConfig(Settings):
         given = [name for name in ("files", "world") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of files, world is needed, found {', '.join(given) or 'none'}")
-        origin: Mapping[str, Any] = self.files if self.files is not None else self.world or {}
+        origin: Any = self.files if self.files is not None else self.world
         for split in ("train", *origin):
             if not origin.get(split):
                 raise ValueError(f"{given[0]}: there is nothing for {split}; expected at least one")
         return self
-
-
-class PretrainConfig(Settings):
-    """A run over running text."""
-
-    seed: int = Field(7, ge=0)
-    """Everything random is a function of it."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto: the accelerator if there is one."""
-    text: TextConfig
-    tasks: list[str] | None = None
-    """Tasks whose tokens a tokenizer trained here has; None: all that are found."""
-    model: ModelConfig = ModelConfig()
-    train: BlockConfig = BlockConfig()
-    sample_prompt: str = ""
-    """What a sample is written after at each validation; empty: the token between documents."""
-    sample_tokens: int = Field(60, ge=0)
-    """Tokens of the sample; 0: none."""
 
 
 class SamplingConfig(Settings):
@@ -401,16 +408,106 @@ class SamplingConfig(Settings):
             )
         return value
 
-    @model_validator(mode="after")
-    def _together(self) -> "SamplingConfig":
-        if self.beams > 1 and self.is_sampled:
-            raise ValueError("beams search for the likeliest text and draw nothing: choose beams, or sampling options")
-        if self.num_samples > max(1, self.beams) and not self.is_sampled:
-            how = f"{self.beams} beams find no more than {self.beams}" if self.beams > 1 else "greedy texts are all alike"
+    @field_validator("beams")
+    @classmethod
+    def _searched(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and any(info.data.get(name) is not None for name in ("temperature", "top_k", "top_p")):
+            raise ValueError(f"{value} beams draw nothing, they search for the likeliest text: leave out one of the two")
+        return value
+
+    @field_validator("num_samples")
+    @classmethod
+    def _differing(cls, value: int, info: ValidationInfo) -> int:
+        beams = info.data.get("beams", 1)
+        is_drawn = any(info.data.get(name) is not None for name in ("temperature", "top_k", "top_p"))
+        if value > beams and not is_drawn:
+            found = f"{beams} beams find no more" if beams > 1 else "greedy texts are all alike"
             raise ValueError(
-                f"{self.num_samples} samples of a prompt, and {how}: draw them with a temperature, top_k or top_p, or "
-                f"search with at least {self.num_samples} beams"
+                f"{value} texts of a prompt, and {found}: draw them with a temperature, top_k or top_p, or search with "
+                f"at least {value} beams"
             )
+        return value
+
+
+class TokenizerConfig(Settings):
+    """A tokenizer trained here."""
+
+    kind: Literal["bytes", "metaspace", "characters"] = "bytes"
+    """bytes: byte-level BPE, GPT-2's kind, any text survives; metaspace: BPE in which `▁` begins a word, KoGPT2's kind;
+    characters: every character of the text is a token."""
+    vocab_size: int | None = Field(None, ge=2)
+    """Tokens of text, special tokens not counted; None: as many as the text gives, at most 8000. Not for characters."""
+    min_frequency: int = Field(2, ge=1)
+    """A pair of tokens that occurs less often is not merged."""
+    prefix_space: bool | None = None
+    """Of bytes: read a text as if a space stood before it, so that its first word is the token that it is elsewhere.
+    None: yes, except for files of `--from`; GPT-2 itself does not."""
+    clean: bool = False
+    """Of metaspace: BERT's clean-up first; control characters go, line breaks and tabs become spaces."""
+    characters: str = ""
+    """Of characters: further ones that the text may lack."""
+    unknown: Literal["error", "unk"] = "error"
+    """Of characters, what one does that the text lacked. error: there is no token for it, and reading it stops with its
+    name and place (plain transformers drops it); unk: it becomes `<unk>`."""
+    separator: str | None = None
+    """Token between documents, eos of the tokenizer; None: `<|endoftext|>`, of metaspace `</s>` (bos is `<s>`)."""
+    tasks: Literal["all", "none"] | list[str] = "all"
+    """Tasks whose tokens are built in."""
+    tokens: list[str] = []
+    """Further special tokens."""
+    spare: int = Field(100, ge=0)
+    """Number of special tokens left free for later, `<|unused0|>` and on."""
+    curve: list[int] = []
+    """Vocabulary sizes at which compression is measured too; empty: no curve."""
+
+    @field_validator("tokens", "curve")
+    @classmethod
+    def _each_once(cls, value: list[Any]) -> list[Any]:
+        return list(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "TokenizerConfig":
+        for kind, names in {
+            "bytes": ("prefix_space",),
+            "metaspace": ("clean",),
+            "characters": ("characters", "unknown"),
+        }.items():
+            for name in names:
+                if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} belongs to kind {kind}, found kind {self.kind}; leave it out")
+        if self.kind == "characters" and (self.vocab_size is not None or self.curve):
+            raise ValueError("of kind characters there is a token for each; leave out vocab_size and curve")
+        for token in [*self.tokens, *([] if self.separator is None else [self.separator])]:
+            if len(token) < 2 or token != token.strip():
+                raise ValueError(
+                    f"'{token}' cannot be a special token: expected two characters or more, no white space around them"
+                )
+        if any(size < 2 for size in self.curve):
+            raise ValueError(f"curve: a vocabulary of {min(self.curve)}; expected at least 2 tokens")
+        return self
+
+
+class PretrainConfig(Settings):
+    """A run over running text."""
+
+    seed: int = Field(7, ge=0)
+    """Everything random is a function of it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto: the accelerator if there is one."""
+    text: TextConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """What is trained on the text when neither `model.tokenizer` nor `model.name` brings a tokenizer."""
+    model: ModelConfig = ModelConfig()
+    train: BlockConfig = BlockConfig()
+    sample_prompt: str = ""
+    """What a sample is written after at each validation; empty: the token between documents."""
+    sample_tokens: int = Field(60, ge=0)
+    """Tokens of the sample; 0: none."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "PretrainConfig":
+        if self.model.vocab_size != ModelConfig().vocab_size:
+            raise ValueError("model.vocab_size is of tokenizers that `train` makes; here it is tokenizer.vocab_size")
         return self
 
 
@@ -501,7 +598,7 @@ def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            if problem["loc"][-1] == "str" and problem["type"] == "string_type":
+            if problem["loc"][-1:] == ("str",) and problem["type"] == "string_type":
                 continue  # the other half of `name | source written out`
             path = ".".join(str(p) for p in problem["loc"] if "Config" not in str(p))
             text = problem["msg"].removeprefix("Value error, ")
