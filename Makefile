@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow bench-train bench-eval format clean
+.PHONY: help demo test test-slow test-tensorflow bench-train bench-eval bench-pretrain format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -44,9 +44,22 @@ bench-eval: .venv-eval/installed  ## rows/s and memory beside lm-evaluation-harn
 	.venv-eval/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt lm_eval==0.4.13 pytest -e .
 	touch $@
 
+bench-pretrain: $(VENV)/installed  ## tokens/s of pretraining beside a plain loop and Hugging Face's Trainer; needs lm_*.txt below MULTITASK_DATA; writes benchmarks/pretrain.md
+	$(BIN)/python benchmarks/pretrain.py
+
+test-tensorflow: export OMP_WAIT_POLICY ?= PASSIVE
+
+test-tensorflow: .venv-tf/installed  ## OpenAI's checkpoint layout as TensorFlow itself writes it (a minute or two)
+	.venv-tf/bin/python -m pytest -q -m slow tests/test_tensorflow.py
+
+.venv-tf/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tf
+	.venv-tf/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorflow==2.21.0 pytest -e .
+	touch $@
+
 format: $(VENV)/installed  ## put the code in the house's form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:  ## remove what was built; runs are kept
-	rm -rf $(VENV) .venv-bench .venv-eval build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench .venv-eval .venv-tf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
