@@ -6,15 +6,29 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from multitask.config import BenchmarkConfig, RunConfig, load, read_yaml, shipped
+from multitask.config import (
+    BenchmarkConfig,
+    PretrainConfig,
+    RunConfig,
+    SamplingConfig,
+    TextConfig,
+    TokenizerConfig,
+    load,
+    read_yaml,
+    shipped,
+)
 from multitask.errors import InputError, Interrupted, suggest
+from multitask.formatting import markers
 from multitask.registry import choose, load_tasks
 from multitask.task import Task
 
+if TYPE_CHECKING:
+    from multitask.speaking import Asked, Speaker
+
 Report = Callable[[dict[str, Any]], None]
-Settings = RunConfig | Mapping[str, Any] | str | Path | None
+Settings = RunConfig | PretrainConfig | Mapping[str, Any] | str | Path | None
 
 
 _FREE_IN_TRAIN = {
@@ -28,26 +42,31 @@ _FREE_IN_TRAIN = {
     "keep_checkpoints",
     "patience",
     "tracker",
+    "eval_max_blocks",
 }
 """Settings below `train` that a resumed run may change."""
 
 
+_DOCUMENTS = {"train": 10_000, "validation": 1_000}
+"""Of the embedded world, that a tokenizer learns from and is measured on."""
+
+
 def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[str] | None = None) -> RunConfig:
     """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default, `world.yaml`."""
-    where = "settings"
-    if isinstance(settings, RunConfig):
-        settings = settings.model_dump()
-    elif isinstance(settings, str | Path):
-        where = str(settings)
-        path, inside = Path(settings), shipped("configs") / f"{Path(settings).stem}.yaml"
-        settings = read_yaml(inside if not path.exists() and inside.exists() else path)
-    elif settings is None:
-        where = str(shipped("configs") / "world.yaml")
-        settings = read_yaml(Path(where))
-    given = dict(settings)
+    given, where = _given(settings, "world")
     if tasks is not None:
         given["tasks"] = list(tasks)
     return load(RunConfig, given, list(flags), where)
+
+
+def _given(settings: Settings, default: str) -> tuple[dict[str, Any], str]:
+    """Settings as a mapping, from whatever they were given as, and what to call them; None: a shipped file."""
+    if settings is None:
+        settings = shipped("configs") / f"{default}.yaml"
+    if isinstance(settings, str | Path):
+        path, inside = Path(settings), shipped("configs") / f"{Path(settings).stem}.yaml"
+        return read_yaml(inside if not path.exists() and inside.exists() else path), str(settings)
+    return dict(settings if isinstance(settings, Mapping) else settings.model_dump()), "settings"
 
 
 def _chosen(
@@ -61,13 +80,13 @@ def _chosen(
     return config, choose(found, config.tasks)
 
 
-def _check_unchanged(begun: RunConfig, config: RunConfig, run: Path) -> None:
+def _check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | PretrainConfig, run: Path) -> None:
     """Raises InputError when a setting that decides weights or rows differs from those a run was begun with."""
     before, after = begun.model_dump(), config.model_dump()
     for name, unset in (("precision", "auto"), ("learning_rate", None)):  # chosen when the run was begun
         if after["train"][name] == unset:
             after["train"][name] = before["train"][name]
-    parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "train"}}
+    parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "train", "sample_prompt", "sample_tokens"}}
     differing = [
         f"{part}.{name}".lstrip(".")
         for part, free in parts.items()
@@ -110,13 +129,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
     if resume is not None:
-        if overwrite:
-            raise InputError("--resume goes on with a run, --overwrite replaces it; give one of the two")
-        if out is not None and Path(out) != Path(resume):
-            raise InputError(f"--resume {resume} goes on in that folder, --out {out} names another; leave out --out")
-        out = Path(resume)
-        if not (out / "config.yaml").exists():
-            raise InputError(f"{out}: not a run folder (no config.yaml); name the folder that train wrote")
+        out = _resumed(resume, out, overwrite)
         settings = settings if settings is not None else out / "config.yaml"
     config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     if out is not None and resume is not None:
@@ -125,6 +138,68 @@ def train(
     from multitask.training import train as run  # heavy: after everything that can be wrong with names and settings
 
     return run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
+
+
+def _resumed(resume: str | Path, out: str | Path | None, overwrite: bool) -> Path:
+    """The run folder that a resumed run goes on in; raises InputError for arguments that contradict one another."""
+    if overwrite:
+        raise InputError("--resume goes on with a run, --overwrite replaces it; give one of the two")
+    if out is not None and Path(out) != Path(resume):
+        raise InputError(f"--resume {resume} goes on in that folder, --out {out} names another; leave out --out")
+    if not (Path(resume) / "config.yaml").exists():
+        raise InputError(f"{resume}: not a run folder (no config.yaml); name the folder that train wrote")
+    return Path(resume)
+
+
+def pretrain(
+    settings: Settings = None,
+    *,
+    files: Iterable[str | Path] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    find_learning_rate: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Trains a model on running text; returns what `results.json` of the run folder holds.
+
+    Args:
+        settings: a `PretrainConfig`, a mapping, a YAML file (or the name of a shipped one); None: `pretrain.yaml`.
+        files: the text, in place of that of the settings.
+        out: run folder; None: `runs/pretrain-<date>-<time>`.
+        resume: a run folder to continue, with its own settings.
+        overwrite: replace a run that `out` holds.
+        find_learning_rate: instead of training, try learning rates; returns `suggested` and the curve.
+        tasks_dirs: folders with further task plugins, whose tokens a tokenizer trained here gets.
+        flags: settings by dotted name, `model.shape=mini`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    if resume is not None:
+        out = _resumed(resume, out, overwrite)
+        settings = settings if settings is not None else out / "config.yaml"
+    given, where = _given(settings, "pretrain")
+    if names := [str(name) for name in files]:
+        kept = {name: value for name, value in dict(given.get("text") or {}).items() if name not in ("files", "world")}
+        given["text"] = {"root": ".", **kept, "files": {"train": names}}
+    config = load(PretrainConfig, given, list(flags), where)
+    if resume is not None:
+        begun = load(PretrainConfig, read_yaml(Path(resume) / "config.yaml"), where=f"{resume}/config.yaml")
+        _check_unchanged(begun, config, Path(resume))
+    found = load_tasks(tasks_dirs)
+    named = config.tokenizer.tasks
+    tasks = found if named == "all" else {} if named == "none" else choose(found, named)
+    folder = Path(out) if out is not None else Path("runs") / f"pretrain-{time.strftime('%Y%m%d-%H%M%S')}"
+    from multitask import pretrain as runner
+
+    if find_learning_rate:
+        return runner.find_learning_rate(config, tasks, folder, report)
+    return runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
 
 
 def evaluate(
@@ -291,6 +366,111 @@ def benchmark(
     return {"arms": done, "report": str(folder / "report.html")}
 
 
+def speaker(
+    model: str | Path,
+    task: str | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    device: str = "auto",
+    report: Report = lambda record: None,
+    **sampling: Any,
+) -> "Speaker":
+    """A loaded model that writes, once or many times; arguments as in `generate`."""
+    settings, config = load(SamplingConfig, sampling, where="sampling"), load(RunConfig, {"device": device})
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+    chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
+    from multitask.device import choose_device
+    from multitask.model import load_causal
+    from multitask.speaking import Speaker
+
+    loaded, tokenizer = load_causal(str(model))
+    loaded.to(choose_device(config.device))
+    window = _taught_window(Path(model)) if task is not None else None
+    return Speaker(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, window, report=report)
+
+
+def _taught_window(model: Path) -> int | None:
+    """The window that a run was trained with, if the model is one's: its prompts are cut as for scoring."""
+    homes = [folder / "config.yaml" for folder in (model, model.parent) if (folder / "config.yaml").exists()]
+    taught = read_yaml(homes[0]).get("train") if homes else None
+    return (taught.get("block_size") or taught.get("batch_tokens")) if isinstance(taught, dict) else None
+
+
+def generate(
+    model: str | Path,
+    prompts: "str | Mapping[str, Any] | Iterable[str | Mapping[str, Any] | Asked]",
+    task: str | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    explain: int = 0,
+    picture: str | Path | None = None,
+    out: str | Path | None = None,
+    stream: Callable[[str], None] | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    device: str = "auto",
+    report: Report = lambda record: None,
+    **sampling: Any,
+) -> list[dict[str, Any]]:
+    """Lets a model write; returns a record for each text, as `out` holds them.
+
+    Args:
+        model: a run or model folder, or the hub name of any causal language model.
+        prompts: one or several: free text, or with `task` mappings of its fields.
+        task: its prompts are encoded as in training, and its answers parsed; None: free text goes on until an end.
+        max_new_tokens: most tokens of a text; None: the task's; of free text 100, or as many as fit the window.
+        explain: of each step so many of the likeliest tokens, before and after reshaping, as `steps`.
+        picture: a PNG of that, of one text.
+        out: JSON lines. None: nothing is written.
+        stream: called with parts of the one text as it is written.
+        tasks_dirs: folders with further task plugins.
+        device: auto, cpu, cuda or mps.
+        report: called with warnings: what was cut, what the tokenizer cannot write.
+        sampling: as in `SamplingConfig`: temperature, top_k, top_p, repetition_penalty, beams, num_samples, seed.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do. Nothing is written then.
+    """
+    from multitask.speaking import Asked, check_writable, write_lines
+
+    given = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+    if not given:
+        raise InputError("there are no prompts, expected at least one")
+    asked = [one if isinstance(one, Asked) else Asked(one, f"prompt {n}") for n, one in enumerate(given, 1)]
+    if picture is not None and (len(asked) != 1 or sampling.get("num_samples", 1) != 1):
+        raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
+    if out is not None:
+        check_writable(Path(out))
+    named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
+    writer = speaker(model, task, **named, report=report, **sampling)
+    records = writer.write(asked, explain or (5 if picture is not None else 0), stream)
+    if picture is not None:
+        from multitask.plots import draw_steps
+
+        try:
+            is_readable = draw_steps(records[0]["steps"], Path(picture))
+        except (OSError, ValueError) as error:  # no such folder, or an extension that matplotlib does not know
+            raise InputError(f"{picture}: cannot be drawn ({error}); name a file ending in .png") from None
+        if not is_readable:
+            text = f"{picture}: no font here has all its characters; install one, for instance Noto Sans CJK"
+            report({"event": "warning", "text": text})
+    if out is not None:
+        write_lines(Path(out), records)
+    return records
+
+
+def import_openai(source: str | Path, out: str | Path) -> dict[str, Any]:
+    """Turns OpenAI's checkpoint of a GPT-2 into a Hugging Face folder; returns the number of tensors and the shape.
+
+    source: the folder with `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe`. TensorFlow is
+    not needed. Raises InputError for a file that is missing or damaged; nothing is written then.
+    """
+    from multitask.openai_weights import import_openai as run
+
+    return run(Path(source), Path(out))
+
+
 def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None) -> dict[str, Any]:
     """Writes `report.md`, `report.json`, `report.html` of run folders, results files, suites; returns the numbers.
 
@@ -317,3 +497,61 @@ def preview(
     from multitask.preview import preview as run
 
     run(config, chosen, num_rows, Console())
+
+
+def tokenizer(
+    files: Iterable[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    text: Mapping[str, Any] | None = None,
+    held_out: str | Path | None = None,
+    source: str | Path | None = None,
+    export: str | Path | None = None,
+    overwrite: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
+
+    Args:
+        files: what it is trained on: plain text or JSONL, `.gz` may follow; none: the embedded world's documents.
+        settings: values of `TokenizerConfig`.
+        out: folder that it is written to.
+        text: further values of `TextConfig`: `fields`, `encoding`, `format`, `validation`.
+        held_out: file that it is measured on; None: the end of the text, which it is not trained on then.
+        source: folder with `vocab.json` and `merges.txt`; nothing is trained.
+        export: folder that these two files of the result are written to.
+        overwrite: replace a tokenizer that `out` holds.
+        tasks_dirs: folders with further task plugins.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    config = load(TokenizerConfig, dict(settings or {}), where="tokenizer")
+    found = load_tasks(tasks_dirs)
+    named = list(found) if config.tasks == "all" else [] if config.tasks == "none" else config.tasks
+    special = markers(choose(found, named))
+    train, validation = [str(file) for file in files], [] if held_out is None else [str(held_out)]
+    if train:
+        origin: dict[str, Any] = {"files": {"train": train, **({"validation": validation} if validation else {})}}
+    elif held_out is not None:
+        raise InputError(f"--held-out {held_out}: name the files that the tokenizer is trained on, too")
+    else:
+        origin = {"world": _DOCUMENTS}
+    if all(Path(name).exists() for name in train + validation):  # rather than below MULTITASK_DATA
+        origin["root"] = "."
+    texts = load(TextConfig, {**origin, **(text or {})}, where="text")
+    from multitask.tokenizing import tokenizer as run
+
+    return run(
+        config,
+        texts,
+        special,
+        Path(out),
+        source=Path(source) if source is not None else None,
+        export=Path(export) if export is not None else None,
+        overwrite=overwrite,
+        report=report,
+    )

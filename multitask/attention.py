@@ -45,6 +45,16 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: fl
     )
 
 
+def _gathered(part: Tensor, index: Tensor, segments: Segments) -> Tensor:
+    """(H, T, D) -> (H, n L, D), the positions of a group."""
+    return part if segments.is_even else part.index_select(1, index.view(-1))
+
+
+def _scattered(groups: list[Tensor], segments: Segments) -> Tensor:
+    """What the groups hold, (H, n L, D) each, -> (H, T, D), in the order of the row."""
+    return groups[0] if segments.is_even else torch.cat(groups, 1).index_select(1, segments.scatter)
+
+
 class _EagerApart(torch.autograd.Function):
     """`_eager` over all groups of a row, its gradient written by hand: on a CPU the fastest of all ways tried.
 
@@ -64,8 +74,8 @@ class _EagerApart(torch.autograd.Function):
         for index in segments.gather:
             num, length = index.shape
             shape = (num_heads * num, length, width)
-            q, k, v = (part.index_select(1, index.view(-1)).view(shape) for part in parts)
-            q *= scaling
+            q, k, v = (_gathered(part, index, segments).view(shape) for part in parts)
+            q = q * scaling
             scores = torch.bmm(q, k.transpose(1, 2))
             scores.masked_fill_(_future(length, scores.device), torch.finfo(scores.dtype).min)
             weights = scores.softmax(-1).to(v.dtype)
@@ -74,7 +84,7 @@ class _EagerApart(torch.autograd.Function):
             saved += [q, k, v, weights, mask]
         ctx.save_for_backward(*saved)
         ctx.scaling, ctx.dropout, ctx.segments = scaling, dropout, segments
-        return torch.cat(outputs, 1).index_select(1, segments.scatter).transpose(0, 1)
+        return _scattered(outputs, segments).transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,8 +92,11 @@ class _EagerApart(torch.autograd.Function):
         _, num_heads, width = grad.shape
         segments: Segments = ctx.segments
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
-        num_places = sum(index.numel() for index in segments.gather)
-        placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, segments.scatter, grad.transpose(0, 1))
+        if segments.is_even:
+            placed = grad.transpose(0, 1)
+        else:
+            num_places = sum(index.numel() for index in segments.gather)
+            placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, segments.scatter, grad.transpose(0, 1))
         grads: tuple[list[Tensor], ...] = ([], [], [])
         start = 0
         for number, index in enumerate(segments.gather):
@@ -100,7 +113,7 @@ class _EagerApart(torch.autograd.Function):
             grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
             grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))
             grads[2].append(torch.bmm(kept.transpose(1, 2), out).view(flat))
-        return *(torch.cat(part, 1).index_select(1, segments.scatter) for part in grads), None, None, None
+        return *(_scattered(part, segments) for part in grads), None, None, None
 
 
 def _eager_apart(
@@ -116,6 +129,10 @@ def _sdpa_apart(
 ) -> Tensor:
     """query, key, value (H, T, D) -> (T, H, D)."""
     heads = [part.transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
+    if segments.is_even:
+        shape = (*segments.gather[0].shape, *heads[0].shape[1:])
+        q, k, v = (h.reshape(shape).transpose(1, 2) for h in heads)
+        return _sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1)
     outputs = []
     for index in segments.gather:
         # index_select: the gradient of `h[index]` takes four times as long.

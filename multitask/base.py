@@ -12,6 +12,7 @@ from pathlib import Path
 from multitask import (
     attention,
     batching,
+    bpe,
     data,
     documents,
     encoding,
@@ -20,6 +21,7 @@ from multitask import (
     loss,
     mixture,
     model,
+    runs,
     training,
     vocabulary,
     world,
@@ -34,6 +36,7 @@ from multitask.task import Task
 _CODE = (
     attention,
     batching,
+    bpe,
     data,
     documents,
     encoding,
@@ -42,6 +45,7 @@ _CODE = (
     loss,
     mixture,
     model,
+    runs,
     training,
     vocabulary,
     world,

@@ -170,9 +170,10 @@ class TextStream:
         edges = [start, *begins.tolist(), stop]
         return [Drawn(0, one, other - one, 1) for one, other in itertools.pairwise(edges)]
 
-    def in_order(self) -> list[Block]:
-        """Blocks that end where the next begins: every token but the first is predicted once."""
-        return [self.block(start) for start in range(0, len(self.tokens) - 1, self.block_size)]
+    def in_order(self, limit: int | None = None) -> list[Block]:
+        """Blocks that end where the next begins, or the first of them: every token but the first is predicted once."""
+        starts = range(0, len(self.tokens) - 1, self.block_size)
+        return [self.block(start) for start in starts[:limit]]
 
     def epochs(self) -> dict[str, float]:
         """How often the text has been seen, to the block."""
@@ -194,14 +195,17 @@ class Segments:
 
     gather: per group an index (n, L) of flat positions; what lies past an example's end repeats its last position.
     scatter: (T,) for each flat position, its place in the groups laid end to end.
+    is_even: all examples have one length, so that both are the order of the row itself.
     """
 
     gather: tuple[Tensor, ...]
     scatter: Tensor
+    is_even: bool = False
 
     def to(self, device: torch.device) -> "Segments":
         """On another device."""
-        return Segments(tuple(g.to(device, non_blocking=True) for g in self.gather), self.scatter.to(device))
+        gather = tuple(g.to(device, non_blocking=True) for g in self.gather)
+        return Segments(gather, self.scatter.to(device), self.is_even)
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,6 @@ class Batch:
         names = ("input_ids", "position_ids", "targets", "before", "weights", "owners", "is_target")
         moved: Any = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, **moved, segments=self.segments.to(device) if self.segments else None)
-
 
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -289,6 +292,7 @@ def group_by_length(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64
     starts, lengths (N,): where each example begins in the flat row, and how long it is.
     """
     order = np.argsort(lengths, kind="stable")
+    is_even = bool((lengths == lengths[0]).all())
     groups: list[npt.NDArray[np.int64]] = []
     first = 0
     for at in range(1, len(order) + 1):
@@ -303,7 +307,7 @@ def group_by_length(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64
         inside = column < lengths[group, None]
         scatter[gather[-1][inside]] = (base + np.arange(inside.size)).reshape(inside.shape)[inside]
         base += inside.size
-    return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter))
+    return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter), is_even)
 
 
 def micro_steps(

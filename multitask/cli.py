@@ -10,8 +10,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -39,7 +40,8 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except Interrupted as stopped:
-            click.echo(f"saved; go on with: {_program()} train --resume {stopped}", err=True)
+            command = context.invoked_subcommand
+            click.echo(f"saved; go on with: {_program()} {command} --resume {stopped}", err=True)
             sys.exit(130)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -129,6 +131,42 @@ def train(
         raise Interrupted(shlex.join([str(stopped), *plugins])) from None
     finally:
         screen.close()
+
+
+@main.command()
+@click.argument("files", nargs=-1, type=click.Path())
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); default: the embedded world.")
+@click.option("--set", "flags", multiple=True, metavar="A.B=C", help="One setting by dotted name; repeatable.")
+@click.option("--model", help="Go on from this model: a folder, a run or a hub name; default: an empty one.")
+@click.option("--tokenizer", help="Folder or hub name; default: the model's, or one trained on the text.")
+@click.option("--shape", help="Size of an empty model: nano, mini, gpt2, medium, large, xl.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/pretrain-<date>-<time>.")
+@click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue an interrupted run.")
+@click.option("--find-lr", "find_learning_rate", is_flag=True, help="Try rising learning rates; train nothing.")
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute.")
+def pretrain(
+    config: Path | None,
+    flags: tuple[str, ...],
+    model: str | None,
+    tokenizer: str | None,
+    shape: str | None,
+    device: str | None,
+    find_learning_rate: bool,
+    **options: Any,
+) -> None:
+    """Train a language model on running text: FILES, or what the settings name."""
+    from multitask import api
+
+    named = _flags(flags, device=device, model__name=model, model__tokenizer=tokenizer, model__shape=shape)
+    screen = Screen()
+    try:
+        found = api.pretrain(config, flags=named, report=screen, find_learning_rate=find_learning_rate, **options)
+    finally:
+        screen.close()
+    if find_learning_rate:
+        click.echo(f"the loss falls fastest at a learning rate of {found['suggested']:.1e}")
 
 
 @main.command()
@@ -262,6 +300,20 @@ def report(runs: tuple[Path, ...], out: Path, against: str | None) -> None:
     click.echo(f"written to {out}: report.md, report.json, report.html")
 
 
+@main.command("import-openai")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def import_openai(source: Path, out: Path) -> None:
+    """Turn OpenAI's TensorFlow checkpoint of a GPT-2, the folder SOURCE, into a Hugging Face folder OUT."""
+    from multitask import api
+
+    found = api.import_openai(source, out)
+    shape = ", ".join(f"{name} {size:,}" for name, size in found["shape"].items())
+    click.echo(f"{found['num_tensors']} tensors, {found['num_parameters']:,} parameters ({shape}) written to {out}")
+    if found["num_ignored"]:
+        click.echo(f"{found['num_ignored']} tensors of the optimizer were left out")
+
+
 @main.command()
 @_shared
 @click.option("--model", help="Hub name or local folder; default: an empty GPT-2.")
@@ -280,6 +332,245 @@ def preview(
 
     named = _flags(flags, device=device, data__limit=limit, model__name=model)
     api.preview(config, flags=named, num_rows=rows, **options)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--task", metavar="NAME", help="Answer this task's prompt; default: go on with free text.")
+@click.option("--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task; repeatable.")
+@click.option("--file", type=click.Path(), help="Prompts by line: text, or JSON (.jsonl): `prompt`, or task fields.")
+@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file.")
+@click.option("--interactive", is_flag=True, help="Keep the model loaded and ask for prompts until an empty line.")
+@click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
+@click.option("--temperature", type=float, help="Draw tokens: below 1 closer to the likeliest; default where drawn: 1.")
+@click.option("--top-k", type=int, help="Draw among the K likeliest tokens.")
+@click.option("--top-p", type=float, help="Draw among the likeliest tokens that together reach probability P.")
+@click.option("--repetition-penalty", type=float, help="Above 1: tokens seen before become less likely.")
+@click.option("--beams", type=int, help="Search with so many continuations side by side, draw nothing.")
+@click.option("--num-samples", type=int, help="Texts for each prompt; default: 1.")
+@click.option("--seed", type=int, help="The same seed, the same text; default: 0.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON lines, one for each text.")
+@click.option("--explain", is_flag=True, help="Show the candidates of each step, before and after reshaping.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates shown of a step.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the steps of one text (PNG).")
+@click.option("--stream/--no-stream", default=None, help="Show text as it comes; default: one text on a terminal.")
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute.")
+def generate(
+    model: str,
+    prompt: str | None,
+    task: str | None,
+    flags: tuple[str, ...],
+    file: str | None,
+    encoding: Literal["utf-8", "cp949"],
+    interactive: bool,
+    explain: bool,
+    top: int,
+    stream: bool | None,
+    out: Path | None,
+    picture: Path | None,
+    **options: Any,
+) -> None:
+    """Let MODEL (a run, a model folder or a hub name) go on with PROMPT, or answer a task's prompt.
+
+    The likeliest token is taken each time (greedy), unless --temperature, --top-k or --top-p ask for tokens to be
+    drawn, or --beams for a search. PROMPT is read as the tokenizer reads it, markers included: a tuned model may be
+    asked with 'TEXT<|summarize|>'. `-` is standard input, a prompt a line. An empty PROMPT begins a text where the
+    tokenizer has a token for that. Texts of a task end at <|end|>, free text at the model's own end.
+    """
+    from multitask import api
+    from multitask.registry import choose, load_tasks
+    from multitask.speaking import flag_fields, read_prompts
+
+    chosen = choose(load_tasks(options["tasks_dirs"]), [task])[task] if task is not None else None
+    given = {"PROMPT": prompt is not None, "--file": file is not None, "--field": bool(flags)}
+    sources = [name for name, is_given in {**given, "--interactive": interactive}.items() if is_given]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        raise InputError(f"found {found}, expected one of PROMPT, --file, --task with --field, --interactive")
+    named: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    writing = Writing(chosen, top if explain else 0, stream)
+    if interactive:
+        if out is not None or picture is not None:
+            raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")
+        writing.converse(api.speaker(model, task, report=writing.report, **named))
+        return
+    prompts: list[Any] = [prompt]
+    if flags:
+        if chosen is None:
+            raise InputError("--field gives a field of a task; name the task with --task")
+        prompts = [flag_fields(chosen, flags)]
+    elif prompt == "-" or file is not None:
+        prompts = read_prompts(Path(file) if file not in (None, "-") else sys.stdin.buffer, chosen, encoding)
+    is_one = len(prompts) == named.get("num_samples", 1) == named.get("beams", 1) == 1
+    to_stream = writing.streaming(is_one and out is None, prompts[0])
+    named |= {"explain": writing.top, "picture": picture, "out": out, "stream": to_stream, "report": writing.report}
+    records = api.generate(model, prompts, task, **named)
+    if to_stream is None and out is not None:
+        click.echo(f"{len(records)} texts written to {out}")
+    else:
+        writing.show(records, to_stream is not None)
+
+
+class Writing:
+    """Shows texts: one as it comes, several under headings, steps as tables."""
+
+    def __init__(self, task: Any, top: int, wants_stream: bool | None) -> None:
+        self.task, self.top, self.wants_stream = task, top, wants_stream
+        self.begin: str | None = None  # of the text on the screen; None once it stands there
+
+    def report(self, record: dict[str, Any]) -> None:
+        """A warning."""
+        click.echo(f"{record['event']}: {record['text']}", err=True)
+
+    def streaming(self, is_fit: bool, asked: Any) -> Callable[[str], None] | None:
+        """What shows a text as it comes, or None: it is shown when it is whole."""
+        is_own = self.task is None or self.task.parse is None  # a completion is the answer
+        is_usual = is_fit and is_own and not self.top and sys.stdout.isatty()
+        if not (is_usual if self.wants_stream is None else self.wants_stream):
+            return None
+        self.begin = "" if self.task is not None else asked if isinstance(asked, str) else asked.given
+        return self._part
+
+    def show(self, records: list[dict[str, Any]], is_streamed: bool = False) -> None:
+        """Finished texts: free ones with their prompts."""
+        samples = any(record["sample"] for record in records)
+        for record in records:
+            if len(records) > 1:
+                click.echo(f"--- {record['where']}" + (f", sample {record['sample'] + 1}" if samples else ""))
+            if not is_streamed:
+                click.echo(record.get("prediction", record["prompt"] + record["completion"]))
+            else:
+                self._part("")
+                click.echo()
+            if self.top:
+                self._steps(record["steps"])
+        unfinished = [record["num_tokens"] for record in records if not record["is_finished"]]
+        if unfinished:
+            which = f"{len(unfinished)} of {len(records)} texts are" if len(records) > 1 else "the text is"
+            click.echo(f"note: {which} unfinished, stopped at {max(unfinished)} tokens (--max-new-tokens)", err=True)
+
+    def converse(self, speaker: Any) -> None:
+        """Asks for prompts and answers them; Ctrl-C stops a text and stays, an empty line or Ctrl-D ends it all."""
+        from multitask.speaking import Asked
+
+        while (given := self._asked()) is not None:
+            to_stream = self.streaming(speaker.sampling.num_samples == speaker.sampling.beams == 1, given)
+            try:
+                self.show(speaker.write([Asked(given, "prompt")], self.top, to_stream), to_stream is not None)
+            except KeyboardInterrupt:
+                click.echo("\n(stopped)", err=True)
+            except InputError as error:
+                click.echo(f"error: {error}", err=True)
+
+    def _asked(self) -> Any:
+        """A prompt, or the fields of one; None: no more are wanted."""
+        from multitask.speaking import prompt_fields
+
+        try:
+            if self.task is None:
+                return input("> ") or None
+            values = {}
+            for name in prompt_fields(self.task):
+                values[name] = input(f"{name}: ")
+                if not values[name] and name not in self.task.optional:
+                    return None
+            return values if values else input("Enter writes, Ctrl-D ends ") and {}
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return None
+
+    def _part(self, part: str) -> None:
+        """A part of a text; before the first one stands the prompt."""
+        if self.begin is not None:
+            part, self.begin = self.begin + part.lstrip() if self.task is not None else self.begin + part, None
+        click.echo(part, nl=False)
+        sys.stdout.flush()
+
+    def _steps(self, steps: list[dict[str, Any]]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("step", "taken", "candidates", "before", "after", "")
+        for number, step in enumerate(steps, 1):
+            for n, candidate in enumerate(step["candidates"]):
+                is_last, is_removed = n == len(step["candidates"]) - 1, not candidate["after"]
+                style = "strike dim" if is_removed else "bold" if candidate["id"] == step["id"] else ""
+                table.add_row(
+                    f"{number}" if n == 0 else "",
+                    Text(step["token"]) if n == 0 else "",
+                    Text(candidate["token"], style=style),
+                    f"{candidate['before']:.4f}",
+                    f"{candidate['after']:.4f}",
+                    "removed" if is_removed else "taken" if candidate["id"] == step["id"] else "",
+                    end_section=is_last,
+                )
+        Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+@main.command()
+@click.argument("files", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the tokenizer.")
+@click.option("--kind", type=click.Choice(["bytes", "metaspace", "characters"]), help="Default: bytes, as GPT-2's.")
+@click.option("--vocab-size", type=int, help="Tokens of text; default: as many as it gives, at most 8000.")
+@click.option("--min-frequency", type=int, help="Merge pairs that occur so often or more; default: 2.")
+@click.option("--prefix-space/--no-prefix-space", default=None, help="bytes: the first word is as any; default: yes.")
+@click.option("--clean", is_flag=True, default=None, help="metaspace: BERT's clean-up first; Hangul is kept.")
+@click.option("--characters", metavar="TEXT", help="characters: further ones that the text may lack.")
+@click.option("--unknown", type=click.Choice(["error", "unk"]), help="characters: what others do; default: error.")
+@click.option("--field", "fields", multiple=True, help="Field of JSONL files; repeatable; default: text.")
+@click.option("--format", type=click.Choice(["text", "jsonl"]), help="Default: by extension.")
+@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), help="Of the files; default: utf-8.")
+@click.option("--tasks", callback=_split, metavar="A,B", help="Tasks whose tokens are built in, or none; default: all.")
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+@click.option("--token", "tokens", multiple=True, help="A special token of your own; repeatable.")
+@click.option("--separator", help="Token between documents, eos; default: <|endoftext|>, of metaspace </s>.")
+@click.option("--spare", type=int, help="Special tokens <|unused0|>, ... left free for later; default: 100.")
+@click.option("--held-out", type=click.Path(), help="Measure on this file; default: the last tenth, not trained on.")
+@click.option("--curve", callback=_split, metavar="1000,2000", help="Compression at these vocabulary sizes, too.")
+@click.option("--from", "source", type=click.Path(), metavar="DIR", help="Take vocab.json and merges.txt from there.")
+@click.option("--export", type=click.Path(), metavar="DIR", help="Write vocab.json and merges.txt there.")
+@click.option("--overwrite", is_flag=True, help="Replace a tokenizer that the folder holds.")
+def tokenizer(
+    files: tuple[str, ...],
+    out: Path,
+    fields: tuple[str, ...],
+    format: str | None,
+    encoding: str | None,
+    tasks: list[str] | None,
+    tasks_dirs: tuple[str, ...],
+    curve: list[str] | None,
+    held_out: str | None,
+    source: str | None,
+    export: str | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Train a tokenizer on FILES (text, JSONL, .gz) or the embedded world, with the task tokens built in."""
+    from multitask import api
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if tasks is not None:
+        given["tasks"] = tasks[0] if tasks in (["all"], ["none"]) else tasks
+    if curve is not None:
+        given["curve"] = curve
+    text = {"fields": list(fields) or None, "format": format, "encoding": encoding}
+    screen = Screen()
+    folders = {"held_out": held_out, "source": source, "export": export}
+    found = api.tokenizer(
+        files,
+        given,
+        out=out,
+        text={name: value for name, value in text.items() if value is not None},
+        overwrite=overwrite,
+        tasks_dirs=tasks_dirs,
+        report=screen,
+        **folders,
+    )
+    screen.vocabulary(found)
+    screen.console.print(f"written to {out}" + (f"; vocab.json and merges.txt to {export}" if export else ""))
 
 
 class Screen:
@@ -304,6 +595,12 @@ class Screen:
             f"{record['precision']}; steps of {record['tokens_per_step']:,} tokens; mixture: {shares}"
         )
         for name, data in record["data"].items():
+            if "num_rows" not in data:
+                self.console.print(
+                    f"{name}: {data['num_tokens']:,} tokens of {data['num_characters']:,} characters in "
+                    f"{data['num_documents']:,} documents, {data['num_unknown']:,} unknown"
+                )
+                continue
             text = f"{name}: {data['num_rows']:,} rows, {data['num_cut']} cut, {data['num_refused']} refused"
             text += f", {data['num_skipped']} skipped"
             self.console.print(text)
@@ -335,6 +632,8 @@ class Screen:
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
         best = "  (best so far)" if record["is_best"] else ""
         self.console.print(f"step {record['step']}/{record['max_steps']}  validation {losses}{best}", soft_wrap=True)
+        if record.get("sample"):
+            self.console.print(record["sample"], style="dim", markup=False, soft_wrap=True)
 
     def _note(self, record: dict[str, Any]) -> None:
         self.console.print(record["text"])
@@ -405,6 +704,39 @@ class Screen:
         table.add_section()
         table.add_row("all", "", _clock(total))
         self.console.print(table)
+
+    def vocabulary(self, found: dict[str, Any]) -> None:
+        """A tokenizer's size, how it reads held-out text, its curve."""
+        from rich.table import Table
+        from rich.text import Text
+
+        held = found["held_out"]
+        print_line = partial(self.console.print, markup=False, soft_wrap=True)
+        print_line(
+            f"{found['kind']}: {found['vocab_size']:,} tokens of text and {found['num_special']} special ones, "
+            f"{found['size']:,} in all; {found['time']['all_s']:.1f} s"
+        )
+        print_line(f"longest tokens: {'  '.join(map(repr, found['longest_tokens']))}")
+        print_line(
+            f"measured on {held['text']}: {held['num_characters']:,} characters, {held['num_words']:,} words, "
+            f"{held['num_tokens']:,} tokens"
+        )
+        table = Table("unknown characters", "tokens per character", "tokens per word", "bytes per token", "lost")
+        lost = held["round_trip"]["chars_lost"]
+        table.add_row(
+            f"{held['unknown_rate']:.4%}",
+            f"{held['tokens_per_character']:.3f}",
+            f"{held['tokens_per_word']:.3f}",
+            f"{held['bytes_per_token']:.3f}",
+            Text(", ".join(f"{c!r} x{n}" for c, n in list(lost.items())[:8]) or "nothing"),
+        )
+        self.console.print(table)
+        if "curve" in found:
+            table = Table("vocabulary", "characters per token", "bytes per token")
+            for point in found["curve"]:
+                cells = (point["characters_per_token"], point["bytes_per_token"])
+                table.add_row(f"{point['vocab_size']:,}", *(f"{cell:.3f}" for cell in cells))
+            self.console.print(table)
 
     def shots(self, results: dict[str, Any]) -> None:
         """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline."""

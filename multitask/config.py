@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from multitask.errors import InputError, suggest
 
@@ -412,7 +421,9 @@ class SamplingConfig(Settings):
     @classmethod
     def _searched(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and any(info.data.get(name) is not None for name in ("temperature", "top_k", "top_p")):
-            raise ValueError(f"{value} beams draw nothing, they search for the likeliest text: leave out one of the two")
+            raise ValueError(
+                f"{value} beams draw nothing, they search for the likeliest text: leave out one of the two"
+            )
         return value
 
     @field_validator("num_samples")
@@ -495,6 +506,7 @@ class PretrainConfig(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: the accelerator if there is one."""
     text: TextConfig
+    """What is read; its settings stand below."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """What is trained on the text when neither `model.tokenizer` nor `model.name` brings a tokenizer."""
     model: ModelConfig = ModelConfig()

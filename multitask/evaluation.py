@@ -21,7 +21,7 @@ import torch
 
 from multitask import metrics, writing
 from multitask.baselines import Fitted, unigram_nll
-from multitask.config import DataConfig, EvalConfig, RunConfig, TrainConfig
+from multitask.config import DataConfig, EvalConfig, LoopConfig, PretrainConfig, RunConfig
 from multitask.data import has_split, resolve
 from multitask.decoding import generate
 from multitask.device import peak_memory_bytes
@@ -39,7 +39,7 @@ _CHUNK = 256  # rows whose texts are in memory at a time
 Numbers = dict[str, metrics.Numbers]
 
 
-def window(config: TrainConfig, model: Any) -> int:
+def window(config: LoopConfig, model: Any) -> int:
     """Tokens of one example at most: what the settings say, else as many as the model and a step hold."""
     return config.block_size or min(plain_model(model).config.n_positions, config.batch_tokens)
 
@@ -355,7 +355,7 @@ class TaskScorer:
         return {key: record[key] for key in kept if key in record}
 
 
-def envelope(config: RunConfig, kind: str, arm: str, model: Mapping[str, Any]) -> dict[str, Any]:
+def envelope(config: RunConfig | PretrainConfig, kind: str, arm: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """What every results file says of itself: schema, settings, versions, hardware."""
     packages = ("multitask", "torch", "transformers", "tokenizers", "peft", "datasets", "accelerate", "rouge_score")
     versions = {"python": platform.python_version()}

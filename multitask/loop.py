@@ -171,8 +171,28 @@ class Loop:
     def _is_out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.num_worse >= self.config.patience
 
-    def _optimize(self) -> float:
-        """One optimizer step; returns its learning rate."""
+    def try_rates(self, low: float, high: float, num_steps: int) -> list[tuple[float, float]]:
+        """Steps with a learning rate that rises evenly by factors; (rate, nats per target token before it) of each.
+
+        Ends early when the loss is four times the least so far, or no number.
+        """
+        self._start()
+        tried: list[tuple[float, float]] = []
+        for turn in range(num_steps):
+            rate = low * (high / low) ** (turn / max(1, num_steps - 1))
+            self._optimize(rate)
+            nats, tokens = self._summed().sum(0).tolist()
+            self.sums.zero_()
+            self.step += 1
+            if not math.isfinite(nats):
+                break
+            tried.append((rate, nats / tokens))
+            if tried[-1][1] > 4 * min(loss for _, loss in tried):
+                break
+        return tried
+
+    def _optimize(self, rate: float | None = None) -> float:
+        """One optimizer step; returns its learning rate: the one given, or that of the schedule."""
         passes = micro_steps(
             self.stream.next_blocks(self.blocks_per_step),
             self.lesson.layout,
@@ -182,7 +202,7 @@ class Loop:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         part = self.lesson.prompt_weight
         weight = sum(d.length + 1 - d.num_prompt + part * (d.num_prompt - 1) for p in passes for d in p)
-        rate = learning_rate(self.config, self.step, self.max_steps)
+        rate = learning_rate(self.config, self.step, self.max_steps) if rate is None else rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         num_rounds = -(-len(passes) // world)
@@ -308,7 +328,7 @@ class Loop:
         """Puts the best weights back and draws the curves."""
         if self.best is not None:
             checkpoint.load_weights(self._best_folder, self.model)
-        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
+        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -345,7 +365,7 @@ class Loop:
             }
             path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
             checkpoint.prune(folder, self.config.keep_checkpoints, self._best_folder)
-            draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
+            draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
             self.report({"event": "saved", "step": self.step, "path": str(path)})
         self.accelerator.wait_for_everyone()
 

@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from multitask.attention import KERNELS
 from multitask.batching import Batch
+from multitask.bigram import BigramLMHeadModel
 
 _CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
 
@@ -85,6 +86,10 @@ class TokenNLL(nn.Module):
     def forward(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """One pass over a batch; a `PeftModel` is looked through to its base model."""
         base = plain_model(self.model)
+        if isinstance(base, BigramLMHeadModel):
+            logits = base.next_logits(batch.input_ids.view(-1)[batch.before])
+            each = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+            return (each * batch.weights * scale).sum(), each.detach()
         hidden = hidden_before_targets(base.transformer, batch)
         matrix = head_matrix(base)
         if not torch.is_grad_enabled():

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
+from multitask.bigram import BigramConfig, BigramLMHeadModel
 from multitask.config import AdapterConfig, ModelConfig
 from multitask.errors import InputError, suggest
 from multitask.formatting import fields, markers, render, text_of
@@ -54,15 +55,20 @@ def build(
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, added: Iterable[int], seed: int
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, added: Iterable[int], seed: int, grows: bool = True
 ) -> tuple[GPT2LMHeadModel, list[int]]:
     """An empty or a loaded model with a row for every token, and the ids of the rows that nothing has been learned for.
 
-    added: ids that were put into the tokenizer here. Raises InputError as `build` does.
+    added: ids that were put into the tokenizer here. grows: whether a loaded model gets rows for tokens that it has
+    none for. Raises InputError as `build` does, and for such tokens if it must not grow.
     """
     dropout = {"resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
     torch.manual_seed(seed)
-    if config.name is None:
+    model: Any
+    if config.name is None and config.arch == "bigram":
+        model = BigramLMHeadModel(BigramConfig(len(tokenizer), tuple(config.hidden), config.n_positions))
+        new_ids = list(range(len(tokenizer)))
+    elif config.name is None:
         shape = {k: getattr(config, k) for k in ("n_layer", "n_head", "n_embd", "n_positions")}
         model = GPT2LMHeadModel(
             GPT2Config(
@@ -77,6 +83,12 @@ def build_model(
         new_ids = list(range(len(tokenizer)))
     else:
         model = _load_pretrained(config, dropout)
+        if not grows and len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"{config.name}: {model.config.vocab_size} token rows, and the tokenizer "
+                f"{config.tokenizer or config.name} has {len(tokenizer)} tokens: they do not belong together; leave "
+                "out model.tokenizer to take the model's own"
+            )
         # A base rounded up to a round number of rows has some for our markers: not new rows, yet nothing has been
         # learned for them.
         new_ids = sorted({*added, *_fit_rows(model, len(tokenizer), seed)})
@@ -190,7 +202,32 @@ def save(
         named = model.peft_config["default"].base_model_name_or_path
         is_beside = Path(named) == (folder.parent / "base").resolve()
         base = 'FOLDER + "/../base"' if is_beside else repr(named)
-    (folder / "README.md").write_text(card(tasks, examples, base), "utf-8")
+    if tasks:
+        (folder / "README.md").write_text(card(tasks, examples, base), "utf-8")
+
+
+def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str) -> None:
+    """As `save`, for a model of running text: with weights, tokenizer, generation settings and card.
+
+    prompt: what the card's snippet goes on from.
+    """
+    save(model, tokenizer, folder, {}, {})
+    code = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if model.config.model_type != "gpt2":
+        code.append("import multitask.bigram  # transformers does not know this kind of model")
+    most = min(40, model.config.n_positions // 2)
+    start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
+    code += [
+        'FOLDER = "."  # this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+        f"inputs = tokenizer({json.dumps(start, ensure_ascii=False)}, return_tensors='pt', add_special_tokens=False)",
+        f"ids = model.generate(input_ids=inputs['input_ids'], do_sample=True, max_new_tokens={most})[0]",
+        "print(tokenizer.decode(ids))",
+    ]
+    text = ["# A language model of running text", "", "```python", *code, "```", ""]
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""]
+    (folder / "README.md").write_text("\n".join([*head, *text]), "utf-8")
 
 
 def card(tasks: Mapping[str, Task], examples: Mapping[str, Mapping[str, str]], base: str | None = None) -> str:

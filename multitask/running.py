@@ -7,29 +7,24 @@ This is the strategy for models of fixed length that Hugging Face documents ("Pe
 with it, gpt2 has a published perplexity of 29.94 on the raw test set of WikiText-2, 1024 tokens without overlap.
 """
 
-import codecs
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from multitask import metrics
+from multitask import corpus, metrics
 from multitask.batching import Ids
-from multitask.encoding import plain_reader
-from multitask.errors import InputError, suggest
+from multitask.encoding import pieces, plain_reader
+from multitask.errors import InputError
 from multitask.loss import plain_model
 from multitask.scoring import choice_nll, example_nll
+from multitask.vocabulary import check_characters
 
 _PIECE = 1 << 18  # characters that are tokenized at a time; bytes that are read
-_CONTEXT = 200  # characters at both sides of a seam
-_MAX_SEAMS = 50  # tried per piece, before more is read
-_SEAM = re.compile(r"(?<=\S)\s")
 
 
 def perplexity_of_text(
@@ -55,8 +50,8 @@ def perplexity_of_text(
         `num_words`, `num_bytes`, `num_windows`, `window`, `stride`.
 
     Raises:
-        InputError: a window or stride that cannot be, a file that cannot be read or is not UTF-8, no text, or a model
-            that finds no finite likelihood.
+        InputError: a window or stride that cannot be, a file that cannot be read or is not UTF-8, no text, a character
+            that the tokenizer would drop without a word, or a model that finds no finite likelihood.
     """
     most = getattr(plain_model(model).config, "max_position_embeddings", None)
     if window < 2 or (most is not None and window > most):
@@ -67,7 +62,8 @@ def perplexity_of_text(
     where = str(path_or_text) if isinstance(path_or_text, Path) else "the text"
     counts = {"num_tokens": 0, "num_scored": 0, "num_words": 0, "num_bytes": 0, "num_windows": 0}
     nll = 0.0
-    ids = _ids(_read(path_or_text) if isinstance(path_or_text, Path) else [path_or_text], tokenizer, counts)
+    parts = corpus.read(path_or_text, size=_PIECE) if isinstance(path_or_text, Path) else [path_or_text]
+    ids = _ids(parts, tokenizer, counts, where)
     for batch in _batches(_windows(ids, window, stride), max(1, batch_tokens // window)):
         examples = [(tokens, len(tokens) - num_scored) for tokens, num_scored in batch]
         nll += _nats(model, [example for example in examples if example[1] < len(example[0])], batch_tokens)
@@ -118,63 +114,14 @@ def _batches(windows: Iterable[tuple[Ids, int]], size: int) -> Iterator[list[tup
         yield batch
 
 
-def _read(path: Path) -> Iterator[str]:
-    """The text of a file in parts, line ends as they are."""
-    if not path.is_file():
-        near = suggest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-        raise InputError(f"{path}: {'is a folder; expected a file' if path.is_dir() else f'no such file; {near}'}")
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line = 1
-    with path.open("rb") as file:
-        while True:
-            raw = file.read(_PIECE)
-            try:
-                text = decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:  # its object begins with the unfinished character of the part before
-                line += error.object[: error.start].count(b"\n")
-                raise InputError(
-                    f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
-                    f"convert the file, e.g. `iconv -f CP949 -t UTF-8 {path.name}`"
-                ) from None
-            if not raw:
-                return
-            line += raw.count(b"\n")
-            yield text
-
-
-def _ids(parts: Iterable[str], tokenizer: Any, counts: dict[str, int]) -> Iterator[list[int]]:
+def _ids(parts: Iterable[str], tokenizer: Any, counts: dict[str, int], where: str) -> Iterator[list[int]]:
     """The ids of the whole text, piece by piece; adds up tokens, words and bytes."""
-    plain = plain_reader(tokenizer)
-    for piece in _pieces(parts, plain):
+    plain, line = plain_reader(tokenizer), 1
+    for piece in pieces(parts, plain, _PIECE):
+        check_characters(tokenizer, piece, where, line)
+        line += piece.count("\n")
         ids: list[int] = plain.encode(piece, add_special_tokens=False).ids
         counts["num_tokens"] += len(ids)
         counts["num_words"] += len(piece.split())
         counts["num_bytes"] += len(piece.encode())
         yield ids
-
-
-def _pieces(parts: Iterable[str], plain: Tokenizer) -> Iterator[str]:
-    """The text in pieces whose ids, one after another, are those of the whole.
-
-    A seam lies before white space, and only where the text around it has the same ids in one and in two. Where there is
-    none such (a text without white space, say), the piece goes on.
-    """
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = plain.encode(text, add_special_tokens=False).ids
-        return found
-
-    held = ""
-    for part in parts:
-        for start in range(0, len(part), _PIECE):  # a text that is given whole is one part
-            held += part[start : start + _PIECE]
-            tail = max(0, len(held) - _PIECE)
-            for found in islice(reversed(list(_SEAM.finditer(held, tail, len(held) - _CONTEXT))), _MAX_SEAMS):
-                at = found.start()
-                left, right = held[max(0, at - _CONTEXT) : at], held[at : at + _CONTEXT]
-                if ids(left) + ids(right) == ids(left + right):
-                    yield held[:at]
-                    held = held[at:]
-                    break
-    if held:
-        yield held

@@ -12,12 +12,17 @@ import numpy as np
 from multitask import metrics
 from multitask.config import EvalConfig
 from multitask.data import Row
-from multitask.decoding import generate
+from multitask.decoding import Uniform, generate
 from multitask.encoding import RowEncoder
 from multitask.examples import Examples
 from multitask.formatting import fields, parse
 from multitask.scoring import choose
 from multitask.task import END, Task
+
+
+def numbers(*seed: int) -> Uniform:
+    """Numbers in [0, 1) to sample with: each a function of the seed, the row and the step."""
+    return lambda row, step: float(np.random.default_rng([*seed, row, step]).random())
 
 
 def judge_of(task: Task, tasks: Mapping[str, Task]) -> Task | None:
@@ -51,7 +56,7 @@ def describe(
         task.max_new_tokens,
         {tokenizer.convert_tokens_to_ids(END)},
         config.batch_tokens,
-        uniform=lambda row, step: float(np.random.default_rng([seed, row, step]).random()),
+        uniform=numbers(seed),
     )
     clean = task.parse or str.strip
     texts = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]

@@ -10,40 +10,46 @@ from multitask.attention import _eager, _EagerApart
 from multitask.batching import Segments, collate
 
 LENGTHS = (5, 1, 9, 2, 5, 4)
+EVEN = (4, 4, 4)
 
 
-def segments() -> Segments:
+def segments(lengths: tuple[int, ...] = LENGTHS) -> Segments:
     rng = random.Random(0)
-    found = collate([([rng.randrange(9) for _ in range(n)], 1) for n in LENGTHS]).segments
+    found = collate([([rng.randrange(9) for _ in range(n + 1)], 1) for n in lengths]).segments
     assert found is not None
+    assert found.is_even == (lengths == EVEN)
+    if found.is_even:
+        return found
     assert len(found.gather) > 1, "one group would prove little"
     assert any((row[1:] == row[:-1]).any() for index in found.gather for row in index), "no example is filled up"
     return found
 
 
-def inputs() -> list[Tensor]:
+def inputs(lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    shape = (2, sum(LENGTHS), 3)
+    shape = (2, sum(lengths), 3)
     return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, EVEN])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_gradient_is_the_numerical_one(dropout: float) -> None:
-    layout = segments()
+def test_the_gradient_is_the_numerical_one(dropout: float, lengths: tuple[int, ...]) -> None:
+    layout = segments(lengths)
 
     def attend(*parts: Tensor) -> Tensor:
         torch.manual_seed(2)
         found: Tensor = _EagerApart.apply(*parts, 0.7, dropout, layout)
         return found
 
-    assert torch.autograd.gradcheck(attend, inputs())
+    assert torch.autograd.gradcheck(attend, inputs(lengths))
 
 
-def test_each_example_attends_as_if_alone() -> None:
-    parts = inputs()
-    together = _EagerApart.apply(*parts, 0.7, 0.0, segments())
+@pytest.mark.parametrize("lengths", [LENGTHS, EVEN])
+def test_each_example_attends_as_if_alone(lengths: tuple[int, ...]) -> None:
+    parts = inputs(lengths)
+    together = _EagerApart.apply(*parts, 0.7, 0.0, segments(lengths))
     start = 0
-    for length in LENGTHS:
+    for length in lengths:
         mine = [part[None, :, start : start + length] for part in parts]
         torch.testing.assert_close(together[start : start + length].transpose(0, 1), _eager(*mine, 0.7, 0.0)[0])
         start += length

@@ -17,10 +17,11 @@ PACKAGE = sorted((ROOT / "multitask").glob("*.py"))
 PLUGINS = sorted([*(ROOT / "tasks").glob("*.py"), *(ROOT / "examples" / "tasks").glob("*.py")])
 FLOORS = (
     "task config errors",
-    "records data world documents formatting registry mixture",
-    "vocabulary encoding examples batching attention loss prompting",
-    "inference writing model checkpoint decoding scoring metrics hygiene baselines device",
-    "loop runs training evaluation running base plots figures pages results significance preview fewshot benchmark report",
+    "records bpe bundle corpus data world documents formatting registry mixture",
+    "vocabulary bigram tokens encoding examples batching attention loss prompting",
+    "inference counting writing model openai_weights checkpoint decoding scoring metrics hygiene baselines device",
+    "loop runs training evaluation running base tokenizing pretrain speaking "
+    "plots figures pages results significance preview fewshot benchmark report",
     "api cli __init__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

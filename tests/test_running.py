@@ -9,10 +9,11 @@ import torch
 from conftest import KINDS, random_text, tokenizer_of
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from multitask import running
+from multitask import encoding, running
 from multitask.encoding import plain_reader
 from multitask.errors import InputError
 from multitask.running import perplexity_of_text
+from multitask.vocabulary import assemble, train_bpe
 
 TEXT = random_text(random.Random(3), 120)
 
@@ -98,17 +99,17 @@ def test_more_context_helps_a_model_that_uses_it(tiny_model, tokenizer):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_have_the_ids_of_the_whole(kind, monkeypatch):
     monkeypatch.setattr(running, "_PIECE", 90)
-    monkeypatch.setattr(running, "_CONTEXT", 20)
+    monkeypatch.setattr(encoding, "_CONTEXT", 20)
     tokenizer = tokenizer_of(kind)
     rng = random.Random(4)
     num_pieces = num_odd = 0
     for _ in range(60):
         text = "".join(random_text(rng, 8) + rng.choice(["\n\n", "\n \n", "\t", "<|end|> ", ""]) for _ in range(12))
         plain = plain_reader(tokenizer)
-        pieces = list(running._pieces(iter([text[:200], text[200:]]), plain))
+        pieces = list(encoding.pieces(iter([text[:200], text[200:]]), plain, 90))
         assert "".join(pieces) == text
         counts = dict.fromkeys(("num_tokens", "num_words", "num_bytes"), 0)
-        ids = [i for part in running._ids([text], tokenizer, counts) for i in part]
+        ids = [i for part in running._ids([text], tokenizer, counts, "text") for i in part]
         assert ids == plain.encode(text, add_special_tokens=False).ids
         assert counts == {"num_tokens": len(ids), "num_words": len(text.split()), "num_bytes": len(text.encode())}
         num_pieces += len(pieces)
@@ -119,11 +120,10 @@ def test_pieces_have_the_ids_of_the_whole(kind, monkeypatch):
     assert num_odd > 0 or kind == "our-own", "which puts a space where a text begins, so that only spaces are seams"
 
 
-def test_a_text_without_a_seam_is_one_piece(monkeypatch):
-    monkeypatch.setattr(running, "_PIECE", 90)
+def test_a_text_without_a_seam_is_one_piece():
     plain = plain_reader(tokenizer_of("byte-level"))
     for text in ("가나다" * 200, "\n" * 500, "a"):
-        assert list(running._pieces([text], plain)) == [text]
+        assert list(encoding.pieces([text], plain, 90)) == [text]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, tokenizer, monkeypatch):
@@ -182,3 +182,13 @@ def test_broken_weights_are_told(tokenizer):
     model.lm_head.weight.data.fill_(math.nan)
     with pytest.raises(InputError, match="the text: the model finds no finite likelihood of this text"):
         perplexity_of_text(model, tokenizer, "the cat sat", 16, 16, 100)
+
+
+def test_a_character_that_would_vanish_is_named(tiny_model, tmp_path) -> None:
+    text = "abc\n" * 40
+    made = assemble(train_bpe([text], "characters", 0), "characters", [])
+    path = tmp_path / "text.txt"
+    path.write_text(text + "abñ\n", "utf-8")
+    with pytest.raises(InputError, match=r"text\.txt:41: character 'ñ' \(U\+00F1, number 3 of its line\)"):
+        perplexity_of_text(tiny_model(), made, path, 16, 16, 256)
+    assert perplexity_of_text(tiny_model(), made, text, 16, 16, 256)["num_tokens"] == len(text)

@@ -1,0 +1,86 @@
+"""The smallest language model: the next token from the current one alone, as a transformers model.
+
+With a table, `model(input_ids=[[3, 7]]).logits[0, 1]` is row 7 of it, whatever stands before. Trained long enough its
+loss comes down to the entropy of the counted pairs: what any model of longer texts has to beat.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+
+class BigramConfig(PreTrainedConfig):
+    """Shape of a bigram model.
+
+    hidden: widths of the layers between a token and the next one's logits; empty: a table, (V, V).
+    n_positions: longest text that it is given; it looks at one token of it.
+    """
+
+    model_type = "multitask-bigram"
+
+    def __init__(
+        self, vocab_size: int = 300, hidden: tuple[int, ...] = (), n_positions: int = 256, **others: Any
+    ) -> None:
+        self.vocab_size, self.hidden, self.n_positions = vocab_size, list(hidden), n_positions
+        self.max_position_embeddings, self.num_hidden_layers = n_positions, len(hidden) + 1
+        others["tie_word_embeddings"] = False
+        super().__init__(**others)
+
+
+class BigramLMHeadModel(PreTrainedModel, GenerationMixin):
+    """The next token from the current one: a table of logits, or a feed-forward network of it (Bengio et al., 2003)."""
+
+    config_class = BigramConfig
+    base_model_prefix = "network"
+
+    def __init__(self, config: BigramConfig) -> None:
+        super().__init__(config)
+        widths = [*config.hidden, config.vocab_size]
+        layers: list[nn.Module] = [nn.Embedding(config.vocab_size, widths[0])]
+        for one, other in itertools.pairwise(widths):
+            layers += [nn.ReLU(), nn.Linear(one, other)]
+        self.network = nn.Sequential(*layers)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Small weights: at first every token is about as likely as any other."""
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1.0 if self.config.hidden else 0.02)
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Logits (..., V) of the token after each id (...)."""
+        logits: Tensor = self.network(ids)
+        return logits
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutput:
+        """Logits (B, T, V), and with labels (B, T) the mean nats of those that are not -100, the first left out.
+
+        attention_mask: taken and passed over, as transformers' `generate` gives one.
+        """
+        logits = self.next_logits(input_ids)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first layer."""
+        first: nn.Module = self.network[0]
+        return first
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+        """The last token is all that is looked at."""
+        return {"input_ids": input_ids[:, -1:]}
+
+
+AutoConfig.register(BigramConfig.model_type, BigramConfig)
+AutoModelForCausalLM.register(BigramConfig, BigramLMHeadModel)

@@ -1,0 +1,398 @@
+"""Running text as one long row of token ids, encoded once to a file that is looked into and never loaded.
+
+Documents `ab` and `c`, `<end>` (id 0) after each -> `token_file(...).ids` = [5, 6, 0, 7, 0], two bytes an id.
+
+The ids are those of each document encoded whole. Long ones are encoded in pieces, many at a time, on all cores; what is
+done is kept, so that an interrupted encoding goes on where it was, and one process encodes while others wait.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from multitask import corpus, encoding, records
+from multitask.config import DataConfig, TextConfig
+from multitask.corpus import TextSplit
+from multitask.encoding import fold, pieces, plain_reader
+from multitask.errors import InputError, suggest
+from multitask.examples import cache_folder
+
+Report = Callable[[dict[str, Any]], None]
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+"""uint16 or uint32, (T,)."""
+
+_PIECE = 1 << 16  # characters of a piece
+_BATCH = _PIECE * max(32, 4 * (os.cpu_count() or 1))  # characters that are encoded at a time: some pieces for each core
+_NEW, _LOST, _KEPT = range(3)  # what becomes of a character; 0: nobody has looked yet
+
+
+class TokenFile:
+    """The ids of one split of a running text.
+
+    ids: mapped from the file. before_id, after_id: what stands before and after each document,
+    None: nothing. report: counts and provenance, as `results.json` shows them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.report: dict[str, Any] = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        self.before_id: int | None = self.report["before_id"]
+        self.after_id: int | None = self.report["after_id"]
+        self.ids: Ids = np.memmap(path, self.report["dtype"], "r")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def token_file(
+    tokenizer: PreTrainedTokenizerFast,
+    config: TextConfig,
+    split: TextSplit,
+    report: Report = lambda record: None,
+) -> TokenFile:
+    """The ids of a split, from the cache or encoded now.
+
+    Args:
+        tokenizer: any fast tokenizer; markers in the text are plain text to it.
+        config: where the text comes from, and what stands between documents.
+        split: which part of it.
+        report: told how far it is, after each batch: `{"event": "encoding", "split": ..., "num_characters": ...,
+            "num_tokens": ..., "elapsed_s": ...}`; and by a `note` that another process is at it.
+
+    Raises:
+        InputError: what `corpus.parts` raises; a separator that is no token; a character that the tokenizer would drop
+            without a trace, as it has no token for what it does not know.
+    """
+    encoder = _Encoder(tokenizer, config)
+    provenance = corpus.provenance(config, split)
+    path = cache_folder(DataConfig(cache=config.cache)) / f"text-{split}-{encoder.key(provenance)}.ids"
+    if path.exists():
+        return TokenFile(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path, split, report):
+            if not path.exists():
+                _write(path, encoder, split, provenance, report)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return TokenFile(path)
+
+
+# ---------------------------------------------------------------- from text to ids
+
+
+class _Item(NamedTuple):
+    """What is encoded at once: a document, or a piece of one."""
+
+    text: str
+    is_first: bool
+    is_last: bool
+
+
+class _Encoder:
+    """Items to ids, with what stands between documents."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextConfig) -> None:
+        self.config = config
+        self.plain = plain_reader(tokenizer)
+        self.before_id = _separator(tokenizer, config.before, "before")
+        self.after_id = _separator(tokenizer, tokenizer.eos_token if config.after is None else config.after, "after")
+        vocabulary = tokenizer.get_vocab()
+        self.dtype = "<u2" if max(vocabulary.values()) < 1 << 16 else "<u4"
+        # The model's own: GPT-2 calls its eos `unk_token`, and has no use for one.
+        model = self.plain.model
+        unknown = tokenizer.unk_token if isinstance(model, models.Unigram) else model.unk_token
+        self.unknown_id: int | None = vocabulary.get(unknown) if unknown else None
+        self.has_unknown = self.unknown_id is not None or tokenizer.unk_token is not None
+
+    def key(self, provenance: dict[str, Any]) -> str:
+        """A hash of everything the ids depend on: text, tokenizer, settings and the code that encodes."""
+        code = [Path(str(module.__file__)) for module in (corpus, records, encoding)]
+        settings = self.config.model_dump(mode="json", include={"format", "fields", "encoding", "documents"})
+        parts = [
+            self.plain.to_str(),
+            json.dumps([provenance, settings, self.before_id, self.after_id], sort_keys=True),
+            records.sha256_of([*code, Path(__file__)]),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+    def encode(self, batch: list[_Item]) -> list[Encoding]:
+        """On all cores; the fast way, as nobody looks at offsets."""
+        try:
+            found: list[Encoding] = self.plain.encode_batch_fast(
+                [item.text for item in batch], add_special_tokens=False
+            )
+        except Exception as error:  # what `tokenizers` raises has no class of its own
+            raise InputError(f"the tokenizer cannot encode this text: {error}") from error
+        return found
+
+    def ids(self, batch: list[_Item], encodings: list[Encoding]) -> Ids:
+        """The ids of a batch, (T,)."""
+        found: list[int] = []
+        for item, encoded in zip(batch, encodings, strict=True):
+            if item.is_first and self.before_id is not None:
+                found.append(self.before_id)
+            found += encoded.ids
+            if item.is_last and self.after_id is not None:
+                found.append(self.after_id)
+        return np.array(found, self.dtype)
+
+
+def _separator(tokenizer: PreTrainedTokenizerFast, token: str | None, name: str) -> int | None:
+    """The id of a token between documents; None for none."""
+    if not token:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        known = [*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]
+        raise InputError(f"text.{name}: '{token}' is not one token of the tokenizer; {suggest(token, known)}")
+    return int(vocabulary[token])
+
+
+def _items(parts: Iterable[tuple[str, bool]], plain: Tokenizer, is_inside: bool) -> Iterator[_Item]:
+    """Documents as they are, long ones in pieces; `is_inside`: the first part goes on with a document."""
+    parts = iter(parts)
+    is_first = not is_inside
+    for text, is_last in parts:
+        if is_last and len(text) <= _PIECE:
+            yield _Item(text, is_first, True)
+        else:
+            rest = () if is_last else _to_the_end(parts)
+            held = ""
+            for piece in pieces(chain([text], rest), plain, _PIECE):
+                if held:
+                    yield _Item(held, is_first, False)
+                    is_first = False
+                held = piece
+            yield _Item(held, is_first, True)
+        is_first = True
+
+
+def _to_the_end(parts: Iterator[tuple[str, bool]]) -> Iterator[str]:
+    """The parts of the document that is being read."""
+    for text, is_last in parts:
+        yield text
+        if is_last:
+            return
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Items by the number of their characters."""
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item.text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# ---------------------------------------------------------------- what a tokenizer cannot write
+
+
+class _Survey:
+    """Counts characters that do not survive encode and decode; looks at each kind of character once.
+
+    `encoding.lost_characters` looks at whole texts, and for as long as it takes to encode them twice more. Here a
+    character is tried alone, white space between two letters. What is lost otherwise, as a word that is too long for a
+    WordPiece vocabulary, shows in `num_unknown`.
+    """
+
+    def __init__(self, plain: Tokenizer, has_unknown: bool) -> None:
+        self.plain = plain
+        self.has_unknown = has_unknown
+        self.kinds = np.full(sys.maxunicode + 1, _NEW, np.uint8)
+        self.letter: str | None = None  # one that survives
+
+    def count(self, texts: Iterable[str]) -> Counter[str]:
+        """The characters of texts, after NFC, that are lost. Raises `_Unknown`."""
+        joined = b"".join(
+            (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).encode("utf-32-le")
+            for text in texts
+        )
+        codes = np.frombuffer(joined, "<u4")
+        kinds = self.kinds[codes]
+        if not kinds.all():
+            new = map(chr, np.unique(codes[kinds == _NEW]).tolist())
+            for character in sorted(new, key=str.isspace):  # letters first
+                self._look(character)
+            kinds = self.kinds[codes]
+        values, counts = np.unique(codes[kinds == _LOST], return_counts=True)
+        return Counter(dict(zip(map(chr, values.tolist()), counts.tolist(), strict=True)))
+
+    def _look(self, character: str) -> None:
+        if character.isspace():
+            if self.letter is None:
+                return  # later
+            survives = self._back(self.letter + character + self.letter) == f"{self.letter} {self.letter}"
+        else:
+            survives = self._back(character) == character
+            self.letter = self.letter or (character if survives else None)
+        if not survives and not self.has_unknown:
+            # What clean-up takes away, or turns into something known, is not unknown.
+            clean = self.plain.normalizer.normalize_str(character) if self.plain.normalizer else character
+            known = fold(clean.replace("▁", " "))
+            if clean and (not known or self._back(known) != known):
+                raise _Unknown(character)
+        self.kinds[ord(character)] = _KEPT if survives else _LOST
+
+    def _back(self, text: str) -> str | None:
+        try:
+            ids = self.plain.encode(text, add_special_tokens=False).ids
+        except Exception:  # WordLevel and WordPiece, without a token for what they do not know
+            return None
+        return fold(self.plain.decode(ids, skip_special_tokens=False))
+
+
+class _Unknown(Exception):
+    """A character that a tokenizer without an unknown token would drop."""
+
+
+# ---------------------------------------------------------------- to the file
+
+
+@contextmanager
+def _alone(path: Path, split: TextSplit, report: Report) -> Iterator[None]:
+    """One process at a time; the lock of one that was killed is free."""
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        report({"event": "note", "text": f"another process encodes the {split} text; waiting for it"})
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Progress:
+    """What is written so far, kept beside the unfinished file after each batch."""
+
+    def __init__(self, aside: Path, itemsize: int) -> None:
+        self.path = aside.with_suffix(".progress")
+        self.counts = dict.fromkeys(
+            ("num_tokens", "num_documents", "num_characters", "num_bytes", "num_words", "num_unknown"), 0
+        )
+        self.lost: Counter[str] = Counter()
+        self.is_inside = False  # a document
+        try:
+            kept = json.loads(self.path.read_text("utf-8"))
+            is_whole = aside.stat().st_size >= kept["counts"]["num_tokens"] * itemsize
+        except (OSError, ValueError, KeyError):
+            return
+        if is_whole:
+            self.counts, self.lost, self.is_inside = kept["counts"], Counter(kept["lost"]), kept["is_inside"]
+
+    def add(self, batch: list[_Item], ids: Ids, lost: Counter[str], unknown_id: int | None) -> None:
+        counts = self.counts
+        counts["num_tokens"] += len(ids)
+        if unknown_id is not None:
+            counts["num_unknown"] += int(np.count_nonzero(ids == unknown_id))
+        self.lost.update(lost)
+        text = "\n".join(item.text for item in batch)  # a seam lies before white space: no word is broken
+        counts["num_words"] += len(text.split())
+        counts["num_characters"] += len(text) - len(batch) + 1
+        counts["num_bytes"] += len(text.encode()) - len(batch) + 1
+        counts["num_documents"] += sum(item.is_last for item in batch)
+        self.is_inside = not batch[-1].is_last
+
+    def keep(self) -> None:
+        kept = {"counts": self.counts, "lost": self.lost, "is_inside": self.is_inside}
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(json.dumps(kept), "utf-8")
+        os.replace(beside, self.path)
+
+
+def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: dict[str, Any], report: Report) -> None:
+    """Encodes what is missing; the file appears under its name only when it is whole."""
+    aside = path.with_suffix(".part")
+    aside.touch()
+    progress = _Progress(aside, np.dtype(encoder.dtype).itemsize)
+    try:
+        _go_on(aside, progress, encoder, split, report)
+    except InputError:  # with text or settings put right it would be another file
+        aside.unlink()
+        progress.path.unlink(missing_ok=True)
+        raise
+    result = {
+        **provenance,
+        **progress.counts,
+        "num_chars_lost": sum(progress.lost.values()),
+        "chars_lost": dict(progress.lost.most_common(20)),
+        "before_id": encoder.before_id,
+        "after_id": encoder.after_id,
+        "dtype": encoder.dtype,
+    }
+    beside = path.with_suffix(".json.tmp")
+    beside.write_text(json.dumps(result, ensure_ascii=False), "utf-8")
+    os.replace(beside, path.with_suffix(".json"))
+    os.replace(aside, path)
+    progress.path.unlink(missing_ok=True)
+
+
+def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit, report: Report) -> None:
+    """Encodes from where an earlier process stopped to the end."""
+    started = time.perf_counter()
+    rest = corpus.parts(encoder.config, split)
+    if done := progress.counts["num_characters"]:
+        rest = corpus.between(rest, done)
+    items = _items(rest, encoder.plain, progress.is_inside)
+    survey = _Survey(encoder.plain, encoder.has_unknown)
+    with aside.open("r+b") as file:
+        file.truncate(progress.counts["num_tokens"] * np.dtype(encoder.dtype).itemsize)
+        file.seek(0, os.SEEK_END)
+        try:
+            for batch, ids, lost in _encoded(_batches(items), encoder, survey):
+                file.write(ids.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                progress.add(batch, ids, lost, encoder.unknown_id)
+                progress.keep()
+                shown = {name: progress.counts[name] for name in ("num_characters", "num_tokens")}
+                report({"event": "encoding", "split": split, **shown, "elapsed_s": time.perf_counter() - started})
+        except _Unknown as error:
+            character = str(error)
+            where = corpus.place_of(character, encoder.config, split)
+            raise InputError(
+                f"{where}: the tokenizer has no token for {character!r} (U+{ord(character):04X}) and none for unknown "
+                "characters, so it would drop it; train it on this text too, name the character as an extra one, or "
+                "take a tokenizer with an unknown token"
+            ) from None
+    if not progress.counts["num_words"] or not progress.counts["num_tokens"]:
+        raise InputError(f"the {split} text holds no words; some text was expected")
+
+
+def _encoded(
+    batches: Iterable[list[_Item]], encoder: _Encoder, survey: _Survey
+) -> Iterator[tuple[list[_Item], Ids, Counter[str]]]:
+    """Batches, their ids and lost characters; while one is encoded, the one before is written and the next is read."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[list[_Item], Future[list[Encoding]], Counter[str]] | None = None
+        for batch in batches:
+            lost = survey.count(item.text for item in batch)
+            future = pool.submit(encoder.encode, batch)
+            if waiting:
+                yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]
+            waiting = batch, future, lost
+        if waiting:
+            yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]

@@ -1,0 +1,265 @@
+"""Pretraining: what is read and predicted, resumed as uninterrupted, documents kept apart, and honest floors."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import FOLDER, TINY, furthest, lines, python, settings, snippet, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from multitask import checkpoint, loop, train
+from multitask.api import pretrain
+from multitask.errors import InputError, Interrupted
+
+SHAPE = {name: size for name, size in TINY.items() if name != "vocab_size"}
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def story(num_lines: int, seed: int = 0) -> str:
+    """Lines that count up or down from a number on: what comes next is known from two words, not from one."""
+    rng = np.random.default_rng(seed)
+    text = []
+    for start, length, way in rng.integers((0, 4, 0), (10, 9, 2), (num_lines, 3)).tolist():
+        text.append(" ".join(WORDS[(start + (n if way else -n)) % 10] for n in range(length)) + ".\n")
+    return "".join(text)
+
+
+def held_out(text: str) -> list[str]:
+    """The lines that hold the last tenth of all characters, line ends not counted; the first of them may be cut."""
+    lines_of = text.splitlines()
+    left = sum(map(len, lines_of)) - int(0.9 * sum(map(len, lines_of)))
+    held: list[str] = []
+    while left:
+        held.insert(0, lines_of.pop()[-left:])
+        left -= len(held[0])
+    return held
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "draw_loss", lambda *_: None)
+
+
+def given(folder: Path, story_text: str | None = None, **sections: Any) -> dict[str, Any]:
+    """Settings of a tiny run; each section is laid over that of the tiny run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "story.txt"
+    path.write_text(story(400) if story_text is None else story_text, "utf-8")
+    base: dict[str, Any] = {
+        "device": "cpu",
+        "text": {"files": {"train": str(path)}, "documents": "line", "cache": str(FOLDER / "cache")},
+        "model": {**SHAPE, "n_positions": 96},
+        "tokenizer": {"vocab_size": 280, "spare": 0},
+        "train": {
+            "batch_tokens": 128,
+            "micro_batch_tokens": 64,
+            "max_steps": 12,
+            "block_size": 32,
+            "log_every_steps": 2,
+            "eval_every_steps": 4,
+            "learning_rate": 3e-3,
+            "precision": "fp32",
+        },
+        "sample_tokens": 5,
+    }
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
+    return base
+
+
+def reloaded(run: Path) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    results = pretrain(given(tmp_path), out=tmp_path / "run")
+    found = results["tasks"]["text"]
+    assert set(found["metrics"]) == {"perplexity", "word_perplexity", "bits_per_byte"}
+    assert set(found["baselines"]) == {"unigram", "bigram"}
+    assert found["baselines"]["bigram"]["perplexity"]["value"] < found["baselines"]["unigram"]["perplexity"]["value"]
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["kind"] == "pretrain"
+    validations = [line for line in lines(tmp_path / "run") if line["event"] == "validation"]
+    assert [line["step"] for line in validations] == [4, 8, 12]
+    assert all(line["sample"] for line in validations)
+    assert results["data"]["text"]["split"] == "validation"
+    assert results["data"]["text"]["num_characters"] == sum(map(len, held_out(story(400))))
+
+
+def test_perplexity_is_that_of_every_validation_token_but_the_first(tmp_path: Path) -> None:
+    results = pretrain(given(tmp_path), out=tmp_path / "run")
+    model, tokenizer = reloaded(tmp_path / "run")
+    ids = [i for line in held_out(story(400)) for i in [*tokenizer(line)["input_ids"], tokenizer.eos_token_id]]
+    total = 0.0
+    for start in range(0, len(ids) - 1, 32):
+        block = torch.tensor([ids[start : start + 33]])
+        logits = model(block[:, :-1]).logits[0]
+        total += float(torch.nn.functional.cross_entropy(logits.detach(), block[0, 1:], reduction="sum"))
+    assert results["tasks"]["text"]["metrics"]["perplexity"]["value"] == pytest.approx(
+        math.exp(total / (len(ids) - 1)), rel=1e-4
+    )
+    nats = results["tasks"]["text"]["metrics"]["bits_per_byte"]["value"] * math.log(2)
+    assert nats == pytest.approx(total / results["data"]["text"]["num_bytes"] * len(ids) / (len(ids) - 1), rel=1e-2)
+
+
+def test_a_text_of_which_more_is_known_is_learned(tmp_path: Path) -> None:
+    config = given(tmp_path, train={"max_steps": 300, "eval_every_steps": 50, "learning_rate": 1e-2})
+    found = pretrain(config, out=tmp_path / "run")["tasks"]["text"]
+    assert found["metrics"]["perplexity"]["high"] < found["baselines"]["bigram"]["perplexity"]["low"]
+    assert any(word in found["sample"] for word in WORDS)
+
+
+@pytest.mark.parametrize("way", [{"isolated": True}, {"stride": 7}, {"blocks": "random"}])
+def test_every_way_to_cut_blocks_learns(way: dict[str, Any], tmp_path: Path) -> None:
+    first = lines_of_loss(tmp_path / "one", way, 30)
+    assert first[-1] < first[0] - 1
+    assert first == lines_of_loss(tmp_path / "two", way, 30), "the same seed, the same run"
+
+
+def lines_of_loss(folder: Path, way: dict[str, Any], max_steps: int) -> list[float]:
+    pretrain(given(folder, train={"max_steps": max_steps, "learning_rate": 1e-2, **way}), out=folder / "run")
+    return [line["loss"]["text"] for line in lines(folder / "run") if line["event"] == "step"]
+
+
+def test_isolated_documents_are_as_likely_as_each_alone(tmp_path: Path) -> None:
+    config = given(tmp_path, train={"isolated": True, "block_size": 32})
+    results = pretrain(config, out=tmp_path / "run")
+    model, tokenizer = reloaded(tmp_path / "run")
+    documents = [[*tokenizer(line)["input_ids"], tokenizer.eos_token_id] for line in held_out(story(400))]
+    ids = [i for document in documents for i in document]
+    total, alone = 0.0, 0
+    for start in range(0, len(ids) - 1, 32):
+        block = ids[start : start + 33]
+        edges = [0, *(n for n in range(1, len(block) - 1) if block[n] == tokenizer.eos_token_id), len(block) - 1]
+        for one, other in pairwise(edges):
+            piece = torch.tensor([block[one : other + 1]])
+            total += float(model(piece, labels=piece).loss.detach()) * (other - one)
+            alone += 1
+    assert alone > 2 * len(ids) / 32, "documents do share blocks"
+    found = results["tasks"]["text"]["metrics"]["perplexity"]["value"]
+    assert found == pytest.approx(math.exp(total / (len(ids) - 1)), rel=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"micro_batch_tokens": 32}, {"micro_batch_tokens": 4096}])
+def test_how_a_step_is_divided_changes_nothing(change: dict[str, int], tmp_path: Path) -> None:
+    few = {"max_steps": 4, "learning_rate": 5e-4}
+    pretrain(given(tmp_path, train=few), out=tmp_path / "one")
+    pretrain(given(tmp_path, train=few | change), out=tmp_path / "other")
+    assert furthest(weights(tmp_path / "one" / "model"), weights(tmp_path / "other" / "model")) < 2e-5
+
+
+def at(step: int, act: Callable[[], Any]) -> Callable[[dict[str, Any]], None]:
+    def report(record: dict[str, Any]) -> None:
+        if record["event"] == "step" and record["step"] == step:
+            act()
+
+    return report
+
+
+@pytest.mark.parametrize("blocks", ["grid", "random"])
+def test_stopped_and_resumed_is_uninterrupted(blocks: str, tmp_path: Path) -> None:
+    config = given(tmp_path, model={"dropout": 0.1}, train={"blocks": blocks, "save_every_steps": 5})
+    whole = pretrain(config, out=tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        pretrain(config, out=tmp_path / "run", report=at(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert checkpoint.newest(tmp_path / "run").name == "step-6"
+    torch.manual_seed(5)
+    again = pretrain(resume=tmp_path / "run")
+    assert furthest(weights(tmp_path / "run" / "model"), weights(tmp_path / "whole" / "model")) == 0
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert again["tasks"] == whole["tasks"]
+
+
+def test_a_bigram_model_comes_down_to_the_counted_entropy(tmp_path: Path) -> None:
+    config = given(
+        tmp_path, model={"arch": "bigram"}, train={"max_steps": 400, "learning_rate": 0.3, "schedule": "linear"}
+    )
+    results = pretrain(config, out=tmp_path / "run")
+    found = results["tasks"]["text"]
+    losses = [line["loss"]["text"] for line in lines(tmp_path / "run") if line["event"] == "step"]
+    assert sum(losses[-20:]) / 20 == pytest.approx(found["bigram_entropy"], abs=0.03)
+    counted = math.log(found["baselines"]["bigram"]["perplexity"]["value"])
+    assert math.log(found["metrics"]["perplexity"]["value"]) == pytest.approx(counted, abs=0.05)
+
+
+def test_it_goes_on_from_a_model_and_is_tuned_on_tasks(tmp_path: Path) -> None:
+    first = pretrain(given(tmp_path / "a", train={"max_steps": 60}), out=tmp_path / "a" / "run")
+    other = given(tmp_path / "b", story(300, seed=1), model={"name": str(tmp_path / "a" / "run")})
+    second = pretrain(other, out=tmp_path / "b" / "run", flags=["train.learning_rate=1e-4"])
+    began = next(line for line in lines(tmp_path / "b" / "run") if line["event"] == "step")
+    assert began["loss"]["text"] < math.log(first["tasks"]["text"]["metrics"]["perplexity"]["value"]) + 0.5
+    assert second["tasks"]["text"]["metrics"]["perplexity"]["value"] < 20
+    config = settings("cls", model={"name": str(tmp_path / "b" / "run")}, train={"max_steps": 2})
+    assert train(config, out=tmp_path / "tuned")["tasks"]["cls"]["num_examples"] == 16
+
+
+def test_rates_are_tried_and_nothing_is_kept(tmp_path: Path) -> None:
+    found = pretrain(given(tmp_path, train={"max_steps": 40}), out=tmp_path / "rates", find_learning_rate=True)
+    assert sorted(path.name for path in (tmp_path / "rates").iterdir()) == ["learning_rate.json", "learning_rate.png"]
+    rates, losses = found["learning_rate"], found["loss"]
+    assert rates[0] == pytest.approx(1e-6)
+    assert np.diff(np.log(rates)) == pytest.approx(math.log(1e6) / 39)
+    assert 1e-4 < found["suggested"] < 0.5
+    assert min(losses) < losses[0] - 0.2
+
+
+def test_a_model_that_learns_by_heart_is_told_of(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = []
+    noise = "".join(chr(97 + n) for n in np.random.default_rng(0).integers(0, 26, 1500))
+    config = given(tmp_path, noise, train={"max_steps": 120, "eval_every_steps": 10, "learning_rate": 1e-2})
+    pretrain(config | {"text": config["text"] | {"documents": "file"}}, out=tmp_path / "run", report=records.append)
+    said = [record["text"] for record in records if record["event"] == "warning"]
+    assert len(said) == 1
+    assert "by heart" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sections", "said"),
+    [
+        ("", {}, r"story\.txt"),
+        (
+            "one two",
+            {"tokenizer": {"vocab_size": None}},
+            r"story\.txt.*\d+ tokens, a block needs 33; lower train\.block_size \(32\), or give more text",
+        ),
+        (None, {"model": {"name": "nowhere"}}, "nowhere: no such folder"),
+        (None, {"train": {"block_size": 99}}, "train.block_size 99 is longer than the model's window of 96 positions"),
+        (None, {"text": {"after": ""}, "train": {"isolated": True}}, "nothing stands between documents"),
+        (None, {"train": {"blocks": "random", "stride": 3}}, "stride belongs to `blocks: grid`"),
+        (None, {"sample_prompt": "one two three four five " * 25}, "leave no room in a window of 96"),
+        (None, {"model": {"shape": "huge"}}, "model.shape"),
+    ],
+)
+def test_bad_input(text: str | None, sections: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        pretrain(given(tmp_path, text, **sections), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    pretrain(given(tmp_path / "a", train={"max_steps": 1}), out=tmp_path / "a" / "run")
+    noise = "".join(chr(97 + n) for n in np.random.default_rng(0).integers(0, 26, 1500))
+    pretrain(
+        given(tmp_path / "b", noise, tokenizer={"vocab_size": 320}, train={"max_steps": 1}), out=tmp_path / "b" / "run"
+    )
+    both = {"name": str(tmp_path / "a" / "run"), "tokenizer": str(tmp_path / "b" / "run" / "model")}
+    with pytest.raises(InputError, match=r"token rows, and the tokenizer .* has \d+ tokens: they do not belong"):
+        pretrain(given(tmp_path / "c", model=both), out=tmp_path / "c" / "run")
+
+
+def test_the_card_s_snippet_runs(tmp_path: Path) -> None:
+    codes = []
+    for arch in ("gpt2", "bigram"):
+        pretrain(given(tmp_path, model={"arch": arch}, train={"max_steps": 1}), out=tmp_path / arch)
+        codes.append(snippet(tmp_path / arch / "model").replace('"."  #', f'"{tmp_path / arch / "model"}"  #'))
+    done = python("\n".join(codes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) >= 2
