@@ -643,5 +643,6 @@ def describe(kind: type[Settings] = RunConfig, path: str = "") -> list[str]:
             lines += describe(type(default), f"{path}{name}.")
             continue
         shown = "(needed)" if item.is_required() else f"`{default!r}`".replace("PydanticUndefined", "")
-        lines.append(f"| `{path}{name}` | {shown} | {' '.join((item.description or '').split())} |")
+        meaning = " ".join((item.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{path}{name}` | {shown} | {meaning} |")
     return lines

@@ -97,12 +97,16 @@ def token_file(
 # ---------------------------------------------------------------- from text to ids
 
 
-class _Item(NamedTuple):
-    """What is encoded at once: a document, or a piece of one."""
+_Item = tuple[str, bool, bool]
+"""What is encoded at once, a document or a piece of one: text, whether a document begins and ends with it."""
 
-    text: str
-    is_first: bool
-    is_last: bool
+
+class _Batch(NamedTuple):
+    """Many items; lists of texts and of truth values, as hundreds of thousands of small objects cost time."""
+
+    texts: list[str]
+    are_first: list[bool]
+    are_last: list[bool]
 
 
 class _Encoder:
@@ -132,24 +136,22 @@ class _Encoder:
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
-    def encode(self, batch: list[_Item]) -> list[Encoding]:
+    def encode(self, batch: _Batch) -> list[Encoding]:
         """On all cores; the fast way, as nobody looks at offsets."""
         try:
-            found: list[Encoding] = self.plain.encode_batch_fast(
-                [item.text for item in batch], add_special_tokens=False
-            )
+            found: list[Encoding] = self.plain.encode_batch_fast(batch.texts, add_special_tokens=False)
         except Exception as error:  # what `tokenizers` raises has no class of its own
             raise InputError(f"the tokenizer cannot encode this text: {error}") from error
         return found
 
-    def ids(self, batch: list[_Item], encodings: list[Encoding]) -> Ids:
+    def ids(self, batch: _Batch, encodings: list[Encoding]) -> Ids:
         """The ids of a batch, (T,)."""
         found: list[int] = []
-        for item, encoded in zip(batch, encodings, strict=True):
-            if item.is_first and self.before_id is not None:
+        for encoded, is_first, is_last in zip(encodings, batch.are_first, batch.are_last, strict=True):
+            if is_first and self.before_id is not None:
                 found.append(self.before_id)
             found += encoded.ids
-            if item.is_last and self.after_id is not None:
+            if is_last and self.after_id is not None:
                 found.append(self.after_id)
         return np.array(found, self.dtype)
 
@@ -171,16 +173,16 @@ def _items(parts: Iterable[tuple[str, bool]], plain: Tokenizer, is_inside: bool)
     is_first = not is_inside
     for text, is_last in parts:
         if is_last and len(text) <= _PIECE:
-            yield _Item(text, is_first, True)
+            yield text, is_first, True
         else:
             rest = () if is_last else _to_the_end(parts)
             held = ""
             for piece in pieces(chain([text], rest), plain, _PIECE):
                 if held:
-                    yield _Item(held, is_first, False)
+                    yield held, is_first, False
                     is_first = False
                 held = piece
-            yield _Item(held, is_first, True)
+            yield held, is_first, True
         is_first = True
 
 
@@ -192,17 +194,18 @@ def _to_the_end(parts: Iterator[tuple[str, bool]]) -> Iterator[str]:
             return
 
 
-def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+def _batches(items: Iterable[_Item]) -> Iterator[_Batch]:
     """Items by the number of their characters."""
-    batch: list[_Item] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += len(item.text)
+    batch, size = _Batch([], [], []), 0
+    for text, is_first, is_last in items:
+        batch.texts.append(text)
+        batch.are_first.append(is_first)
+        batch.are_last.append(is_last)
+        size += len(text)
         if size >= _BATCH:
             yield batch
-            batch, size = [], 0
-    if batch:
+            batch, size = _Batch([], [], []), 0
+    if batch.texts:
         yield batch
 
 
@@ -303,18 +306,18 @@ class _Progress:
         if is_whole:
             self.counts, self.lost, self.is_inside = kept["counts"], Counter(kept["lost"]), kept["is_inside"]
 
-    def add(self, batch: list[_Item], ids: Ids, lost: Counter[str], unknown_id: int | None) -> None:
+    def add(self, batch: _Batch, ids: Ids, lost: Counter[str], unknown_id: int | None) -> None:
         counts = self.counts
         counts["num_tokens"] += len(ids)
         if unknown_id is not None:
             counts["num_unknown"] += int(np.count_nonzero(ids == unknown_id))
         self.lost.update(lost)
-        text = "\n".join(item.text for item in batch)  # a seam lies before white space: no word is broken
+        text = "\n".join(batch.texts)  # a seam lies before white space: no word is broken
         counts["num_words"] += len(text.split())
-        counts["num_characters"] += len(text) - len(batch) + 1
-        counts["num_bytes"] += len(text.encode()) - len(batch) + 1
-        counts["num_documents"] += sum(item.is_last for item in batch)
-        self.is_inside = not batch[-1].is_last
+        counts["num_characters"] += len(text) - len(batch.texts) + 1
+        counts["num_bytes"] += len(text.encode()) - len(batch.texts) + 1
+        counts["num_documents"] += sum(batch.are_last)
+        self.is_inside = not batch.are_last[-1]
 
     def keep(self) -> None:
         kept = {"counts": self.counts, "lost": self.lost, "is_inside": self.is_inside}
@@ -383,13 +386,13 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
 
 
 def _encoded(
-    batches: Iterable[list[_Item]], encoder: _Encoder, survey: _Survey
-) -> Iterator[tuple[list[_Item], Ids, Counter[str]]]:
+    batches: Iterable[_Batch], encoder: _Encoder, survey: _Survey
+) -> Iterator[tuple[_Batch, Ids, Counter[str]]]:
     """Batches, their ids and lost characters; while one is encoded, the one before is written and the next is read."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[list[_Item], Future[list[Encoding]], Counter[str]] | None = None
+        waiting: tuple[_Batch, Future[list[Encoding]], Counter[str]] | None = None
         for batch in batches:
-            lost = survey.count(item.text for item in batch)
+            lost = survey.count(batch.texts)
             future = pool.submit(encoder.encode, batch)
             if waiting:
                 yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]

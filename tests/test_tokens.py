@@ -85,7 +85,9 @@ def in_steps(monkeypatch):
     """Counts the items of every batch that is encoded."""
     sizes = []
     encode = tokens._Encoder.encode
-    monkeypatch.setattr(tokens._Encoder, "encode", lambda self, batch: sizes.append(len(batch)) or encode(self, batch))
+    monkeypatch.setattr(
+        tokens._Encoder, "encode", lambda self, batch: sizes.append(len(batch.texts)) or encode(self, batch)
+    )
     return sizes
 
 
