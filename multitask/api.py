@@ -268,6 +268,7 @@ def evaluate_text(
     from multitask.evaluation import envelope, write_results
     from multitask.loss import plain_model
     from multitask.model import load_causal
+    from multitask.records import sha256_of
     from multitask.running import perplexity_of_text
 
     config = load(RunConfig, {"device": device})
@@ -275,7 +276,11 @@ def evaluate_text(
     loaded.to(choose_device(config.device))
     window = window or getattr(plain_model(loaded).config, "max_position_embeddings", None) or 1024
     found = perplexity_of_text(loaded, tokenizer, Path(text), window, stride or window, batch_tokens)
-    results = envelope(config, "evaluate", "text", {"name": str(model)}) | {"text": {"file": str(text), **found}}
+    results = envelope(config, "evaluate", Path(model).name, {"name": str(model)})
+    measured = {name: {"value": found[name]} for name in ("perplexity", "word_perplexity", "bits_per_byte")}
+    digest = {"files": [str(text)], "sha256": [sha256_of([Path(text)])], "split": "text", "num_rows": 1}
+    results |= {"text": {"file": str(text), **found}, "data": {"text": digest}}
+    results["tasks"] = {"text": {"num_examples": found["num_windows"], "metrics": measured, "baselines": {}}}
     if out is not None:
         write_results(Path(out), results)
     return results

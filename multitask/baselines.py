@@ -11,10 +11,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from multitask import metrics
 from multitask.config import RunConfig
+from multitask.counting import Counted
 from multitask.data import Counts, Row, has_split, provenance, resolve
 from multitask.examples import Examples, read
 from multitask.task import Task
@@ -35,13 +35,11 @@ def random_span(text: str, num_words: int, number: int) -> str:
     return " ".join(words[start : start + num_words])
 
 
-def unigram_nll(train: Examples, vocab_size: int) -> npt.NDArray[np.float64]:
-    """Nats of each token (V,) by its frequency among the targets, with add-one smoothing."""
-    counts = np.ones(vocab_size)
-    for number in range(len(train)):
-        np.add.at(counts, train.ids(number)[train.num_prompts[number] :], 1)
-    nll: npt.NDArray[np.float64] = -np.log(counts / counts.sum())
-    return nll
+def counted_targets(train: Examples, vocab_size: int) -> Counted:
+    """The target tokens of training rows and those before them, counted."""
+    rows = [(train.ids(n), int(train.num_prompts[n])) for n in range(len(train))]
+    before = [ids[num - 1 : -1] for ids, num in rows]
+    return Counted(np.concatenate(before), np.concatenate([ids[num:] for ids, num in rows]), vocab_size)
 
 
 def as_record(row: Row) -> dict[str, Any]:
@@ -121,9 +119,9 @@ class Fitted:
         self,
         rows: Iterable[Mapping[str, Any]],
         target: str,
-        token_nll: npt.NDArray[np.float64] | None = None,
+        counted: Counted | None = None,
     ) -> None:
-        self.token_nll = token_nll
+        self.counted = counted
         self.target = target
         self._classes: Counter[str] = Counter()
         self.answer_words = array("i")

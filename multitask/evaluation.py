@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from multitask import metrics, writing
-from multitask.baselines import Fitted, unigram_nll
+from multitask.baselines import Fitted, counted_targets
 from multitask.config import DataConfig, EvalConfig, LoopConfig, PretrainConfig, RunConfig
 from multitask.data import has_split, resolve
 from multitask.decoding import generate
@@ -94,7 +94,7 @@ def score_model(
         fitted = train = None  # of a set for testing only: its baselines are left out
         if any(has_split(source, "train") for source in resolve(task, config.data)):
             train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-            fitted = Fitted(train.rows(), task.target, unigram_nll(train, len(tokenizer)))
+            fitted = Fitted(train.rows(), task.target, counted_targets(train, len(tokenizer)))
         scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class TaskScorer:
         floors: dict[str, Numbers] = {
             name: {m: metrics.Numbers() for m in self.text_metrics} for name in self.task.baselines
         }
-        floors["unigram"] = {"nll": metrics.Numbers()}
+        floors |= {name: {"nll": metrics.Numbers()} for name in ("unigram", "bigram")}
         num_unfinished = num_unscored = 0
         answers: Counter[tuple[str, tuple[str, ...]]] = Counter()  # of a closed task
         classes: dict[str, None] = {}
@@ -203,9 +203,11 @@ class TaskScorer:
                 languages.append(record["language"])
                 if record["nll"]:
                     own["nll"].append(record["nll"])
-                    if fitted is not None and fitted.token_nll is not None:
-                        unigram = float(fitted.token_nll[sequence[num_prompt:]].sum())
-                        floors["unigram"]["nll"].append({**record["nll"], "nll": unigram})
+                    if fitted is not None and fitted.counted is not None:
+                        before, targets = sequence[num_prompt - 1 : -1], sequence[num_prompt:]
+                        unigram, bigram = fitted.counted.unigram(targets), fitted.counted.bigram(before, targets)
+                        floors["unigram"]["nll"].append({**record["nll"], "nll": float(unigram.sum())})
+                        floors["bigram"]["nll"].append({**record["nll"], "nll": float(bigram.sum())})
                 record["prompt"] = self.tokenizer.decode(sequence[:num_prompt].tolist()).strip()
                 record["scores"] = self._measure(record, record["prediction"], own)
                 if self.task.is_closed:

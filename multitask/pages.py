@@ -116,7 +116,7 @@ def _scores(content: Content) -> str:
         head.append(f"{name}: {task['metric']} {'↑' if task['higher_is_better'] else '↓'}")
     rows = []
     for arm in content["arms"]:
-        if not arm["has_main_score"]:  # `unigram`: of perplexity alone, among all metrics
+        if not arm["has_main_score"]:  # `unigram`, `bigram`: of perplexity alone, among all metrics
             continue
         row = [arm["name"]]
         for name, task in content["tasks"].items():

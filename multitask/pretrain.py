@@ -220,7 +220,8 @@ def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: fl
     save_plain(model, tokenizer, out / "model", config.sample_prompt)
     results = evaluation.envelope(config, "pretrain", arm or config.model.arch, {"name": str(out / "model")})
     results["data"] = {
-        NAME: prepared.validation.report | {"num_rows": len(prepared.in_order), "train": prepared.train.report}
+        NAME: prepared.validation.report
+        | {"num_rows": prepared.validation.report["num_documents"], "train": prepared.train.report}
     }
     results["tasks"] = {NAME: _score(loop, prepared, config)}
     sample = prepared.lesson.look()

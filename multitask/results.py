@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from multitask.errors import InputError
 
 SCHEMA = 1
-KINDS = ("train", "evaluate", "fewshot", "baseline")
+KINDS = ("train", "pretrain", "evaluate", "fewshot", "baseline")
 _PASSED_OVER = {"model", "base", "checkpoints", "predictions"}  # folders of a run that hold JSON of other kinds
 
 
@@ -115,7 +115,7 @@ class Run:
     def curve(self) -> Iterator[dict[str, Any]]:
         """Lines of the run's `metrics.jsonl`, if there are any."""
         path = self.path.parent / "metrics.jsonl"
-        if self.results.kind == "train" and path.is_file():
+        if self.results.kind in ("train", "pretrain") and path.is_file():
             for _, record in json_lines(path):
                 yield record
 
@@ -401,8 +401,8 @@ def _mean(scores: Sequence[Score]) -> Score:
 def _baselines(runs: Sequence[Run]) -> list[Arm]:
     """What every file says of programs without a model; the same value said by several files is said once.
 
-    Where tokenizers differ, so do unigram scores: the hardest one stands, in bits per byte; perplexities of different
-    tokens are left out.
+    Where tokenizers differ, so do unigram and bigram scores: the hardest one stands, in bits per byte; perplexities of
+    different tokens are left out.
     """
     found: dict[str, dict[str, dict[str, dict[float, Score]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(dict))

@@ -40,7 +40,7 @@ class Task:
     prompts: plain prompts for untuned models, by language.
     metrics: names of `multitask.metrics`, the first one being the task's score.
     baselines: what a program without a model can do: `majority`, `lead1`, `lead3`, `random_span` (the last three of
-        the `cut` field). `unigram` perplexity is always added.
+        the `cut` field). `unigram` and `bigram` perplexity are always added.
     max_new_tokens: the longest answer that generation may write, in tokens.
     prepare: completes a row as read before its fields are taken; it may add `references` (list of accepted answers)
         and `keep` (start and end, in characters, of the stretch of the `cut` field that training must not cut away).

@@ -1,6 +1,7 @@
 import json
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from multitask import baselines, evaluate, evaluation, train
 from multitask.baselines import Fitted
+from multitask.counting import Counted
 from multitask.data import Row
 from multitask.decoding import generate
 from multitask.encoding import RowEncoder
@@ -175,7 +177,7 @@ def test_the_results_file(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> N
             assert (data["split"], data["num_rows"], task["num_examples"]) == ("test", 16, 16)
             first, *_ = load_tasks()[name].metrics
             assert {first, "perplexity", "bits_per_byte"} <= set(task["metrics"])
-            assert task["baselines"].keys() == {*load_tasks()[name].baselines, "unigram"}
+            assert task["baselines"].keys() == {*load_tasks()[name].baselines, "unigram", "bigram"}
             for scores in (task["metrics"], *task["baselines"].values()):
                 for score in scores.values():
                     assert score["low"] <= score["value"] <= score["high"]
@@ -310,24 +312,30 @@ def test_random_spans_are_drawn_from_the_seed() -> None:
     assert baselines.random_span("", 5, 0) == ""
 
 
-def test_unigram_by_hand(tmp_path: Path) -> None:
+def test_counted_floors_by_hand(tmp_path: Path) -> None:
     found = evaluated(tmp_path, "qa", FACTS[:4], FACTS[4:])
     _, tokenizer = load_trained(tmp_path / "model")
     encoder = RowEncoder(load_tasks()["qa"], tokenizer, 128)
 
     def targets(rows: Any) -> list[int]:
+        return [target for _, target in pairs(rows)]
+
+    def pairs(rows: Any) -> list[tuple[int, int]]:
         found = []
         for row in rows:
             fields = {"context": row["context"], "question": row["question"], "answer": row["answers"][0]}
             (example,) = encoder.encode([Row("1", fields, (), "en", (), (), None, "here:1")])
             assert example is not None
-            found += example.input_ids[example.num_prompt :]
+            found += list(pairwise(example.input_ids))[example.num_prompt - 1 :]
         return found
 
     seen, asked = Counter(targets(FACTS[:4])), targets(FACTS[4:])
     total = sum(seen.values()) + len(tokenizer)
     nats = sum(-math.log((seen[token] + 1) / total) for token in asked)
     assert found["baselines"]["unigram"]["perplexity"]["value"] == pytest.approx(math.exp(nats / len(asked)), rel=1e-5)
+    counted = Counted(*map(np.array, zip(*pairs(FACTS[:4]), strict=True)), len(tokenizer))
+    nats = float(counted.bigram(*map(np.array, zip(*pairs(FACTS[4:]), strict=True))).sum())
+    assert found["baselines"]["bigram"]["perplexity"]["value"] == pytest.approx(math.exp(nats / len(asked)), rel=1e-5)
 
 
 def test_a_set_for_testing_only_has_no_baselines(tmp_path: Path) -> None:

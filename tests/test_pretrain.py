@@ -16,7 +16,7 @@ from helpers import FOLDER, TINY, furthest, lines, python, settings, snippet, we
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from multitask import checkpoint, loop, train
-from multitask.api import pretrain
+from multitask.api import evaluate_text, pretrain, report
 from multitask.errors import InputError, Interrupted
 
 SHAPE = {name: size for name, size in TINY.items() if name != "vocab_size"}
@@ -263,3 +263,25 @@ def test_the_card_s_snippet_runs(tmp_path: Path) -> None:
     done = python("\n".join(codes))
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) >= 2
+
+
+def test_a_report_takes_texts(tmp_path: Path) -> None:
+    """Two tokenizers, so bits per byte; a text scored in windows has other rows and stands apart."""
+    for name, size in (("small", 260), ("large", 285)):
+        pretrain(
+            given(tmp_path / name, tokenizer={"vocab_size": size}, train={"max_steps": 20}),
+            out=tmp_path / "runs" / name,
+        )
+        (tmp_path / "runs" / name / "results.json").write_text(
+            (tmp_path / "runs" / name / "results.json").read_text().replace('"arm": "gpt2"', f'"arm": "{name}"')
+        )
+    told = report([tmp_path / "runs"], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert told["tasks"]["text"]["metric"] == "bits_per_byte"
+    assert all(f"| {name} |" in page for name in ("small", "large", "bigram", "unigram"))
+    held = tmp_path / "held.txt"
+    held.write_text("\n".join(held_out(story(400))), "utf-8")
+    for name in ("small", "large"):
+        evaluate_text(tmp_path / "runs" / name, held, out=tmp_path / "texts" / f"{name}.json")
+    told = report([tmp_path / "texts"], tmp_path / "report2")
+    assert [arm["name"] for arm in told["arms"]] == ["large", "small"]

@@ -129,7 +129,10 @@ def test_another_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema": 1, "kind": "report"}', "not a results file: kind is 'report', expected one of train, evaluate"),
+        (
+            '{"schema": 1, "kind": "report"}',
+            "not a results file: kind is 'report', expected one of train, pretrain, evaluate",
+        ),
         ('{"vocab": {}}', "not a results file: kind is None"),
         ("[1]", "a JSON object was expected, found list"),
         ('{"schema": 1,', "not valid JSON"),
