@@ -124,8 +124,10 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     mixed, _ = attend(
         attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, segments=batch.segments
     )
-    mixed = attention.c_proj(mixed.flatten(0, 1).index_select(0, before).flatten(1))
-    hidden = hidden.flatten(0, 1).index_select(0, before) + attention.resid_dropout(mixed)
+    mixed, hidden = mixed.flatten(0, 1).flatten(1), hidden.flatten(0, 1)
+    if len(before) < len(hidden):  # all of them in running text: nothing to pick out
+        mixed, hidden = mixed.index_select(0, before), hidden.index_select(0, before)
+    hidden = hidden + attention.resid_dropout(attention.c_proj(mixed))
     final: Tensor = transformer.ln_f(hidden + last.mlp(last.ln_2(hidden)))
     return final
 

@@ -4,6 +4,7 @@
 and a folder `runs/NAME` that is ours, with `config.yaml` in it.
 """
 
+import json
 import shutil
 import signal
 import threading
@@ -23,6 +24,7 @@ from multitask import checkpoint
 from multitask.config import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, Interrupted, suggest
+from multitask.model import model_folder
 
 Config = TypeVar("Config", RunConfig, PretrainConfig)
 
@@ -64,7 +66,7 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tupl
     chosen: list[str] = [config.train.precision]
     if chosen == ["auto"] and resume:
         chosen = [checkpoint.read_state(checkpoint.newest(out))["precision"]]
-    width = config.model.n_embd if config.model.name is None else _SMALLEST_GPT2
+    width = config.model.n_embd if config.model.name is None else _width(config.model.name)
     chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
     broadcast_object_list(chosen)
     accelerator = Accelerator(
@@ -76,6 +78,14 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tupl
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
     )
     return accelerator, chosen[0], Path(chosen[1])
+
+
+def _width(name: str) -> int:
+    """The width of a local model; of one on the hub, the least that GPT-2 comes in."""
+    try:
+        return int(json.loads(Path(model_folder(name) or "", "config.json").read_text("utf-8"))["n_embd"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return _SMALLEST_GPT2
 
 
 def with_learning_rate(config: Config) -> Config:
