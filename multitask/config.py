@@ -160,6 +160,11 @@ class ModelConfig(Settings):
     """Window of an empty model, in tokens."""
     initializer_range: float | None = Field(None, gt=0)
     """Standard deviation of an empty model's matrices; None: 0.8 / sqrt(n_embd): small widths learn sooner."""
+    embedding_range: float | None = Field(None, gt=0)
+    """Standard deviation of an empty model's token and position rows; None: that of its matrices. Rows that are large
+    beside what the layers add (1, PyTorch's own) let a model learn a short text by heart in few steps."""
+    tied: bool = True
+    """An empty model's output matrix is its token rows, as in GPT-2; False: a matrix of its own."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of embeddings, attention and residuals in training. Packing and batching change no loss when it is 0."""
 

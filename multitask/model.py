@@ -77,9 +77,13 @@ def build_model(
                 **dropout,
                 activation_function="gelu_pytorch_tanh",
                 initializer_range=config.initializer_range or 0.8 * config.n_embd**-0.5,
+                tie_word_embeddings=config.tied,
                 **_ids(tokenizer),
             )
         )
+        if config.embedding_range is not None:
+            for rows in (model.transformer.wte, model.transformer.wpe):
+                rows.weight.data.normal_(0.0, config.embedding_range)
         new_ids = list(range(len(tokenizer)))
     else:
         model = _load_pretrained(config, dropout)
@@ -141,10 +145,14 @@ def _fit_rows(model: GPT2LMHeadModel, num_rows: int, seed: int) -> list[int]:
     if num_rows <= old:
         return []
     model.resize_token_embeddings(num_rows, mean_resizing=False)
-    rows = model.get_input_embeddings().weight.data
-    noise = torch.empty(num_rows - old, rows.shape[1])
-    noise.normal_(0.0, model.config.initializer_range, generator=torch.Generator().manual_seed(seed))
-    rows[old:] = rows[:old].mean(0) + noise
+    generator = torch.Generator().manual_seed(seed)
+    matrices = [model.get_input_embeddings().weight.data]
+    if not model.config.tie_word_embeddings:
+        matrices.append(model.get_output_embeddings().weight.data)
+    for rows in matrices:
+        noise = torch.empty(num_rows - old, rows.shape[1])
+        noise.normal_(0.0, model.config.initializer_range, generator=generator)
+        rows[old:] = rows[:old].mean(0) + noise
     return list(range(old, num_rows))
 
 
@@ -159,6 +167,11 @@ def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) 
     for name in config.target_modules:
         if name not in names:
             raise InputError(f"adapter.target_modules: no linear layer '{name}' in this model; {suggest(name, names)}")
+    if new_ids and not model.config.tie_word_embeddings:
+        raise InputError(
+            "adapter.kind lora: this model's output matrix is not tied to its token rows, and the adapter would train "
+            "the new tokens of one of the two alone; train all weights (adapter.kind none)"
+        )
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,

@@ -298,7 +298,8 @@ class Speaker:
             raise InputError(f"{asked.where}: fields, and no task to read them; name one with --task")
         text = _whole(asked.given, asked.where)
         ids: list[int] = self.tokenizer(text)["input_ids"] or self._first_ids(asked.where)
-        self._warn_of_lost([text], asked.where)
+        marks = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)) or r"(?!)")
+        self._warn_of_lost(marks.split(text), asked.where)  # a marker is read as one
         room = self.window - len(ids)
         if room < 1:
             raise InputError(

@@ -431,3 +431,24 @@ def test_the_cards_example_leaves_room_for_the_answer(tmp_path: Path, monkeypatc
 def test_the_saved_config_asks_for_no_attention_of_ours(tmp_path: Path) -> None:
     folder = untrained(tmp_path, "qa")
     assert "multitask" not in (folder / "config.json").read_text()
+
+
+def test_a_head_of_its_own(tmp_path: Path) -> None:
+    """Untied: saved, loaded, given rows for new tokens in both matrices, tuned fully and not by LoRA."""
+    tasks = choose(load_tasks(), ["qa"])
+    shape = ModelConfig(**TINY, tied=False, embedding_range=1.0)
+    built, tokenizer, _ = model.build(shape, {}, ["a text of some words " * 20], 7)
+    rows, head = built.transformer.wte.weight.detach(), built.lm_head.weight.detach()
+    assert rows.data_ptr() != head.data_ptr()
+    assert rows.std() == pytest.approx(1.0, abs=0.05)
+    assert head.std() < 0.3
+    model.save(built, tokenizer, tmp_path / "model", {}, {})
+    named = ModelConfig(name=str(tmp_path / "model"))
+    grown, longer, new_ids = model.build(named, tasks, [], 7)
+    assert len(new_ids) == len(longer) - len(tokenizer) > 0
+    for before, after in ((rows, grown.transformer.wte.weight.detach()), (head, grown.lm_head.weight.detach())):
+        torch.testing.assert_close(after[: len(before)], before)
+        assert len(after) == len(longer)
+        assert (after[len(before) :] - before.mean(0)).abs().max() < 1
+    with pytest.raises(InputError, match="output matrix is not tied"):
+        model.add_lora(grown, AdapterConfig(kind="lora"), new_ids)

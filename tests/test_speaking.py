@@ -341,6 +341,8 @@ def test_characters_that_the_tokenizer_drops_are_named() -> None:
     writer.report = said.append
     writer.write([Asked("the cat\nsat", "here")])
     assert [one["text"] for one in said] == ["here: 1 characters do not survive the tokenizer: '\\n' x1"]
+    writer.write([Asked("the cat<|end|>sat", "here")])
+    assert len(said) == 1, "a marker is read as one, and is not lost"
 
 
 # ---------------------------------------------------------------- bad input
