@@ -65,8 +65,21 @@ def _given(settings: Settings, default: str) -> tuple[dict[str, Any], str]:
         settings = shipped("configs") / f"{default}.yaml"
     if isinstance(settings, str | Path):
         path, inside = Path(settings), shipped("configs") / f"{Path(settings).stem}.yaml"
-        return read_yaml(inside if not path.exists() and inside.exists() else path), str(settings)
+        given = read_yaml(inside if not path.exists() and inside.exists() else path)
+        _check_kind(given, default, str(settings))
+        return given, str(settings)
     return dict(settings if isinstance(settings, Mapping) else settings.model_dump()), "settings"
+
+
+def _check_kind(given: Mapping[str, Any], default: str, where: str) -> None:
+    """Raises InputError for settings of another kind of run."""
+    if default == "pretrain" and "text" not in given and "tasks" in given:
+        raise InputError(f"{where}: settings of `train`; for running text expected a section `text`")
+    if default != "pretrain" and "text" in given and "tasks" not in given:
+        raise InputError(
+            f"{where}: settings of `pretrain`, of a model of running text that knows no tasks; score it with "
+            "`evaluate RUN --text FILE`, tune it with `train --model RUN`, go on with `pretrain --resume RUN`"
+        )
 
 
 def _chosen(
@@ -94,10 +107,14 @@ def _check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | Pret
         if name not in free and (before[part] if part else before)[name] != (after[part] if part else after)[name]
     ]
     if differing:
-        free_names = ", ".join(f"train.{name}" for name in sorted(_FREE_IN_TRAIN))
+        free = [
+            f"{name}.*" if name == "eval" else name for name in ("device", "eval", "sample_prompt", "sample_tokens")
+        ]
+        free = [name for name in free if name.rstrip(".*") in before]
+        free += [f"train.{name}" for name in sorted(_FREE_IN_TRAIN) if name in before["train"]]
         raise InputError(
             f"--resume {run}: {', '.join(differing)} cannot change in a run that was begun; keep it, or begin "
-            f"another run; what may change: device, eval.*, {free_names}"
+            f"another run; what may change: {', '.join(free)}"
         )
 
 
@@ -147,7 +164,7 @@ def _resumed(resume: str | Path, out: str | Path | None, overwrite: bool) -> Pat
     if out is not None and Path(out) != Path(resume):
         raise InputError(f"--resume {resume} goes on in that folder, --out {out} names another; leave out --out")
     if not (Path(resume) / "config.yaml").exists():
-        raise InputError(f"{resume}: not a run folder (no config.yaml); name the folder that train wrote")
+        raise InputError(f"{resume}: not a run folder (no config.yaml); name the folder that train or pretrain wrote")
     return Path(resume)
 
 
@@ -186,18 +203,22 @@ def pretrain(
     given, where = _given(settings, "pretrain")
     if names := [str(name) for name in files]:
         kept = {name: value for name, value in dict(given.get("text") or {}).items() if name not in ("files", "world")}
-        given["text"] = {"root": ".", **kept, "files": {"train": names}}
+        given["text"] = {"root": str(Path.cwd()), **kept, "files": {"train": names}}
+        if settings is None:  # that of the world is made for the world
+            given.pop("tokenizer", None)
     config = load(PretrainConfig, given, list(flags), where)
     if resume is not None:
         begun = load(PretrainConfig, read_yaml(Path(resume) / "config.yaml"), where=f"{resume}/config.yaml")
         _check_unchanged(begun, config, Path(resume))
     found = load_tasks(tasks_dirs)
-    named = config.tokenizer.tasks
+    named = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
     tasks = found if named == "all" else {} if named == "none" else choose(found, named)
     folder = Path(out) if out is not None else Path("runs") / f"pretrain-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask import pretrain as runner
 
     if find_learning_rate:
+        if resume is not None or overwrite:
+            raise InputError("--find-lr trains nothing: leave out --resume and --overwrite, and name a new --out")
         return runner.find_learning_rate(config, tasks, folder, report)
     return runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
 

@@ -163,6 +163,8 @@ def pretrain(
     screen = Screen()
     try:
         found = api.pretrain(config, flags=named, report=screen, find_learning_rate=find_learning_rate, **options)
+    except Interrupted as stopped:
+        raise Interrupted(shlex.quote(str(stopped))) from None
     finally:
         screen.close()
     if find_learning_rate:

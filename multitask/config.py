@@ -175,6 +175,8 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _heads(self) -> "ModelConfig":
+        if self.hidden and self.arch != "bigram":
+            raise ValueError("hidden: layers of arch bigram; a GPT-2 has n_layer and n_embd")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         return self
@@ -605,6 +607,9 @@ def override(settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
             node[part] = {**node[part]} if isinstance(node.get(part), dict) else {}
             node = node[part]
         node[parts[-1]] = value
+        if parts[-1] == "shape":  # sizes that a file wrote give way, those of later flags do not
+            for name in ("n_layer", "n_head", "n_embd", "n_positions"):
+                node.pop(name, None)
     return result
 
 

@@ -136,6 +136,11 @@ class Loop:
         self._wants_stop = False
 
     @property
+    def _digests(self) -> dict[str, Any]:
+        """What the data was read from, by content."""
+        return {name: report.get("sha256") for name, report in self.lesson.facts.get("data", {}).items()}
+
+    @property
     def tokens_per_step(self) -> int:
         """Most tokens of one step, over all processes."""
         return self.blocks_per_step * self.block_size
@@ -360,6 +365,7 @@ class Loop:
                 "num_worse": self.num_worse,
                 "sums": sums,
                 "scaler": scaler.state_dict() if scaler is not None else None,
+                "data": self._digests,
                 "num_threads": torch.get_num_threads(),
                 "precision": self.config.precision,
             }
@@ -370,8 +376,17 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def restore(self, path: Path) -> None:
-        """Continues from a checkpoint, bit for bit on a CPU with the same number of threads."""
+        """Continues from a checkpoint, bit for bit on a CPU with the same number of threads.
+
+        Raises InputError when what is read is not what was read before.
+        """
         state = checkpoint.read_state(path)
+        if state.get("data", self._digests) != self._digests:
+            changed = [name for name, digest in self._digests.items() if state["data"].get(name) != digest]
+            raise InputError(
+                f"{self.out}: the data of {', '.join(changed)} is not what this run was begun with (its sha256 "
+                "differs); put the files back, or begin another run"
+            )
         checkpoint.load(path, self.model, self.optimizer)
         self.step, self.num_tokens, self.elapsed_s = state["step"], state["num_tokens"], state["elapsed_s"]
         self.best, self.num_worse = state["best"], state["num_worse"]

@@ -55,12 +55,11 @@ def build(
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, added: Iterable[int], seed: int, grows: bool = True
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, added: Iterable[int], seed: int
 ) -> tuple[GPT2LMHeadModel, list[int]]:
     """An empty or a loaded model with a row for every token, and the ids of the rows that nothing has been learned for.
 
-    added: ids that were put into the tokenizer here. grows: whether a loaded model gets rows for tokens that it has
-    none for. Raises InputError as `build` does, and for such tokens if it must not grow.
+    added: ids that were put into the tokenizer here. Raises InputError as `build` does.
     """
     dropout = {"resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
     torch.manual_seed(seed)
@@ -87,12 +86,6 @@ def build_model(
         new_ids = list(range(len(tokenizer)))
     else:
         model = _load_pretrained(config, dropout)
-        if not grows and len(tokenizer) > model.config.vocab_size:
-            raise InputError(
-                f"{config.name}: {model.config.vocab_size} token rows, and the tokenizer "
-                f"{config.tokenizer or config.name} has {len(tokenizer)} tokens: they do not belong together; leave "
-                "out model.tokenizer to take the model's own"
-            )
         # A base rounded up to a round number of rows has some for our markers: not new rows, yet nothing has been
         # learned for them.
         new_ids = sorted({*added, *_fit_rows(model, len(tokenizer), seed)})

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
-from multitask import checkpoint, evaluation, metrics, runs, tokenizing, writing
+from multitask import checkpoint, corpus, evaluation, metrics, runs, tokenizing, writing
 from multitask.attention import name_for
 from multitask.batching import Drawn, Ids, TextStream, check_window
 from multitask.bigram import BigramLMHeadModel
@@ -32,6 +32,8 @@ from multitask.task import Task
 from multitask.tokens import TokenFile, token_file
 from multitask.vocabulary import load_tokenizer
 
+_LEAST_RATES = 5
+_RATES = {"learning_rate.json", "learning_rate.png"}
 NAME = "text"
 """What running text is called where a task's name stands."""
 
@@ -76,6 +78,8 @@ def pretrain(
     Raises InputError for settings, texts or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
+    for split in ("train", "validation"):  # files that are not there are said before --overwrite removes a run
+        corpus.provenance(config.text, split)
     accelerator, config, out = runs.begin(config, out, overwrite, resume)
     try:
         prepared = _prepare(config, tasks, out, resume, accelerator, report)
@@ -107,14 +111,27 @@ def find_learning_rate(
     from multitask.plots import draw_rates
 
     num_steps = config.train.max_steps or 100
+    if num_steps < _LEAST_RATES:
+        raise InputError(
+            f"train.max_steps {num_steps}: expected at least {_LEAST_RATES} learning rates to try, or null"
+        )
+    if out.is_dir() and {path.name for path in out.iterdir()} <= _RATES:  # of an earlier try
+        for path in out.iterdir():
+            path.unlink()
     train = config.train.model_copy(update={"max_steps": num_steps, "learning_rate": 1.0, "warmup_steps": 0})
     accelerator, config, out = runs.begin(config.model_copy(update={"train": train}), out, False, False)
     try:
         prepared = _prepare(config, tasks, out, False, accelerator, report)
         loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
         tried = loop.try_rates(1e-6, 1.0, num_steps)
+        accelerator.wait_for_everyone()
     finally:
-        runs.clear(out)
+        if accelerator.is_main_process:
+            runs.clear(out)
+    if len(tried) < _LEAST_RATES:
+        raise InputError(f"{out}: the loss was no number, or four times the least, after {len(tried)} learning rates")
+    if not accelerator.is_main_process:
+        return {}
     out.mkdir(parents=True, exist_ok=True)
     rates, losses = [rate for rate, _ in tried], [loss for _, loss in tried]
     slopes = np.gradient(_smooth(losses), np.log(rates))
@@ -144,7 +161,6 @@ def _prepare(
         tokenizer,
         [],
         config.seed,
-        grows=False,
     )
     base = plain_model(model)
     if not isinstance(base, BigramLMHeadModel):
@@ -182,9 +198,17 @@ def _tokenizer(
     config: PretrainConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator, report: Report
 ) -> Any:
     """The tokenizer that is named, the model's, or one trained on the text; the main process makes it."""
-    named = config.model.tokenizer or model_folder(config.model.name)
-    if named is not None:
-        return load_tokenizer(named, config.model.revision if config.model.tokenizer is None else None)
+    own, other = model_folder(config.model.name), model_folder(config.model.tokenizer)
+    if own is not None:
+        made = load_tokenizer(own, config.model.revision)
+        if other is not None and load_tokenizer(other).get_vocab() != made.get_vocab():
+            raise InputError(
+                f"{config.model.tokenizer}: the model {config.model.name} was not trained with this tokenizer: its "
+                "tokens have other ids; leave out model.tokenizer to take the model's own"
+            )
+        return made
+    if other is not None:
+        return load_tokenizer(other)
     folder = out / "model"
     if accelerator.is_main_process and not resume:
         tokenizing.tokenizer(config.tokenizer, config.text, markers(tasks), folder, report=report)
@@ -244,8 +268,8 @@ def _score(loop: Loop, prepared: _Prepared, config: PretrainConfig) -> dict[str,
     for number, (sequence, _) in enumerate(blocks):
         share = {
             "tokens": float(tokens[number]),
-            "words": held["num_words"] * float(tokens[number]) / tokens.sum(),
-            "bytes": held["num_bytes"] * float(tokens[number]) / tokens.sum(),
+            "words": held["num_words"] * float(tokens[number]) / len(prepared.validation),
+            "bytes": held["num_bytes"] * float(tokens[number]) / len(prepared.validation),
         }
         if not math.isfinite(nats[number]):
             raise InputError(f"{loop.out}: the model finds no finite likelihood of the validation text")
