@@ -679,9 +679,9 @@ class Screen:
                     name if first else "",
                     f"{task['num_examples']:,}" if first else "",
                     metric,
-                    f"{score['value']:.3f}",
-                    f"{score['low']:.3f} - {score['high']:.3f}",
-                    f"{floor[0]:.3f} {floor[1]}" if floor else "",
+                    _number(score["value"]),
+                    f"{_number(score['low'])} - {_number(score['high'])}",
+                    f"{_number(floor[0])} {floor[1]}" if floor else "",
                     "" if floor is None else "better" if beats else "not clearly better",
                     end_section=metric == list(task["metrics"])[-1],
                 )
@@ -763,6 +763,11 @@ class Screen:
                     end_section=shots == list(task["per_shot"])[-1],
                 )
         self.console.print(table)
+
+
+def _number(value: float) -> str:
+    """Three digits behind the point, or a power of ten where perplexities have run away."""
+    return f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

@@ -40,6 +40,7 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     by_epochs: passes over the rows below, in place of steps; tokens are above in either case.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
     if not lines:
@@ -62,6 +63,9 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
             axes.plot([p[0] for p in points], [p[1] for p in points], color=f"C{number}", label=label, **style)
     title, below = "training (thin) and validation (dots)", "epoch" if counted else "step"
     axes.set(xlabel=below, ylabel="nats per target token", yscale="log", title=title)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     per_unit = lines[-1]["tokens"] / (max(1, lines[-1]["step"]) * per_step)

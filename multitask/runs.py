@@ -92,7 +92,8 @@ def with_learning_rate(config: Config) -> Config:
     """The settings with the learning rate that None stands for."""
     if config.train.learning_rate is not None:
         return config
-    rate = 3e-3 * (128 / config.model.n_embd) ** 0.5 if config.model.name is None else 2e-4
+    named = config.model.name
+    rate = 3e-3 * (128 / config.model.n_embd) ** 0.5 if named is None else 2e-4 * _SMALLEST_GPT2 / _width(named)
     if isinstance(config, RunConfig) and config.adapter.kind == "lora":
         rate = 1e-3
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
