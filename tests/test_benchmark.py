@@ -108,6 +108,7 @@ def test_a_suite_names_its_own_wrong_settings(tmp_path: Path) -> None:
         api.benchmark(path)
 
 
+@pytest.mark.slow
 def test_a_suite_keeps_what_has_not_changed(tmp_path: Path, base: Path) -> None:
     everything = ["trivial", "prompted", "single", "multitask", "multitask-lora"]
     changes = {"base": str(base), "arms": everything, "seeds": [1]}
@@ -162,6 +163,7 @@ def test_other_rows_are_another_arm(tmp_path: Path) -> None:
     assert [arm["kept"] for arm in api.benchmark(path, out=out)["arms"]] == [False]
 
 
+@pytest.mark.slow
 def test_a_stopped_arm_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = settings("cls", train={"max_steps": 6, "save_every_steps": 2})
     path, out = write(tmp_path, run=run, arms=["multitask"], seeds=[3]), tmp_path / "out"

@@ -239,6 +239,7 @@ def test_a_run_with_lora_resumes_too(tmp_path: Path) -> None:
     assert lines(tmp_path / "whole") == lines(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_command_exits_130_and_says_how_to_go_on(number: int, tmp_path: Path) -> None:
     given = settings("qa", train={"max_steps": 100000, "log_every_steps": 1, "eval_every_steps": 100000})

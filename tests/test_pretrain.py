@@ -341,6 +341,7 @@ def test_samples_are_drawn_by_the_seed_and_end_where_documents_do(tmp_path: Path
     assert pretrain(config, out=tmp_path / "short")["tasks"]["text"]["sample"].strip() == "a"
 
 
+@pytest.mark.slow
 def test_the_card_s_snippet_runs(tmp_path: Path) -> None:
     codes = []
     for arch in ("gpt2", "bigram"):
