@@ -96,7 +96,7 @@ def pretrain(
         with runs.interruptible(out):
             results = _finish(loop, prepared, config, started, arm)
         report({"event": "done", "out": str(out), "results": results})
-    accelerator.end_training()
+    runs.end(accelerator)
     return results
 
 

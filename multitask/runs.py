@@ -48,6 +48,12 @@ def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Acc
     return accelerator, config, out
 
 
+def end(accelerator: Accelerator) -> None:
+    """Closes trackers and the group of processes, all at once: one that leaves early can leave another waiting."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:
     """The accelerator, and what one process decided for all: the precision, which each would measure, and the folder.
 

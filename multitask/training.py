@@ -61,7 +61,7 @@ def train(
         with runs.interruptible(out):
             results = _finish(loop, prepared, config, tasks, started, arm)
         report({"event": "done", "out": str(out), "results": results})
-    accelerator.end_training()
+    runs.end(accelerator)
     return results
 
 
