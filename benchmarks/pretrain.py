@@ -70,7 +70,7 @@ def _prepare_shape(here: Path, root: Path, name: str, num_warm: int, num_timed: 
     tasks = load_tasks() if config.tokenizer.tasks == "all" else {}
     tokenizing.tokenizer(config.tokenizer, config.text, markers(tasks), here / "model")
     tokenizer = _tokenizer(here / "model")
-    model, _ = build_model(config.model, tokenizer, [], SEED, grows=False)
+    model, _ = build_model(config.model, tokenizer, [], SEED)
     model.save_pretrained(here / "model")
     tokens = token_file(tokenizer, config.text, "train")
     token_file(tokenizer, config.text, "validation")
