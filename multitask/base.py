@@ -9,23 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from multitask import (
-    attention,
-    batching,
-    bpe,
-    data,
-    documents,
-    encoding,
-    formatting,
-    loop,
-    loss,
-    mixture,
-    model,
-    runs,
-    training,
-    vocabulary,
-    world,
-)
+from multitask import training
 from multitask.config import RunConfig, load, read_yaml, shipped
 from multitask.errors import Interrupted
 from multitask.examples import cache_folder
@@ -34,22 +18,23 @@ from multitask.registry import choose, fingerprint, load_tasks
 from multitask.task import Task
 
 _CODE = (
-    attention,
-    batching,
-    bpe,
-    data,
-    documents,
-    encoding,
-    formatting,
-    loop,
-    loss,
-    mixture,
-    model,
-    runs,
-    training,
-    vocabulary,
-    world,
+    "attention",
+    "batching",
+    "bpe",
+    "data",
+    "documents",
+    "encoding",
+    "formatting",
+    "loop",
+    "loss",
+    "mixture",
+    "model",
+    "runs",
+    "training",
+    "vocabulary",
+    "world",
 )
+"""Modules that decide the weights."""
 
 
 def base_model(config_name: str = "demo_base", report: Report = lambda record: None) -> Path:
@@ -71,7 +56,7 @@ def base_model(config_name: str = "demo_base", report: Report = lambda record: N
 
 def _key(config: RunConfig, tasks: dict[str, Task]) -> str:
     """A hash of all that decides the weights."""
-    code = [Path(str(module.__file__)).read_text("utf-8") for module in _CODE]
+    code = [Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in _CODE]
     recipe = [config.model_dump_json(exclude={"eval": True, "data": {"cache"}}), *map(fingerprint, tasks.values())]
     return hashlib.sha256("\0".join([*recipe, *code]).encode()).hexdigest()[:16]
 

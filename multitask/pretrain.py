@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
-from multitask import checkpoint, corpus, evaluation, metrics, runs, tokenizing, writing
+from multitask import corpus, evaluation, metrics, runs, tokenizing, writing
 from multitask.attention import name_for
 from multitask.batching import Drawn, Ids, TextStream, check_window
 from multitask.bigram import BigramLMHeadModel
@@ -80,24 +80,14 @@ def pretrain(
     started = time.perf_counter()
     for split in ("train", "validation"):  # files that are not there are said before --overwrite removes a run
         corpus.provenance(config.text, split)
-    accelerator, config, out = runs.begin(config, out, overwrite, resume)
-    try:
-        prepared = _prepare(config, tasks, out, resume, accelerator, report)
-        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
-        if resume:
-            loop.restore(checkpoint.newest(out))
-    except InputError:
-        if accelerator.is_main_process and not resume:
-            runs.clear(out)
-        raise
-    loop.run()
-    results: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        with runs.interruptible(out):
-            results = _finish(loop, prepared, config, started, arm)
-        report({"event": "done", "out": str(out), "results": results})
-    runs.end(accelerator)
-    return results
+
+    def prepare(config: PretrainConfig, out: Path, accelerator: Accelerator) -> _Prepared:
+        return _prepare(config, tasks, out, resume, accelerator, report)
+
+    def finish(config: PretrainConfig, loop: Loop, prepared: _Prepared) -> dict[str, Any]:
+        return _finish(loop, prepared, config, started, arm)
+
+    return runs.carry_out(config, out, overwrite, resume, report, prepare, finish)
 
 
 def find_learning_rate(
@@ -156,12 +146,8 @@ def _prepare(
     with accelerator.main_process_first():
         train = token_file(tokenizer, config.text, "train", report)
         validation = token_file(tokenizer, config.text, "validation", report)
-    model, _ = build_model(
-        config.model.model_copy(update={"name": model_folder(config.model.name)}),
-        tokenizer,
-        [],
-        config.seed,
-    )
+    named = config.model.model_copy(update={"name": model_folder(config.model.name)})
+    model, _ = build_model(named, tokenizer, [], config.seed)
     base = plain_model(model)
     if not isinstance(base, BigramLMHeadModel):
         base.config._attn_implementation = name_for(accelerator.device)

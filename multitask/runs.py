@@ -8,11 +8,11 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from accelerate import Accelerator, PartialState
@@ -24,6 +24,7 @@ from multitask import checkpoint
 from multitask.config import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, Interrupted, suggest
+from multitask.loop import Lesson, Loop, Report
 from multitask.model import model_folder
 
 Config = TypeVar("Config", RunConfig, PretrainConfig)
@@ -48,10 +49,54 @@ def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Acc
     return accelerator, config, out
 
 
-def end(accelerator: Accelerator) -> None:
-    """Closes trackers and the group of processes, all at once: one that leaves early can leave another waiting."""
-    accelerator.wait_for_everyone()
+class Prepared(Protocol):
+    """What a kind of training makes ready: what the loop teaches, and the model that learns it."""
+
+    @property
+    def lesson(self) -> Lesson:
+        """What is taught."""
+
+    @property
+    def model(self) -> Any:
+        """What learns."""
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+def carry_out(
+    config: Config,
+    out: Path,
+    overwrite: bool,
+    resume: bool,
+    report: Report,
+    prepare: Callable[[Config, Path, Accelerator], P],
+    finish: Callable[[Config, Loop, P], dict[str, Any]],
+) -> dict[str, Any]:
+    """A whole training of any kind: `begin`, `prepare`, the loop, `finish`; returns what `finish` does.
+
+    Raises InputError as `begin` and `prepare` do, after what was begun is removed again; Interrupted after Ctrl-C or
+    SIGTERM, with everything saved.
+    """
+    accelerator, config, out = begin(config, out, overwrite, resume)
+    try:
+        prepared = prepare(config, out, accelerator)
+        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
+        if resume:
+            loop.restore(checkpoint.newest(out))
+    except InputError:
+        if accelerator.is_main_process and not resume:  # once the input is right, the same command works
+            clear(out)
+        raise
+    loop.run()
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        with interruptible(out):
+            results = finish(config, loop, prepared)
+        report({"event": "done", "out": str(out), "results": results})
+    accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
     accelerator.end_training()
+    return results
 
 
 def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from multitask import checkpoint, evaluation, runs
+from multitask import evaluation, runs
 from multitask.attention import name_for
 from multitask.batching import BlockStream, check_window
 from multitask.config import RunConfig
@@ -45,24 +45,14 @@ def train(
     """
     started = time.perf_counter()
     evaluation.check_metrics(tasks, config.eval)
-    accelerator, config, out = runs.begin(config, out, overwrite, resume)
-    try:
-        prepared = _prepare(config, tasks, out, resume, accelerator)
-        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
-        if resume:
-            loop.restore(checkpoint.newest(out))
-    except InputError:
-        if accelerator.is_main_process and not resume:  # once the input is right, the same command works
-            runs.clear(out)
-        raise
-    loop.run()
-    results: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        with runs.interruptible(out):
-            results = _finish(loop, prepared, config, tasks, started, arm)
-        report({"event": "done", "out": str(out), "results": results})
-    runs.end(accelerator)
-    return results
+
+    def prepare(config: RunConfig, out: Path, accelerator: Accelerator) -> _Prepared:
+        return _prepare(config, tasks, out, resume, accelerator)
+
+    def finish(config: RunConfig, loop: Loop, prepared: _Prepared) -> dict[str, Any]:
+        return _finish(loop, prepared, config, tasks, started, arm)
+
+    return runs.carry_out(config, out, overwrite, resume, report, prepare, finish)
 
 
 @dataclass(frozen=True)

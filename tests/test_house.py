@@ -22,7 +22,7 @@ FLOORS = (
     "inference counting writing model openai_weights checkpoint decoding scoring metrics hygiene baselines device",
     "loop runs training evaluation running base tokenizing pretrain speaking "
     "plots figures pages results significance preview fewshot benchmark report",
-    "api cli __init__",
+    "api screen cli __init__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "matplotlib", "pyarrow", "numpy")
@@ -107,7 +107,7 @@ def test_the_package_names_no_task(path: Path) -> None:
         assert found == []
 
 
-@pytest.mark.parametrize("path", [p for p in PACKAGE if p.stem != "cli"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in PACKAGE if p.stem not in ("cli", "screen")], ids=lambda path: path.stem)
 def test_only_the_command_line_prints(path: Path) -> None:
     calls = [node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     assert not any(isinstance(func, ast.Name) and func.id in ("print", "pprint") for func in calls)
