@@ -23,7 +23,7 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
 	$(BIN)/pytest -q -m 'slow and not network and not gpu'

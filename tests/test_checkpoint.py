@@ -95,7 +95,6 @@ def test_a_resumed_run_keeps_the_settings_that_decide_its_weights(tmp_path: Path
     assert train(resume=tmp_path / "run", flags=["train.max_steps=3"])["cost"]["steps"] == 3
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_is_uninterrupted(whole: Path, tmp_path: Path) -> None:
     """Killed in the middle of an epoch, a step after a checkpoint and past a log line that it does not know of."""
     done = python(_KILLED, json.dumps(GIVEN), str(tmp_path / "run"))

@@ -429,7 +429,6 @@ class Ends(evaluate.Metric):
 """
 
 
-@pytest.mark.slow
 def test_metrics_of_the_hub_and_of_scripts(tmp_path):
     for name, feature in {
         "one": 'datasets.Value("string")',

@@ -398,7 +398,6 @@ print(json.dumps(written))
 """
 
 
-@pytest.mark.slow
 def test_what_a_run_leaves_works_with_transformers_and_peft_alone(adapted: tuple[Path, Any]) -> None:
     plain, run = learned() / "model", adapted[0] / "model"
     prompts = ["{context}<|question|>{question}<|answer|>".format(**row) for row in FACTS]
