@@ -15,27 +15,25 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from multitask.batching import Segments
+from multitask.dropout import drop, kept
 
 
-def _future(length: int, device: torch.device) -> Tensor:
-    """True where a position (row) must not look (column), (L, L)."""
-    return _square(1 << (length - 1).bit_length(), device)[:length, :length]
+def _future(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Minus infinity where a position (row) must not look (column), else 0, (L, L)."""
+    return _square(1 << (length - 1).bit_length(), device, dtype)[:length, :length]
 
 
 @lru_cache(maxsize=16)
-def _square(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
+def _square(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
     """Causal attention written out, (B, H, L, D)."""
     scores = (query * scaling) @ key.transpose(-1, -2)
-    weights = (
-        scores.masked_fill(_future(query.shape[-2], query.device), torch.finfo(scores.dtype).min)
-        .softmax(-1)
-        .to(value.dtype)
-    )
-    return nn.functional.dropout(weights, dropout, training=dropout > 0) @ value
+    scores = scores + _future(query.shape[-2], query.device, scores.dtype)
+    weights = scores.softmax(-1).to(value.dtype)
+    return (drop(weights, dropout) if dropout else weights) @ value
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
@@ -77,13 +75,14 @@ class _EagerApart(torch.autograd.Function):
             q, k, v = (_gathered(part, index, segments).view(shape) for part in parts)
             q = q * scaling
             scores = torch.bmm(q, k.transpose(1, 2))
-            scores.masked_fill_(_future(length, scores.device), torch.finfo(scores.dtype).min)
+            scores += _future(length, scores.device, scores.dtype)
             weights = scores.softmax(-1).to(v.dtype)
-            kept, mask = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
-            outputs.append(torch.bmm(kept, v).view(num_heads, num * length, width))
-            saved += [q, k, v, weights, mask]
+            keep, factor = kept(weights, dropout) if dropout else (None, 1.0)
+            mixed = torch.bmm(weights if keep is None else weights * keep, v).mul_(factor)
+            outputs.append(mixed.view(num_heads, num * length, width))
+            saved += [q, k, v, weights, keep]
         ctx.save_for_backward(*saved)
-        ctx.scaling, ctx.dropout, ctx.segments = scaling, dropout, segments
+        ctx.scaling, ctx.factor, ctx.segments = scaling, factor, segments
         return _scattered(outputs, segments).transpose(0, 1)
 
     @staticmethod
@@ -101,18 +100,17 @@ class _EagerApart(torch.autograd.Function):
         start = 0
         for number, index in enumerate(segments.gather):
             num, length = index.shape
-            q, k, v, weights, mask = saved[5 * number : 5 * number + 5]
+            q, k, v, weights, keep = saved[5 * number : 5 * number + 5]
             flat = (num_heads, num * length, width)
-            out = placed[:, start : start + num * length].reshape(num_heads * num, length, width)
+            out = placed[:, start : start + num * length].reshape(num_heads * num, length, width) * ctx.factor
             start += num * length
-            by_weight, kept = torch.bmm(out, v.transpose(1, 2)), weights
-            if mask is not None:
-                keep = mask.to(weights.dtype) / (1 - ctx.dropout)
-                by_weight, kept = by_weight * keep, weights * keep
+            by_weight, mixed = torch.bmm(out, v.transpose(1, 2)), weights
+            if keep is not None:
+                by_weight, mixed = by_weight.mul_(keep), weights * keep
             by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
             grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
             grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))
-            grads[2].append(torch.bmm(kept.transpose(1, 2), out).view(flat))
+            grads[2].append(torch.bmm(mixed.transpose(1, 2), out).view(flat))
         return *(_scattered(part, segments) for part in grads), None, None, None
 
 

@@ -23,6 +23,7 @@ _CODE = (
     "bpe",
     "data",
     "documents",
+    "dropout",
     "encoding",
     "formatting",
     "loop",

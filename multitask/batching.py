@@ -22,6 +22,8 @@ from multitask.errors import InputError
 from multitask.examples import Examples
 from multitask.mixture import Mixture
 
+_NUM_OFFSETS = 4096  # drawn at a time
+
 
 class Drawn(NamedTuple):
     """One drawn example: its task's number, its row, the number of its ids that are read, the length of its prompt.
@@ -142,7 +144,7 @@ class TextStream:
         self.stride, self.at_random, self.border_id = stride or block_size, at_random, border_id
         self.num_blocks = (len(tokens) - 1 - block_size) // self.stride + 1
         self.cursor: tuple[int, ...] = (0,)
-        self._epoch = -1
+        self._turn = -1  # of the numbers in `_order`: an epoch, or a round of random offsets
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
     def next_blocks(self, num_blocks: int) -> list[Block]:
@@ -153,12 +155,14 @@ class TextStream:
 
     def _start(self, number: int) -> int:
         if self.at_random:
-            rng = np.random.default_rng([self.seed, 3, number])
-            return int(rng.integers(len(self.tokens) - self.block_size))
-        epoch, place = divmod(number, self.num_blocks)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.num_blocks)
+            turn, place = divmod(number, _NUM_OFFSETS)
+            if turn != self._turn:
+                rng = np.random.default_rng([self.seed, 3, turn])
+                self._turn, self._order = turn, rng.integers(len(self.tokens) - self.block_size, size=_NUM_OFFSETS)
+            return int(self._order[place])
+        turn, place = divmod(number, self.num_blocks)
+        if turn != self._turn:
+            self._turn, self._order = turn, np.random.default_rng([self.seed, 2, turn]).permutation(self.num_blocks)
         return int(self._order[place]) * self.stride
 
     def block(self, start: int) -> Block:
@@ -291,8 +295,10 @@ def group_by_length(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64
 
     starts, lengths (N,): where each example begins in the flat row, and how long it is.
     """
+    if (lengths == lengths[0]).all():
+        place = torch.arange(int(lengths.sum()))
+        return Segments((place.view(len(lengths), -1),), place, is_even=True)
     order = np.argsort(lengths, kind="stable")
-    is_even = bool((lengths == lengths[0]).all())
     groups: list[npt.NDArray[np.int64]] = []
     first = 0
     for at in range(1, len(order) + 1):
@@ -307,7 +313,7 @@ def group_by_length(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64
         inside = column < lengths[group, None]
         scatter[gather[-1][inside]] = (base + np.arange(inside.size)).reshape(inside.shape)[inside]
         base += inside.size
-    return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter), is_even)
+    return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter))
 
 
 def micro_steps(

@@ -24,6 +24,7 @@ from multitask import checkpoint
 from multitask.batching import Block, Drawn, Ids, collate, micro_steps
 from multitask.config import LoopConfig
 from multitask.device import peak_memory_bytes
+from multitask.dropout import hasten
 from multitask.errors import InputError, Interrupted
 from multitask.loss import TokenNLL
 from multitask.plots import draw_loss
@@ -123,10 +124,11 @@ class Loop:
         self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
         by_epochs = math.ceil(config.epochs * self.stream.tokens_per_epoch / self.tokens_per_step)
         self.max_steps = config.max_steps or max(1, by_epochs)
-        self.has_dropout = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())
+        self.has_dropout = hasten(model)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model), make_optimizer(model, config, accelerator.device)
         )
+        self.parameters = list(self.forward.parameters())
         self.step = self.num_tokens = 0
         self.elapsed_s = 0.0
         self.best: dict[str, Any] | None = None
@@ -228,7 +230,7 @@ class Loop:
             if is_mine:
                 self._count(batch, drawn, nll)
         if self.config.clip_norm:
-            self.accelerator.clip_grad_norm_(self.forward.parameters(), self.config.clip_norm)
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_tokens += sum(d.length for p in passes for d in p)

@@ -15,6 +15,7 @@ from multitask.batching import Batch
 from multitask.bigram import BigramLMHeadModel
 
 _CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
+_CHUNK_ROWS = 512  # few enough for a processor's cache where the vocabulary is small, many enough for a fast product
 
 
 class _ProjectedNLL(torch.autograd.Function):
@@ -35,7 +36,7 @@ class _ProjectedNLL(torch.autograd.Function):
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if needs_matrix else None
         # Gradients are taken of weights scaled to at most 1 and scaled back in float32: half precision would underflow.
         scale = weights.abs().max().clamp_min(1e-30) if len(labels) else weights.new_ones(())
-        size = max(1, _CHUNK_ELEMENTS // matrix.shape[0])
+        size = min(_CHUNK_ROWS, max(1, _CHUNK_ELEMENTS // matrix.shape[0]))
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             chunk, gold = hidden[part].to(dtype), labels[part, None]
@@ -46,9 +47,8 @@ class _ProjectedNLL(torch.autograd.Function):
             total = share.sum(-1, keepdim=True)
             nll[part] = (total.log() - gold_logit).squeeze(-1)
             if needs_hidden or needs_matrix:
-                share /= total  # softmax, in place
-                share.scatter_add_(-1, gold, torch.full_like(gold, -1, dtype=torch.float32))
-                share = share.mul_((weights[part] / scale)[:, None]).to(dtype)
+                # (softmax - 1 at the gold token) * weight, in place
+                share = share.scatter_add_(-1, gold, -total).mul_((weights[part] / scale)[:, None] / total).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] = (share @ projection).float() * scale
                 if grad_matrix is not None:

@@ -18,7 +18,7 @@ PLUGINS = sorted([*(ROOT / "tasks").glob("*.py"), *(ROOT / "examples" / "tasks")
 FLOORS = (
     "task config errors",
     "records bpe bundle corpus data world documents formatting registry mixture",
-    "vocabulary bigram tokens encoding examples batching attention loss prompting",
+    "vocabulary bigram tokens encoding examples batching dropout attention loss prompting",
     "inference counting writing model openai_weights checkpoint decoding scoring metrics hygiene baselines device",
     "loop runs training evaluation running base tokenizing pretrain speaking "
     "plots figures pages results significance preview fewshot benchmark report",
