@@ -13,7 +13,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -39,7 +39,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 _PIECE = 1 << 16  # characters of a piece
 _BATCH = _PIECE * max(32, 4 * (os.cpu_count() or 1))  # characters that are encoded at a time: some pieces for each core
-_NEW, _LOST, _KEPT = range(3)  # what becomes of a character; 0: nobody has looked yet
+_NEW, _LOST_SPACE, _KEPT_SPACE, _LOST, _KEPT = range(5)  # what becomes of a character
 
 
 class TokenFile:
@@ -146,14 +146,18 @@ class _Encoder:
 
     def ids(self, batch: _Batch, encodings: list[Encoding]) -> Ids:
         """The ids of a batch, (T,)."""
-        found: list[int] = []
-        for encoded, is_first, is_last in zip(encodings, batch.are_first, batch.are_last, strict=True):
-            if is_first and self.before_id is not None:
-                found.append(self.before_id)
-            found += encoded.ids
-            if is_last and self.after_id is not None:
-                found.append(self.after_id)
-        return np.array(found, self.dtype)
+        before = [self.before_id] if self.before_id is not None else []
+        after = [self.after_id] if self.after_id is not None else []
+
+        def lists() -> Iterator[list[int]]:
+            for encoded, is_first, is_last in zip(encodings, batch.are_first, batch.are_last, strict=True):
+                if is_first:
+                    yield before
+                yield encoded.ids
+                if is_last:
+                    yield after
+
+        return np.fromiter(chain.from_iterable(lists()), self.dtype)
 
 
 def _separator(tokenizer: PreTrainedTokenizerFast, token: str | None, name: str) -> int | None:
@@ -226,21 +230,25 @@ class _Survey:
         self.kinds = np.full(sys.maxunicode + 1, _NEW, np.uint8)
         self.letter: str | None = None  # one that survives
 
-    def count(self, texts: Iterable[str]) -> Counter[str]:
-        """The characters of texts, after NFC, that are lost. Raises `_Unknown`."""
-        joined = b"".join(
-            (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).encode("utf-32-le")
-            for text in texts
-        )
-        codes = np.frombuffer(joined, "<u4")
+    def count(self, texts: Sequence[str]) -> "_Counts":
+        """What texts, none of them empty, lose after NFC, and how many words they have. Raises `_Unknown`."""
+        normal = [
+            text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text) for text in texts
+        ]
+        codes = np.frombuffer("".join(normal).encode("utf-32-le"), "<u4")
         kinds = self.kinds[codes]
         if not kinds.all():
             new = map(chr, np.unique(codes[kinds == _NEW]).tolist())
             for character in sorted(new, key=str.isspace):  # letters first
                 self._look(character)
             kinds = self.kinds[codes]
-        values, counts = np.unique(codes[kinds == _LOST], return_counts=True)
-        return Counter(dict(zip(map(chr, values.tolist()), counts.tolist(), strict=True)))
+        is_space = kinds <= _KEPT_SPACE
+        begins = np.cumsum([len(text) for text in normal[:-1]], dtype=np.intp)
+        num_words = np.count_nonzero(is_space[:-1] > is_space[1:]) + int(not is_space[0])
+        num_words += np.count_nonzero(~(is_space[begins - 1] | is_space[begins]))  # a seam ends a word
+        lost = kinds & 1 == 1
+        values, counts = np.unique(codes[lost] if lost.any() else codes[:0], return_counts=True)
+        return _Counts(Counter(dict(zip(map(chr, values.tolist()), counts.tolist(), strict=True))), int(num_words))
 
     def _look(self, character: str) -> None:
         if character.isspace():
@@ -256,7 +264,8 @@ class _Survey:
             known = fold(clean.replace("▁", " "))
             if clean and (not known or self._back(known) != known):
                 raise _Unknown(character)
-        self.kinds[ord(character)] = _KEPT if survives else _LOST
+        space, letter = (_KEPT_SPACE, _KEPT) if survives else (_LOST_SPACE, _LOST)
+        self.kinds[ord(character)] = space if character.isspace() else letter
 
     def _back(self, text: str) -> str | None:
         try:
@@ -264,6 +273,13 @@ class _Survey:
         except Exception:  # WordLevel and WordPiece, without a token for what they do not know
             return None
         return fold(self.plain.decode(ids, skip_special_tokens=False))
+
+
+class _Counts(NamedTuple):
+    """Of some texts: the characters that a tokenizer loses, and the words."""
+
+    lost: Counter[str]
+    num_words: int
 
 
 class _Unknown(Exception):
@@ -306,16 +322,16 @@ class _Progress:
         if is_whole:
             self.counts, self.lost, self.is_inside = kept["counts"], Counter(kept["lost"]), kept["is_inside"]
 
-    def add(self, batch: _Batch, ids: Ids, lost: Counter[str], unknown_id: int | None) -> None:
+    def add(self, batch: _Batch, ids: Ids, found: _Counts, unknown_id: int | None) -> None:
         counts = self.counts
         counts["num_tokens"] += len(ids)
         if unknown_id is not None:
             counts["num_unknown"] += int(np.count_nonzero(ids == unknown_id))
-        self.lost.update(lost)
-        text = "\n".join(batch.texts)  # a seam lies before white space: no word is broken
-        counts["num_words"] += len(text.split())
-        counts["num_characters"] += len(text) - len(batch.texts) + 1
-        counts["num_bytes"] += len(text.encode()) - len(batch.texts) + 1
+        self.lost.update(found.lost)
+        text = "".join(batch.texts)
+        counts["num_words"] += found.num_words
+        counts["num_characters"] += len(text)
+        counts["num_bytes"] += len(text.encode())
         counts["num_documents"] += sum(batch.are_last)
         self.is_inside = not batch.are_last[-1]
 
@@ -365,11 +381,11 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
         file.truncate(progress.counts["num_tokens"] * np.dtype(encoder.dtype).itemsize)
         file.seek(0, os.SEEK_END)
         try:
-            for batch, ids, lost in _encoded(_batches(items), encoder, survey):
+            for batch, ids, found in _encoded(_batches(items), encoder, survey):
                 file.write(ids.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-                progress.add(batch, ids, lost, encoder.unknown_id)
+                progress.add(batch, ids, found, encoder.unknown_id)
                 progress.keep()
                 shown = {name: progress.counts[name] for name in ("num_characters", "num_tokens")}
                 report({"event": "encoding", "split": split, **shown, "elapsed_s": time.perf_counter() - started})
@@ -385,17 +401,15 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
         raise InputError(f"the {split} text holds no words; some text was expected")
 
 
-def _encoded(
-    batches: Iterable[_Batch], encoder: _Encoder, survey: _Survey
-) -> Iterator[tuple[_Batch, Ids, Counter[str]]]:
-    """Batches, their ids and lost characters; while one is encoded, the one before is written and the next is read."""
+def _encoded(batches: Iterable[_Batch], encoder: _Encoder, survey: _Survey) -> Iterator[tuple[_Batch, Ids, _Counts]]:
+    """Batches, their ids, what was counted; while one is encoded, the one before is written and the next is read."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[_Batch, Future[list[Encoding]], Counter[str]] | None = None
+        waiting: tuple[_Batch, Future[list[Encoding]], _Counts] | None = None
         for batch in batches:
-            lost = survey.count(batch.texts)
+            found = survey.count(batch.texts)
             future = pool.submit(encoder.encode, batch)
             if waiting:
                 yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]
-            waiting = batch, future, lost
+            waiting = batch, future, found
         if waiting:
             yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]

@@ -21,7 +21,7 @@ from multitask import corpus, encoding, tokens
 from multitask.config import TextConfig
 from multitask.encoding import lost_characters, plain_reader
 from multitask.errors import InputError
-from multitask.tokens import token_file
+from multitask.tokens import _Survey, token_file
 from multitask.vocabulary import load_tokenizer
 
 SHARED = Path(os.environ.get("MULTITASK_DATA") or Path(__file__).parent.parent.parent / "shared" / "data")
@@ -417,3 +417,22 @@ def test_a_cache_that_cannot_be_written_is_told(shelf, tokenizer):
     (shelf.folder / "cache").write_text("a file, not a folder")
     with pytest.raises(InputError, match=r"\.ids: cannot be written \((File exists|Not a directory)\)"):
         token_file(tokenizer, shelf.config("the cat"), "train")
+
+
+SPACES = [chr(n) for n in range(sys.maxunicode + 1) if chr(n).isspace()]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_words_are_those_of_split(seed: int) -> None:
+    rng = random.Random(seed)
+    alphabet = ["a", "é", "e\u0301", "한", "\u1112\u1161\u11ab", "😀", *rng.sample(SPACES, 4)]
+    texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 12))) for _ in range(50)]
+    survey = _Survey(plain_reader(tokenizer_of("byte-level")), has_unknown=False)
+    assert survey.count(texts).num_words == sum(len(text.split()) for text in texts)
+    assert survey.count(texts).num_words == sum(len(text.split()) for text in texts), "of characters that are known"
+
+
+def test_white_space_alone_has_no_words() -> None:
+    survey = _Survey(plain_reader(tokenizer_of("byte-level")), has_unknown=False)
+    assert survey.count([" ", "\n\t"]).num_words == 0
+    assert survey.count(["a", " "]).num_words == 1
