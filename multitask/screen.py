@@ -23,6 +23,7 @@ class Screen:
         self.console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
         self.started = time.perf_counter()
         self.live: Any = None
+        self.encoding_s: dict[str, float] = {}  # when a split was last spoken of
 
     def __call__(self, record: dict[str, Any]) -> None:
         """One record of a run."""
@@ -75,6 +76,15 @@ class Screen:
         self.console.print(f"step {record['step']}/{record['max_steps']}  validation {losses}{best}", soft_wrap=True)
         if record.get("sample"):
             self.console.print(record["sample"], style="dim", markup=False, soft_wrap=True)
+
+    def _encoding(self, record: dict[str, Any]) -> None:
+        shown_s = self.encoding_s.get(record["split"], 0.0)
+        if record["elapsed_s"] - shown_s > 5:
+            self.encoding_s[record["split"]] = record["elapsed_s"]
+            self.console.print(
+                f"encoding the {record['split']} text: {record['num_characters']:,} characters so far, "
+                f"{_clock(record['elapsed_s'])}"
+            )
 
     def _note(self, record: dict[str, Any]) -> None:
         self.console.print(record["text"])
