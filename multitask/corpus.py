@@ -199,7 +199,7 @@ def _format(path: Path, config: TextConfig) -> str:
     if found not in ("text", "jsonl"):
         raise InputError(
             f"{path}: running text is read from plain text and JSONL, and the extension '{suffix}' tells neither; set "
-            "`format:` to text or jsonl"
+            "`text.format` to text or jsonl"
         )
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
-from multitask import corpus, evaluation, metrics, runs, tokenizing, writing
+from multitask import evaluation, metrics, runs, tokenizing, writing
 from multitask.attention import name_for
 from multitask.batching import Drawn, Ids, TextStream, check_window
 from multitask.bigram import BigramLMHeadModel
@@ -78,8 +78,6 @@ def pretrain(
     Raises InputError for settings, texts or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
-    for split in ("train", "validation"):  # files that are not there are said before --overwrite removes a run
-        corpus.provenance(config.text, split)
 
     def prepare(config: PretrainConfig, out: Path, accelerator: Accelerator) -> _Prepared:
         return _prepare(config, tasks, out, resume, accelerator, report)
@@ -124,13 +122,20 @@ def find_learning_rate(
         return {}
     out.mkdir(parents=True, exist_ok=True)
     rates, losses = [rate for rate, _ in tried], [loss for _, loss in tried]
-    slopes = np.gradient(_smooth(losses), np.log(rates))
-    # What falls before the least loss; behind it the weights run away.
-    suggested = rates[int(np.argmin(slopes[: int(np.argmin(losses)) + 1]))]
+    suggested = _steepest(rates, losses)
     found = {"suggested": suggested, "learning_rate": rates, "loss": losses}
     evaluation.write_results(out / "learning_rate.json", found)
     draw_rates(rates, losses, suggested, out / "learning_rate.png")
     return found
+
+
+def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate at which the loss falls fastest, by the rate's logarithm, before the least loss.
+
+    Behind it the weights have run away; that they may fall back says nothing.
+    """
+    slopes = np.gradient(_smooth(losses), np.log(rates))
+    return rates[int(np.argmin(slopes[: int(np.argmin(losses)) + 1]))]
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> npt.NDArray[np.float64]:

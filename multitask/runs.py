@@ -31,6 +31,7 @@ Config = TypeVar("Config", RunConfig, PretrainConfig)
 
 _SMALLEST_GPT2 = 768  # its width
 _WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
+_REPLACED = "replaced"  # below a run that --overwrite begins: the one before, until the new one's input is read
 
 
 def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Accelerator, Config, Path]:
@@ -75,8 +76,8 @@ def carry_out(
 ) -> dict[str, Any]:
     """A whole training of any kind: `begin`, `prepare`, the loop, `finish`; returns what `finish` does.
 
-    Raises InputError as `begin` and `prepare` do, after what was begun is removed again; Interrupted after Ctrl-C or
-    SIGTERM, with everything saved.
+    Raises InputError as `begin` and `prepare` do, after what was begun is removed again and what it was to replace is
+    back; Interrupted after Ctrl-C or SIGTERM, with everything saved.
     """
     accelerator, config, out = begin(config, out, overwrite, resume)
     try:
@@ -84,10 +85,13 @@ def carry_out(
         loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
         if resume:
             loop.restore(checkpoint.newest(out))
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         if accelerator.is_main_process and not resume:  # once the input is right, the same command works
             clear(out)
+            _put_back(out)
         raise
+    if accelerator.is_main_process:
+        shutil.rmtree(out / _REPLACED, ignore_errors=True)
     loop.run()
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -172,7 +176,7 @@ def _claim(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resum
                 raise InputError(
                     f"{out}: --overwrite would remove {name}, which this run starts from; choose another --out"
                 )
-        clear(out)
+        _set_aside(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -188,6 +192,25 @@ def clear(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
     with suppress(OSError):  # something else is in it
         out.rmdir()
+
+
+def _set_aside(out: Path) -> None:
+    """Moves what a run has written into a folder below it; one that is there already holds the last whole run."""
+    if (out / _REPLACED).exists():
+        clear(out)
+        return
+    (out / _REPLACED).mkdir()
+    for name in _WRITTEN:
+        if (out / name).exists():
+            (out / name).rename(out / _REPLACED / name)
+
+
+def _put_back(out: Path) -> None:
+    """Undoes `_set_aside`."""
+    if (out / _REPLACED).exists():
+        for path in (out / _REPLACED).iterdir():
+            path.rename(out / path.name)
+        (out / _REPLACED).rmdir()
 
 
 @contextmanager

@@ -50,6 +50,14 @@ def test_our_loss_is_its_own(layout: Any) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_weights_and_scale_are_those_of_the_batch() -> None:
+    model, ids = made(16), torch.randint(30, (12,)).tolist()
+    nats = -model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)[torch.arange(11), ids[1:]]
+    loss, each = TokenNLL(model)(collate([(ids, 4)], prompt_weight=0.25), 0.5)
+    torch.testing.assert_close(each, nats.detach())
+    torch.testing.assert_close(loss, 0.5 * (0.25 * nats[:3].sum() + nats[3:].sum()))
+
+
 def test_it_is_saved_and_loaded_as_any_model(tmp_path: Path) -> None:
     model = made(16)
     model.save_pretrained(tmp_path)

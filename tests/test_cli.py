@@ -3,6 +3,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from click.testing import CliRunner, Result
 from helpers import FACTS, ROOT, WORLD, files, learned, python, settings, untrained
 
 import multitask
-from multitask import cli, evaluate, load_tasks, loop, train
+from multitask import cli, evaluate, load_tasks, loop, train, training
 from multitask.api import settings_of
 from multitask.cli import _flags
 from multitask.config import RunConfig, load
@@ -205,6 +206,35 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
     assert command("train", "--config", path, "--out", run, "--overwrite").exit_code == 0
     assert (run / "notes.txt").read_text() == "mine", "what no run writes, no run removes"
     assert not (run / "predictions" / "nli.jsonl").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fault", ["a row", "Ctrl-C", "killed"])
+def test_a_run_is_replaced_only_by_one_that_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    path = config(tmp_path, "qa", train={"max_steps": 1})
+    run = tmp_path / "run"
+    assert command("train", "--config", path, "--out", run).exit_code == 0
+    before = contents(run)
+    broken = files(tmp_path, train=[*FACTS, {"context": "a", "question": "b"}], validation=FACTS, test=FACTS)
+    bad = config(tmp_path, "qa", data={"sources": {"qa": [broken]}}, train={"max_steps": 1})
+    again = ("train", "--config", bad, "--out", run, "--overwrite")
+    if fault != "a row":
+        ends = KeyboardInterrupt if fault == "Ctrl-C" else RuntimeError
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_prepare", Mock(side_effect=ends))
+            assert command(*again).exit_code == (130 if fault == "Ctrl-C" else 1)
+    if fault != "Ctrl-C":
+        assert "train.jsonl:7" in refused(*again)
+    assert contents(run) == before
+    files(tmp_path, train=FACTS)
+    assert command(*again).exit_code == 0
+    assert not (run / "replaced").exists()
+    assert contents(run).keys() == before.keys()
+    assert contents(run)["results.json"] != before["results.json"]
 
 
 def test_a_folder_that_is_no_run_is_not_overwritten(tmp_path: Path) -> None:

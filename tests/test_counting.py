@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from multitask import counting
 from multitask.counting import Counted
 
 
@@ -59,3 +60,20 @@ def test_pairs_are_better_than_single_tokens_where_order_matters() -> None:
     fresh = np.random.default_rng(3).integers(0, 200, 3000)
     assert counted.weight >= 300
     assert counted.bigram(fresh[:-1], fresh[1:]).mean() < counted.unigram(fresh[1:]).mean() + 0.02
+
+
+def test_of_a_long_text_the_beginning_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = chain(100)
+    expected = Counted(text[:40], text[1:41], 20)
+    monkeypatch.setattr(counting, "MOST_PAIRS", 40)
+    found = Counted(text[:-1], text[1:], 20)
+    assert found.entropy == expected.entropy
+    assert found.bigram(text[:-1], text[1:]).tolist() == expected.bigram(text[:-1], text[1:]).tolist()
+
+
+def test_ids_of_two_bytes_make_pairs_of_more() -> None:
+    text = np.array([50_000, 60_000, 50_000, 60_000, 50_000, 1], np.uint16)
+    counted = Counted(text[:-1], text[1:], 65_000)
+    assert len(counted._pairs) == 3
+    sure, never = counted.bigram(np.array([60_000, 60_000], np.uint16), np.array([50_000, 60_000], np.uint16))
+    assert sure < 0.5 < 5 < never

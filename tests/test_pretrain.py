@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,6 +20,7 @@ from multitask import checkpoint, loop, train
 from multitask.api import evaluate, evaluate_text, pretrain, report
 from multitask.config import PretrainConfig, load
 from multitask.errors import InputError, Interrupted
+from multitask.pretrain import _steepest
 
 SHAPE = {name: size for name, size in TINY.items() if name != "vocab_size"}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -71,6 +73,8 @@ def given(folder: Path, story_text: str | None = None, **sections: Any) -> dict[
         },
         "sample_tokens": 5,
     }
+    if sections.get("model", {}).get("arch") == "bigram":
+        base["model"] = {"n_positions": 96}
     for name, section in sections.items():
         base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
     return base
@@ -213,6 +217,13 @@ def test_rates_are_tried_and_nothing_is_kept(tmp_path: Path) -> None:
         pretrain(given(tmp_path, train={"max_steps": 2}), out=tmp_path / "few", find_learning_rate=True)
 
 
+def test_the_rate_is_sought_before_the_least_loss() -> None:
+    """Behind it the weights have run away; that they fall back steeply from there says nothing of learning."""
+    losses = [9.0] * 10 + [8.5, 8.0, 7.0, 5.0, 4.0, 3.8, 3.8] + [30.0, 60.0, 60.0, 60.0, 20.0, 9.0, 9.0]
+    rates = [10.0 ** (n / 4 - 6) for n in range(len(losses))]
+    assert rates.index(_steepest(rates, losses)) in (12, 13)
+
+
 def test_a_model_that_learns_by_heart_is_told_of(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
     noise = "".join(chr(97 + n) for n in np.random.default_rng(0).integers(0, 26, 1500))
@@ -273,6 +284,20 @@ def test_a_missing_text_leaves_the_run_that_it_would_replace(tmp_path: Path) -> 
     with pytest.raises(InputError, match="no such file"):
         pretrain(given(tmp_path), files=[tmp_path / "nothing.txt"], out=tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"arch": "bigram", "n_layer": 2}, "n_layer: of arch gpt2; a bigram model has `hidden` alone"),
+        ({"arch": "bigram", "shape": "mini"}, "shape, n_layer, n_head, n_embd: of arch gpt2"),
+        ({"arch": "bigram", "dropout": 0.1}, "dropout: of arch gpt2"),
+        ({"hidden": [8]}, "hidden: layers of arch bigram"),
+    ],
+)
+def test_a_setting_of_the_other_kind_of_model_is_an_error(tmp_path: Path, model: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        pretrain(given(tmp_path, model=model), out=tmp_path / "run")
 
 
 def test_files_alone_need_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
