@@ -16,12 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from multitask import checkpoint
-from multitask.batching import Block, Drawn, Ids, collate, micro_steps
+from multitask.batching import Batch, Block, Drawn, Ids, collate, micro_steps
 from multitask.config import LoopConfig
 from multitask.device import peak_memory_bytes
 from multitask.dropout import hasten
@@ -134,7 +135,7 @@ class Loop:
         self.best: dict[str, Any] | None = None
         self.num_worse = 0
         # Nats and target tokens of each name since the last log line.
-        self.sums = torch.zeros(len(lesson.names), 2, dtype=torch.float64)
+        self.sums = np.zeros((len(lesson.names), 2))
         self._wants_stop = False
 
     @property
@@ -189,7 +190,7 @@ class Loop:
             rate = low * (high / low) ** (turn / max(1, num_steps - 1))
             self._optimize(rate)
             nats, tokens = self._summed().sum(0).tolist()
-            self.sums.zero_()
+            self.sums[:] = 0
             self.step += 1
             if not math.isfinite(nats):
                 break
@@ -221,11 +222,13 @@ class Loop:
             drawn = passes[number if is_mine else 0]
             if self.has_dropout:
                 torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
-            batch = self._collate(drawn).to(self.accelerator.device)
+            batch = collate(
+                [(self.stream.ids(d), d.num_prompt) for d in drawn], self.lesson.layout, self.lesson.prompt_weight
+            )
             # Gradients of all processes are averaged, hence `world`; the last micro-step alone sends them around.
             quiet = self.accelerator.no_sync(self.forward) if turn < num_rounds - 1 else nullcontext()
             with quiet:
-                loss, nll = self.forward(batch, world / weight if is_mine else 0.0)
+                loss, nll = self.forward(batch.to(self.accelerator.device), world / weight if is_mine else 0.0)
                 self.accelerator.backward(loss)
             if is_mine:
                 self._count(batch, drawn, nll)
@@ -236,27 +239,24 @@ class Loop:
         self.num_tokens += sum(d.length for p in passes for d in p)
         return rate
 
-    def _collate(self, drawn: list[Drawn]) -> Any:
-        examples = [(self.stream.ids(d), d.num_prompt) for d in drawn]
-        return collate(examples, self.lesson.layout, self.lesson.prompt_weight)
-
-    def _count(self, batch: Any, drawn: list[Drawn], nll: Tensor) -> None:
+    def _count(self, batch: Batch, drawn: list[Drawn], nll: Tensor) -> None:
         """Adds the nats of target tokens to their tasks."""
-        task_of = torch.tensor([d.task for d in drawn])
-        owner = task_of[batch.owners[batch.is_target].cpu()]
-        nats = nll[batch.is_target].double().cpu()
-        self.sums[:, 0].index_add_(0, owner, nats)
-        self.sums[:, 1].index_add_(0, owner, torch.ones_like(nats))
+        task_of, num_tasks = np.array([d.task for d in drawn]), len(self.lesson.names)
+        task = task_of[batch.owners.numpy()[batch.is_target.numpy()]]
+        self.sums[:, 0] += np.bincount(task, nll.cpu().numpy()[batch.is_target.numpy()], num_tasks)
+        self.sums[:, 1] += np.bincount(task, minlength=num_tasks)
 
     def _summed(self) -> Tensor:
         """Nats and target tokens of all processes since the last log line, (tasks, 2); float64 wherever it exists."""
         kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-        total: Tensor = self.accelerator.reduce(self.sums.clone().to(self.accelerator.device, kind), "sum")
+        total: Tensor = self.accelerator.reduce(
+            torch.tensor(self.sums, dtype=kind, device=self.accelerator.device), "sum"
+        )
         return total.cpu().double()
 
     def _log(self, rate: float, tokens_per_s: float) -> None:
         sums = self._summed()
-        self.sums.zero_()
+        self.sums[:] = 0
         loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.lesson.names, sums, strict=True) if s[1] > 0}
         self._check(loss)
         record = {
@@ -394,7 +394,7 @@ class Loop:
         self.best, self.num_worse = state["best"], state["num_worse"]
         self.stream.cursor = tuple(state["cursor"])
         if self.accelerator.is_main_process:
-            self.sums += torch.tensor(state["sums"], dtype=torch.float64)
+            self.sums += state["sums"]
             self._forget_after(self.step)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

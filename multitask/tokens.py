@@ -37,7 +37,7 @@ Report = Callable[[dict[str, Any]], None]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 or uint32, (T,)."""
 
-_PIECE = 1 << 16  # characters of a piece
+_PIECE = 1 << 15  # characters of a piece
 _BATCH = _PIECE * max(32, 4 * (os.cpu_count() or 1))  # characters that are encoded at a time: some pieces for each core
 _NEW, _LOST_SPACE, _KEPT_SPACE, _LOST, _KEPT = range(5)  # what becomes of a character
 
