@@ -480,7 +480,8 @@ def markdown(
             *(f"- {shape}: {_describe(shape, facts['shapes'][shape])}" for shape in SHAPES),
             f"- All arms: fused AdamW with a constant learning rate and without weight decay (the Trainer would decay "
             f"other parameters than ours), bf16 as autocast over fp32 weights, the same weights at the start (seed "
-            f"{SEED}), `gelu_pytorch_tanh`, no key-value cache.",
+            f"{SEED}), `gelu_pytorch_tanh`, no key-value cache; {' '.join(f'`{k}={v}`' for k, v in SPIN.items())}, "
+            "which the command line of ours sets.",
             f"- Encoding: {text['files']} files ({', '.join(f'{name}.*.txt' for name in TEXTS)}), {text['repeats']} "
             f"times over, {text['bytes'] / 1e6:.1f} MB (of 10^6 bytes), with the Korean shape's byte-level tokenizer.",
             f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
