@@ -77,8 +77,11 @@ class _EagerApart(torch.autograd.Function):
             scores = torch.bmm(q, k.transpose(1, 2))
             scores += _future(length, scores.device, scores.dtype)
             weights = scores.softmax(-1).to(v.dtype)
-            keep, factor = kept(weights, dropout) if dropout else (None, 1.0)
-            mixed = torch.bmm(weights if keep is None else weights * keep, v).mul_(factor)
+            if dropout:
+                keep, factor = kept(weights, dropout)
+                mixed = torch.bmm(weights * keep, v).mul_(factor)
+            else:
+                keep, factor, mixed = None, 1.0, torch.bmm(weights, v)
             outputs.append(mixed.view(num_heads, num * length, width))
             saved += [q, k, v, weights, keep]
         ctx.save_for_backward(*saved)
@@ -102,11 +105,13 @@ class _EagerApart(torch.autograd.Function):
             num, length = index.shape
             q, k, v, weights, keep = saved[5 * number : 5 * number + 5]
             flat = (num_heads, num * length, width)
-            out = placed[:, start : start + num * length].reshape(num_heads * num, length, width) * ctx.factor
+            out = placed[:, start : start + num * length].reshape(num_heads * num, length, width)
             start += num * length
-            by_weight, mixed = torch.bmm(out, v.transpose(1, 2)), weights
-            if keep is not None:
-                by_weight, mixed = by_weight.mul_(keep), weights * keep
+            if keep is None:
+                by_weight, mixed = torch.bmm(out, v.transpose(1, 2)), weights
+            else:
+                out = out * ctx.factor
+                by_weight, mixed = torch.bmm(out, v.transpose(1, 2)).mul_(keep), weights * keep
             by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
             grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
             grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))

@@ -132,7 +132,7 @@ _SHAPES: dict[Any, dict[str, int]] = {
 }
 
 
-_GPT2_ONLY = ("shape", "n_layer", "n_head", "n_embd", "initializer_range", "embedding_range", "tied", "dropout")
+_GPT2_ONLY = ("n_layer", "n_head", "n_embd", "initializer_range", "embedding_range", "tied", "dropout")
 
 
 class ModelConfig(Settings):
@@ -181,8 +181,8 @@ class ModelConfig(Settings):
         if self.hidden and self.arch != "bigram":
             raise ValueError("hidden: layers of arch bigram; a GPT-2 has n_layer and n_embd")
         idle = [name for name in _GPT2_ONLY if getattr(self, name) != type(self).model_fields[name].default]
-        if self.arch == "bigram" and idle:
-            raise ValueError(f"{', '.join(idle)}: of arch gpt2; a bigram model has `hidden` alone: leave it out")
+        if self.arch == "bigram" and self.name is None and idle:
+            raise ValueError(f"{', '.join(idle)}: of arch gpt2, not of bigram, which has `hidden`: leave it out")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         return self

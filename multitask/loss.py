@@ -15,7 +15,7 @@ from multitask.batching import Batch
 from multitask.bigram import BigramLMHeadModel
 
 _CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
-_CHUNK_ROWS = 512  # few enough for a processor's cache where the vocabulary is small, many enough for a fast product
+_CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product
 
 
 class _ProjectedNLL(torch.autograd.Function):
@@ -36,7 +36,9 @@ class _ProjectedNLL(torch.autograd.Function):
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if needs_matrix else None
         # Gradients are taken of weights scaled to at most 1 and scaled back in float32: half precision would underflow.
         scale = weights.abs().max().clamp_min(1e-30) if len(labels) else weights.new_ones(())
-        size = min(_CHUNK_ROWS, max(1, _CHUNK_ELEMENTS // matrix.shape[0]))
+        size = max(1, _CHUNK_ELEMENTS // matrix.shape[0])
+        if hidden.device.type == "cpu":
+            size = min(size, _CPU_ROWS)
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             chunk, gold = hidden[part].to(dtype), labels[part, None]

@@ -31,7 +31,8 @@ Config = TypeVar("Config", RunConfig, PretrainConfig)
 
 _SMALLEST_GPT2 = 768  # its width
 _WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
-_REPLACED = "replaced"  # below a run that --overwrite begins: the one before, until the new one's input is read
+_REPLACED = ".replaced-by-multitask"  # below a run that --overwrite begins: the one before, until all input is read
+_REMOVED = ".removed-by-multitask"  # the same on its way out
 
 
 def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Accelerator, Config, Path]:
@@ -44,8 +45,13 @@ def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Acc
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
         _claim(config, out, overwrite, resume)
-        settings = config.model_dump(mode="json")
-        (out / "config.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False), "utf-8")
+        settings = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        try:
+            (out / "config.yaml").write_text(settings, "utf-8")
+        except BaseException:
+            if not resume:
+                _give_back(out)
+            raise
     accelerator.wait_for_everyone()
     return accelerator, config, out
 
@@ -76,8 +82,8 @@ def carry_out(
 ) -> dict[str, Any]:
     """A whole training of any kind: `begin`, `prepare`, the loop, `finish`; returns what `finish` does.
 
-    Raises InputError as `begin` and `prepare` do, after what was begun is removed again and what it was to replace is
-    back; Interrupted after Ctrl-C or SIGTERM, with everything saved.
+    Raises InputError as `begin` and `prepare` do; Interrupted after Ctrl-C or SIGTERM from the first step on, with
+    everything saved. Whatever stops it before: what was begun is removed again, and what it was to replace is back.
     """
     accelerator, config, out = begin(config, out, overwrite, resume)
     try:
@@ -85,13 +91,12 @@ def carry_out(
         loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
         if resume:
             loop.restore(checkpoint.newest(out))
-    except (InputError, KeyboardInterrupt):
+    except BaseException:
         if accelerator.is_main_process and not resume:  # once the input is right, the same command works
-            clear(out)
-            _put_back(out)
+            _give_back(out)
         raise
     if accelerator.is_main_process:
-        shutil.rmtree(out / _REPLACED, ignore_errors=True)
+        _discard(out)
     loop.run()
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -167,7 +172,7 @@ def _claim(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resum
                 f"{out}: already holds files; go on with --resume {out}, replace them with --overwrite, or choose "
                 "another --out"
             )
-        if not (out / "config.yaml").exists():
+        if not any((folder / "config.yaml").exists() for folder in (out, out / _REPLACED)):
             raise InputError(
                 f"{out}: not a run folder (no config.yaml), so --overwrite leaves it alone; choose another --out"
             )
@@ -195,22 +200,35 @@ def clear(out: Path) -> None:
 
 
 def _set_aside(out: Path) -> None:
-    """Moves what a run has written into a folder below it; one that is there already holds the last whole run."""
-    if (out / _REPLACED).exists():
+    """Moves what a run has written into a folder below it, its `config.yaml` last: with it, the folder is that run.
+
+    A run that is there already is the last whole one: its successor was killed before it began.
+    """
+    shutil.rmtree(out / _REMOVED, ignore_errors=True)
+    if (out / _REPLACED / "config.yaml").exists():
         clear(out)
         return
-    (out / _REPLACED).mkdir()
-    for name in _WRITTEN:
+    (out / _REPLACED).mkdir(exist_ok=True)
+    for name in reversed(_WRITTEN):
         if (out / name).exists():
             (out / name).rename(out / _REPLACED / name)
 
 
-def _put_back(out: Path) -> None:
-    """Undoes `_set_aside`."""
+def _give_back(out: Path) -> None:
+    """Undoes what was begun, and `_set_aside`, `config.yaml` first."""
+    clear(out)
     if (out / _REPLACED).exists():
-        for path in (out / _REPLACED).iterdir():
-            path.rename(out / path.name)
+        for name in _WRITTEN:
+            if (out / _REPLACED / name).exists():
+                (out / _REPLACED / name).rename(out / name)
         (out / _REPLACED).rmdir()
+
+
+def _discard(out: Path) -> None:
+    """Removes what `_set_aside` has kept."""
+    with suppress(FileNotFoundError):
+        (out / _REPLACED).rename(out / _REMOVED)
+        shutil.rmtree(out / _REMOVED, ignore_errors=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from helpers import FACTS, ROOT, WORLD, files, learned, python, settings, untrained
 
 import multitask
-from multitask import cli, evaluate, load_tasks, loop, train, training
+from multitask import cli, evaluate, load_tasks, loop, runs, train, training
 from multitask.api import settings_of
 from multitask.cli import _flags
 from multitask.config import RunConfig, load
@@ -213,28 +213,69 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("fault", ["a row", "Ctrl-C", "killed"])
-def test_a_run_is_replaced_only_by_one_that_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    path = config(tmp_path, "qa", train={"max_steps": 1})
-    run = tmp_path / "run"
-    assert command("train", "--config", path, "--out", run).exit_code == 0
-    before = contents(run)
+@pytest.fixture
+def again(tmp_path: Path) -> tuple[str | Path, ...]:
+    """The command that would replace the run in `tmp_path / "run"`, with a row that is wrong."""
+    assert command(
+        "train", "--config", config(tmp_path, "qa", train={"max_steps": 1}), "--out", tmp_path / "run"
+    ).stdout
+    (tmp_path / "run" / "replaced").mkdir()
+    (tmp_path / "run" / "replaced" / "notes.txt").write_text("mine")
     broken = files(tmp_path, train=[*FACTS, {"context": "a", "question": "b"}], validation=FACTS, test=FACTS)
-    bad = config(tmp_path, "qa", data={"sources": {"qa": [broken]}}, train={"max_steps": 1})
-    again = ("train", "--config", bad, "--out", run, "--overwrite")
-    if fault != "a row":
-        ends = KeyboardInterrupt if fault == "Ctrl-C" else RuntimeError
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "_prepare", Mock(side_effect=ends))
-            assert command(*again).exit_code == (130 if fault == "Ctrl-C" else 1)
-    if fault != "Ctrl-C":
-        assert "train.jsonl:7" in refused(*again)
-    assert contents(run) == before
+    path = config(tmp_path, "qa", data={"sources": {"qa": [broken]}}, train={"max_steps": 1})
+    return ("train", "--config", path, "--out", tmp_path / "run", "--overwrite")
+
+
+def replaces(tmp_path: Path, again: tuple[str | Path, ...], before: dict[str, bytes]) -> None:
+    """With the row put right the same command works, and leaves nothing of the run before."""
     files(tmp_path, train=FACTS)
     assert command(*again).exit_code == 0
-    assert not (run / "replaced").exists()
-    assert contents(run).keys() == before.keys()
-    assert contents(run)["results.json"] != before["results.json"]
+    found = contents(tmp_path / "run")
+    assert found.keys() == before.keys()
+    assert found["results.json"] != before["results.json"]
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("fault", [None, KeyboardInterrupt, MemoryError])
+def test_a_run_is_replaced_only_by_one_that_begins(
+    tmp_path: Path, again: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, fault: type[BaseException] | None
+) -> None:
+    before = contents(tmp_path / "run")
+    if fault is None:
+        assert "train.jsonl:7" in refused(*again)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_prepare", Mock(side_effect=fault))
+            assert command(*again).exit_code == (130 if fault is KeyboardInterrupt else 1)
+    assert contents(tmp_path / "run") == before
+    replaces(tmp_path, again, before)
+
+
+def test_nor_by_one_that_cannot_write_its_settings(
+    tmp_path: Path, again: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.yaml, "safe_dump", Mock(return_value=None))  # what is no text cannot be written
+        assert command(*again).exit_code == 1
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("moved", [2, 100])
+def test_nor_by_one_that_was_killed(tmp_path: Path, again: tuple[str | Path, ...], moved: int) -> None:
+    """In the middle of moving the run before, or while it read its rows."""
+    run = tmp_path / "run"
+    before = contents(run)
+    (run / runs._REPLACED).mkdir()
+    for name in list(reversed(runs._WRITTEN))[:moved]:
+        if (run / name).exists():
+            (run / name).rename(run / runs._REPLACED / name)
+    if moved == 100:
+        (run / "config.yaml").write_text("of the next one")
+        (run / runs._REMOVED).mkdir()
+    assert "train.jsonl:7" in refused(*again)
+    assert contents(run) == before
+    replaces(tmp_path, again, before)
 
 
 def test_a_folder_that_is_no_run_is_not_overwritten(tmp_path: Path) -> None:

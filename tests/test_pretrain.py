@@ -289,8 +289,8 @@ def test_a_missing_text_leaves_the_run_that_it_would_replace(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"arch": "bigram", "n_layer": 2}, "n_layer: of arch gpt2; a bigram model has `hidden` alone"),
-        ({"arch": "bigram", "shape": "mini"}, "shape, n_layer, n_head, n_embd: of arch gpt2"),
+        ({"arch": "bigram", "n_layer": 2}, "n_layer: of arch gpt2, not of bigram, which has `hidden`: leave it out"),
+        ({"arch": "bigram", "shape": "mini"}, "n_layer, n_head, n_embd: of arch gpt2"),
         ({"arch": "bigram", "dropout": 0.1}, "dropout: of arch gpt2"),
         ({"hidden": [8]}, "hidden: layers of arch bigram"),
     ],
