@@ -49,11 +49,11 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: di
         for name, record in records.items():
             (aside / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
         for path in (*aside.iterdir(), aside):
-            _flush(path)
+            flush(path)
         if target.exists():
             shutil.rmtree(target)
         aside.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{target}: cannot be written ({error}); what was saved before is untouched: make room, then go on with "
@@ -64,7 +64,8 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: di
     return target
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

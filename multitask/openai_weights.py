@@ -26,6 +26,7 @@ from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.bundle import Bundle
+from multitask.checkpoint import flush
 from multitask.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -274,11 +275,7 @@ def _whole(out: Path) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         for path in (*aside.iterdir(), aside):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            flush(path)
         aside.rename(out)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out}: cannot be written ({error}); nothing was left: make room, or name another") from error
