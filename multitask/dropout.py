@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al., 2014) that does not wait for its random numbers.
 
-Torch draws a number of 32 bits for each element, on a CPU one after another; 16 bits decide as well. The attention of
-4,096 tokens in blocks of 256 with 6 heads has 6.3 million weights: 6 ms in place of 30.
+Torch draws a random number for each element; 16 bits decide as well, so that a number of 64 serves four. The attention
+of 4,096 tokens in blocks of 256 with 6 heads has 6.3 million weights: 6 ms in place of 30 on two CPU cores.
 """
 
 import torch
