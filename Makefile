@@ -50,7 +50,7 @@ bench-pretrain: $(VENV)/installed  ## tokens/s of pretraining beside a plain loo
 test-tensorflow: export OMP_WAIT_POLICY ?= PASSIVE
 
 test-tensorflow: .venv-tf/installed  ## OpenAI's checkpoint layout as TensorFlow itself writes it (a minute or two)
-	.venv-tf/bin/python -m pytest -q -m slow tests/test_tensorflow.py
+	.venv-tf/bin/python -m pytest -q -m slow tests/models/openai/test_tensorflow.py
 
 .venv-tf/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tf

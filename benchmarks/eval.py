@@ -58,7 +58,7 @@ def prepare(work: Path, root: Path, num_rows: int, num_texts: int, num_steps: in
     """Trains the model and writes it, the prompts to choose after and the prompts to write after; returns facts."""
     from multitask import train
     from multitask.config import ModelConfig
-    from multitask.model import build
+    from multitask.models.build import build
     from multitask.registry import choose, load_tasks
 
     tasks = choose(load_tasks(), SOURCES)
@@ -99,7 +99,7 @@ def prepare(work: Path, root: Path, num_rows: int, num_texts: int, num_steps: in
 
 def _prompts_to_choose(work: Path, root: Path, task: Any, tokenizer: Any, num_rows: int) -> dict[str, Any]:
     """`nli.jsonl` and, with more rows, `nli-more.jsonl`: the first training rows as demonstrations before each row."""
-    from multitask.formatting import render_plain
+    from multitask.pattern import render_plain
 
     words = task.prompts["ko"].words
     shown = [json.loads(line) for line in _lines(root / "nli_ko_klue.train.jsonl")[:NUM_SHOTS]]
@@ -125,7 +125,7 @@ def _prompts_to_choose(work: Path, root: Path, task: Any, tokenizer: Any, num_ro
 
 def _prompts_to_write(work: Path, root: Path, tasks: Any, tokenizer: Any, num_texts: int) -> dict[str, Any]:
     """`texts.jsonl` and `texts-more.jsonl`: stream prompts of test rows, as many of each set."""
-    from multitask.formatting import render, text_of
+    from multitask.pattern import render, text_of
 
     limit = MODEL["n_positions"] - MAX_NEW_TOKENS
     found: dict[str, list[str]] = {source: [] for name in WRITTEN for source in SOURCES[name]}
@@ -172,8 +172,8 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 def ours_choosing(work: Path, file: str) -> tuple[dict[str, float], list[list[float]]]:
     """Prompt and answer strings to log-likelihoods, by this project."""
-    from multitask.model import load_trained
-    from multitask.scoring import choice_nll
+    from multitask.inference.scoring import choice_nll
+    from multitask.models.build import load_trained
 
     model, tokenizer = load_trained(work / "run")
     words = json.loads((work / "facts.json").read_text("utf-8"))["words"]
@@ -244,8 +244,8 @@ def _by_set(work: Path, file: str, write: Callable[[list[str]], list[list[int]]]
 
 def ours_writing(work: Path, file: str) -> tuple[dict[str, Any], list[list[int]]]:
     """Prompt strings to ids, by this project, in as many places as the other arm's batch has."""
-    from multitask.decoding import generate
-    from multitask.model import load_trained
+    from multitask.inference.decoding import generate
+    from multitask.models.build import load_trained
 
     model, tokenizer = load_trained(work / "run")
 
@@ -335,7 +335,7 @@ def same_texts(work: Path) -> dict[str, Any]:
     """
     import torch
 
-    from multitask.model import load_trained
+    from multitask.models.build import load_trained
 
     ours, theirs = (json.loads((work / f"{arm}.json").read_text("utf-8")) for arm in WRITING)
     rows = [json.loads(line) for line in _lines(work / "texts.jsonl")]
@@ -398,9 +398,9 @@ def markdown(
             "",
             *_table("writing", results, WRITING),
             "",
-            f"- ours choosing: `multitask.scoring.choice_nll`, {BATCH_TOKENS:,} tokens a pass.",
+            f"- ours choosing: `multitask.inference.scoring.choice_nll`, {BATCH_TOKENS:,} tokens a pass.",
             f"- harness: `lm_eval.simple_evaluate`, `HFLM` with batch size {BATCH}, a custom task of the same strings.",
-            f"- ours writing: `multitask.decoding.generate`, {BATCH} rows at work, each until it is done.",
+            f"- ours writing: `multitask.inference.decoding.generate`, {BATCH} rows at work, each until it is done.",
             f"- padded generate: `model.generate`, batches of {BATCH} rows sorted by length, padded on the left, each "
             "until its longest answer is done.",
             "",

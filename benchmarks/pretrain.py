@@ -56,20 +56,20 @@ def prepare(work: Path, root: Path, num_steps: dict[str, tuple[int, int]], num_r
 
 def _prepare_shape(here: Path, root: Path, name: str, num_warm: int, num_timed: int) -> dict[str, Any]:
     """`model/`, with tokenizer, `facts.json`, and `blocks.npy`, (steps * blocks, T + 1), as `pretrain` draws them."""
-    from multitask import tokenizing
-    from multitask.batching import TextStream
+    from multitask.batching.packing import TextStream
     from multitask.config import PretrainConfig, load, merged, read_yaml, shipped
     from multitask.device import choose_device, choose_precision
-    from multitask.formatting import markers
-    from multitask.model import build_model
+    from multitask.models.build import build_model
+    from multitask.pattern import markers
     from multitask.registry import load_tasks
-    from multitask.tokens import token_file
+    from multitask.tokenization import train as tokenization_train
+    from multitask.tokenization.token_file import token_file
 
     given = read_yaml(shipped("configs") / f"{SHAPES[name]}.yaml")
     given = merged(given, {"seed": SEED, "text": {"root": str(root), "cache": str(here / "cache")}})
     config = load(PretrainConfig, given)
     tasks = load_tasks() if config.tokenizer.tasks == "all" else {}
-    tokenizing.tokenizer(config.tokenizer, config.text, markers(tasks), here / "model")
+    tokenization_train.tokenizer(config.tokenizer, config.text, markers(tasks), here / "model")
     tokenizer = _tokenizer(here / "model")
     model, _ = build_model(config.model, tokenizer, [], SEED)
     model.save_pretrained(here / "model")
@@ -104,15 +104,15 @@ def _prepare_shape(here: Path, root: Path, name: str, num_warm: int, num_timed: 
 
 
 def _tokenizer(folder: Path) -> Any:
-    from multitask.vocabulary import load_tokenizer
+    from multitask.tokenization.tokenizer import load_tokenizer
 
     return load_tokenizer(str(folder))
 
 
 def _prepare_text(work: Path, root: Path, num_repeats: int) -> dict[str, Any]:
     """`names.json`: files for ours to read; `files.json`, in pieces, and `lines.json`: what the library is given."""
-    from multitask.encoding import pieces, plain_reader
-    from multitask.tokens import _PIECE
+    from multitask.tokenization.row_encoder import pieces, plain_reader
+    from multitask.tokenization.token_file import _PIECE
 
     names = sorted(path.name for start in TEXTS for path in root.glob(f"{start}.*.txt")) * num_repeats
     texts = [(root / name).read_text("utf-8") for name in names]
@@ -337,7 +337,7 @@ def run_encoding(work: Path, root: Path, arm: str) -> dict[str, Any]:
 
 def _encode_to_file(work: Path, root: Path, is_by_line: bool, num_bytes: int) -> dict[str, Any]:
     from multitask.config import TextConfig
-    from multitask.tokens import token_file
+    from multitask.tokenization.token_file import token_file
 
     tokenizer = _tokenizer(work / "korean" / "model")
     with tempfile.TemporaryDirectory(dir=work) as cache:
@@ -451,7 +451,8 @@ def markdown(
             *(line for shape in SHAPES for line in [*_table(f"training, {shape}", results[shape], "tokens/s", 1), ""]),
             *_table("encoding", encoding, "MB/s", 1e6),
             "",
-            "- ours: `multitask.api.pretrain`, logging to its file; `multitask.tokens.token_file` with an empty cache.",
+            "- ours: `multitask.api.pretrain`, logging to its file; `tokenization.token_file.token_file` with an "
+            "empty cache.",
             "- plain: `GPT2LMHeadModel` with labels, backward, clipping, AdamW (fused), and no logging, with either of "
             "the attentions that transformers has for a CPU; blocks are drawn beforehand, which ours does as it goes.",
             "- trainer: `Trainer`, logging as ours, no progress bar, its data loader as it comes, over blocks drawn "

@@ -58,10 +58,10 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
     """
     from multitask.config import DataConfig, ModelConfig
     from multitask.device import choose_device, choose_precision
-    from multitask.examples import prepare as encode
-    from multitask.formatting import render, text_of
-    from multitask.model import build
+    from multitask.models.build import build
+    from multitask.pattern import render, text_of
     from multitask.registry import choose, load_tasks
+    from multitask.tokenization.encoded_rows import prepare as encode
 
     tasks = choose(load_tasks(), SOURCES)
     lines = [

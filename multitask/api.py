@@ -20,12 +20,12 @@ from multitask.config import (
     shipped,
 )
 from multitask.errors import InputError, Interrupted, suggest
-from multitask.formatting import markers
+from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
 from multitask.task import Task
 
 if TYPE_CHECKING:
-    from multitask.speaking import Asked, Speaker
+    from multitask.inference.generator import Asked, Speaker
 
 Report = Callable[[dict[str, Any]], None]
 Settings = RunConfig | PretrainConfig | Mapping[str, Any] | str | Path | None
@@ -152,7 +152,9 @@ def train(
     if out is not None and resume is not None:
         _check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    from multitask.training import train as run  # heavy: after everything that can be wrong with names and settings
+    from multitask.training.finetune import (
+        train as run,  # heavy: after everything that can be wrong with names and settings
+    )
 
     return run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
 
@@ -214,7 +216,7 @@ def pretrain(
     named = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
     tasks = found if named == "all" else {} if named == "none" else choose(found, named)
     folder = Path(out) if out is not None else Path("runs") / f"pretrain-{time.strftime('%Y%m%d-%H%M%S')}"
-    from multitask import pretrain as runner
+    from multitask.training import pretrain as runner
 
     if find_learning_rate:
         if resume is not None or overwrite:
@@ -253,8 +255,8 @@ def evaluate(
         settings = homes[0]
     config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     from multitask.device import choose_device
-    from multitask.evaluation import evaluate as run
-    from multitask.model import load_trained
+    from multitask.evaluation.evaluator import evaluate as run
+    from multitask.models.build import load_trained
 
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
@@ -285,12 +287,12 @@ def evaluate_text(
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
+    from multitask.data.readers import sha256_of
     from multitask.device import choose_device
-    from multitask.evaluation import envelope, write_results
-    from multitask.loss import plain_model
-    from multitask.model import load_causal
-    from multitask.records import sha256_of
-    from multitask.running import perplexity_of_text
+    from multitask.evaluation.evaluator import envelope, write_results
+    from multitask.inference.perplexity import perplexity_of_text
+    from multitask.models.build import load_causal
+    from multitask.models.loss import plain_model
 
     config = load(RunConfig, {"device": device})
     loaded, tokenizer = load_causal(str(model))
@@ -335,10 +337,10 @@ def fewshot(
     if settings is None:
         settings = shipped("configs") / "fewshot.yaml"
     config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
-    from multitask.base import base_model
     from multitask.device import choose_device
-    from multitask.fewshot import fewshot as run
-    from multitask.model import load_causal
+    from multitask.evaluation.fewshot import fewshot as run
+    from multitask.models.build import load_causal
+    from multitask.training.demo_model import base_model
 
     name = str(model or config.model.name or base_model(report=report))
     loaded, tokenizer = load_causal(name, config.model.revision)
@@ -378,8 +380,8 @@ def benchmark(
     shared = load(RunConfig, suite.run, where=f"{path}: run")
     chosen = choose(load_tasks(tasks_dirs), shared.tasks)
     folder = Path(out) if out is not None else Path("runs") / path.stem
-    from multitask import benchmark as runner
-    from multitask.report import report as write_report
+    from multitask.reports import benchmark as runner
+    from multitask.reports.report import report as write_report
 
     only = list(arms) if arms is not None else None
     if dry_run:
@@ -408,8 +410,8 @@ def speaker(
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
     from multitask.device import choose_device
-    from multitask.model import load_causal
-    from multitask.speaking import Speaker
+    from multitask.inference.generator import Speaker
+    from multitask.models.build import load_causal
 
     loaded, tokenizer = load_causal(str(model))
     loaded.to(choose_device(config.device))
@@ -458,7 +460,7 @@ def generate(
     Raises:
         InputError: something given cannot be used; the message says what to do. Nothing is written then.
     """
-    from multitask.speaking import Asked, check_writable, write_lines
+    from multitask.inference.generator import Asked, check_writable, write_lines
 
     given = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     if not given:
@@ -472,7 +474,7 @@ def generate(
     writer = speaker(model, task, **named, report=report, **sampling)
     records = writer.write(asked, explain or (5 if picture is not None else 0), stream)
     if picture is not None:
-        from multitask.plots import draw_steps
+        from multitask.training.plots import draw_steps
 
         try:
             is_readable = draw_steps(records[0]["steps"], Path(picture))
@@ -492,7 +494,7 @@ def import_openai(source: str | Path, out: str | Path) -> dict[str, Any]:
     source: the folder with `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe`. TensorFlow is
     not needed. Raises InputError for a file that is missing or damaged; nothing is written then.
     """
-    from multitask.openai_weights import import_openai as run
+    from multitask.models.openai.weights import import_openai as run
 
     return run(Path(source), Path(out))
 
@@ -503,7 +505,7 @@ def report(runs: Iterable[str | Path], out: str | Path, against: str | None = No
     against: the arm that all others are tested against; None: the first one. Raises InputError for files that are no
     results, or that cannot be compared.
     """
-    from multitask.report import report as write
+    from multitask.reports.report import report as write
 
     return write([Path(run) for run in runs], Path(out), against)
 
@@ -520,7 +522,7 @@ def preview(
     config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
     from rich.console import Console
 
-    from multitask.preview import preview as run
+    from multitask.cli.preview import preview as run
 
     run(config, chosen, num_rows, Console())
 
@@ -569,7 +571,7 @@ def tokenizer(
     if all(Path(name).exists() for name in train + validation):  # rather than below MULTITASK_DATA
         origin["root"] = "."
     texts = load(TextConfig, {**origin, **(text or {})}, where="text")
-    from multitask.tokenizing import tokenizer as run
+    from multitask.tokenization.train import tokenizer as run
 
     return run(
         config,

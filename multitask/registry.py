@@ -16,7 +16,7 @@ from pathlib import Path
 
 from multitask.config import shipped
 from multitask.errors import InputError, suggest
-from multitask.formatting import Piece, fields, parse
+from multitask.pattern import Piece, fields, parse
 from multitask.task import BASELINES, END, Task
 
 ENTRY_POINTS = "multitask.tasks"

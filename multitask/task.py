@@ -38,7 +38,7 @@ class Task:
     choices: the closed answer set, in order, where it belongs to the task itself.
     optional: fields a row may lack; the literal text after such a field goes with it.
     prompts: plain prompts for untuned models, by language.
-    metrics: names of `multitask.metrics`, the first one being the task's score.
+    metrics: names of `multitask.evaluation.metrics`, the first one being the task's score.
     baselines: what a program without a model can do: `majority`, `lead1`, `lead3`, `random_span` (the last three of
         the `cut` field). `unigram` and `bigram` perplexity are always added.
     max_new_tokens: the longest answer that generation may write, in tokens.

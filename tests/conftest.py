@@ -13,11 +13,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from multitask.data import Row
-from multitask.formatting import markers
+from multitask.data.rows import Row
+from multitask.pattern import markers
 from multitask.registry import load_tasks
 from multitask.task import Task
-from multitask.vocabulary import add_markers, train_tokenizer
+from multitask.tokenization.tokenizer import add_markers, train_tokenizer
 
 TASKS = load_tasks()
 KINDS = ("byte-level", "our-own", "metaspace", "wordpiece")
@@ -120,7 +120,7 @@ def random_text(rng: random.Random, num_words: int, odd: bool = True) -> str:
 
 def random_fields(task: Task, rng: random.Random, cut_words: int = 6, odd: bool = True) -> dict[str, str]:
     """Values of all fields of a task; the class is a plain word, the `cut` field has `cut_words` words."""
-    from multitask.formatting import fields
+    from multitask.pattern import fields
 
     return {
         name: rng.choice(["긍정", "negative"])

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multitask import model, registry
+from multitask import registry
 from multitask.config import ModelConfig
+from multitask.models import build
 
 ROOT = Path(__file__).parent.parent
 _FOLDER = tempfile.TemporaryDirectory(prefix="multitask-tests-")
@@ -99,10 +100,10 @@ def untrained(folder: Path, *tasks: str, **shape: Any) -> Path:
     """A model folder as a run leaves it, with random weights and a tokenizer trained on a few lines."""
     chosen = registry.choose(registry.load_tasks(), tasks)
     config = ModelConfig(**{**TINY, **shape})
-    built, tokenizer, _ = model.build(config, chosen, ["Ada has a red hat. Ben has a blue boat.", "한 줄"] * 9, 7)
+    built, tokenizer, _ = build.build(config, chosen, ["Ada has a red hat. Ben has a blue boat.", "한 줄"] * 9, 7)
     for parameter in built.parameters():  # opinions strong enough that no two logits tie
         parameter.data.mul_(1 if parameter.ndim == 1 else 8)
-    model.save(built, tokenizer, folder, chosen, {})
+    build.save(built, tokenizer, folder, chosen, {})
     return folder
 
 

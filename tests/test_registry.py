@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from conftest import TASKS, byte_level, make_row, tokenizer_of
 
-from multitask import metrics, registry
-from multitask.batching import collate
+from multitask import registry
+from multitask.batching.packing import collate
 from multitask.config import DataConfig, SourceConfig, shipped
-from multitask.data import Counts, read_rows
-from multitask.encoding import RowEncoder
+from multitask.data.rows import Counts, read_rows
 from multitask.errors import InputError
-from multitask.formatting import fields, markers, parse, render, render_plain, text_of
+from multitask.evaluation import metrics
+from multitask.pattern import fields, markers, parse, render, render_plain, text_of
 from multitask.registry import check, choose, find_tasks, fingerprint, load_tasks
 from multitask.task import END, Prompt, Task
+from multitask.tokenization.row_encoder import RowEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tasks"

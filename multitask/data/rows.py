@@ -1,0 +1,487 @@
+"""Rows: from a file, a hub set or the embedded world to checked texts that know where they came from.
+
+`{"id": "a1", "text": "재밌다", "label": 1}` read for `cls` with `labels: {0: {ko: 부정}, 1: {ko: 긍정}}` ->
+`Row(id="a1", fields={"text": "재밌다", "label": "긍정"}, choices=("부정", "긍정"), where="reviews.jsonl:1", ...)`.
+
+Nothing here holds more than one record, or one batch of a hub set.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from multitask.config import DataConfig, SourceConfig, load, read_yaml, shipped
+from multitask.data.readers import Found, Record, existing, file_records, sha256_of, short
+from multitask.errors import InputError, RowError, suggest
+from multitask.pattern import fields
+from multitask.task import Task
+
+WORLD = SourceConfig(world={"train": 20000, "validation": 500, "test": 500})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row of one task.
+
+    id: the file's `id`, else `<file name>:<line>`.
+    fields: exactly the fields of the task's stream pattern, text untouched; optional ones may be missing.
+    references: accepted answers; without others the target alone.
+    language: the row's own, else the source's.
+    choices: words of the closed label set in the row's language, in order; () without labels.
+    classes: language-independent names of the choices: the English word if there is one, else the first.
+    keep: span of the cut field, in characters, that training must keep.
+    where: `path:line`, for errors.
+    """
+
+    id: str
+    fields: dict[str, str]
+    references: tuple[str, ...]
+    language: str
+    choices: tuple[str, ...]
+    classes: tuple[str, ...]
+    keep: tuple[int, int] | None
+    where: str
+
+
+@dataclass
+class Counts:
+    """Filled while rows are iterated.
+
+    num_skipped: bad rows under `on_bad_row: skip`, and rows of `skip_labels`. A line of an `all` file that cannot even
+        be parsed might belong to any split and is counted in each.
+    """
+
+    num_rows: int = 0
+    num_skipped: int = 0
+
+
+def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
+    """The sources of one task, presets looked up; the embedded world where none is named.
+
+    Raises InputError for an unknown preset, with the nearest one.
+    """
+    if task.name not in data.sources:
+        return [WORLD]
+    return [_preset(task, s) if isinstance(s, str) else s for s in data.sources[task.name]]
+
+
+def has_split(source: SourceConfig, split: str) -> bool:
+    """True when the source promises rows of `split`."""
+    return bool(_parts(source, split)) if source.world is None else bool(_world_count(source, split))
+
+
+def read_rows(task: Task, source: SourceConfig, split: str, data: DataConfig, counts: Counts) -> Iterator[Row]:
+    """Checked rows of one split of one source, in file order, `source.join` of them made one.
+
+    Raises what `_single_rows` raises, and InputError where rows to join have more than their target.
+    """
+    rows = _single_rows(task, source, split, data, counts)
+    if source.join == 1:
+        yield from rows
+        return
+    while group := list(itertools.islice(rows, source.join)):
+        for row in group:
+            if set(row.fields) != {task.target}:
+                raise InputError(
+                    f"{row.where}: `join` is for rows of {task.target} alone, found {', '.join(row.fields)}; leave it "
+                    "out, or the other columns (`columns: {field: none}`)"
+                )
+        text = "\n".join(row.fields[task.target] for row in group)
+        yield replace(group[0], fields={task.target: text}, references=(text,))
+
+
+def _single_rows(task: Task, source: SourceConfig, split: str, data: DataConfig, counts: Counts) -> Iterator[Row]:
+    """Checked rows of one split of one source, in file order.
+
+    Raises RowError for a row that cannot be used (or counts it, as `on_bad_row` says), and InputError, never skipped,
+    for a file, a hub set or a setting that cannot.
+    """
+    skips_bad = (source.on_bad_row or data.on_bad_row) == "skip"
+    schema = _Schema(task, source)
+    num_good, first_error = 0, None
+    for record in _records(task, source, split, data):
+        try:
+            row = schema.row(record)
+        except RowError as error:
+            if not skips_bad:
+                raise
+            first_error = first_error or error
+            row = None
+        if row is None:
+            counts.num_skipped += 1
+            continue
+        num_good += 1
+        counts.num_rows += 1
+        yield row
+    if first_error is not None and num_good == 0:
+        raise InputError(f"no row of the {split} split of {_name(source)} can be used; the first error: {first_error}")
+
+
+def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
+    """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
+
+    Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
+    """
+    if source.world is not None:
+        from multitask.data.synthetic import world
+
+        code = [Path(world.__file__)]
+        if _is_documents(source):
+            from multitask.data.synthetic import documents
+
+            code.append(Path(documents.__file__))
+        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of(code)]
+    elif source.hub is not None:
+        files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
+        arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
+        digests = [sha256_of(Path(f["filename"]) for f in found) for found in arrow]
+    else:
+        files = [name for name, _ in _parts(source, split)]
+        digests = [sha256_of([existing(name, data)]) for name in files]
+    return {"files": files, "sha256": digests, "revision": source.revision}
+
+
+# ---------------------------------------------------------------- from a record to a row
+
+
+class _Closed(NamedTuple):
+    """The closed label set in one language."""
+
+    by_label: dict[str, str]  # label as the source writes it -> word
+    choices: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+
+class _Schema:
+    """What one task expects of the records of one source."""
+
+    def __init__(self, task: Task, source: SourceConfig) -> None:
+        self.task, self.source = task, source
+        self.fields = fields(task.stream)
+        self.skip_labels = frozenset(_key(label) for label in source.skip_labels)
+        self.labels = {_key(k): words for k, words in _labels(task, source).items()}
+        self.closed: dict[str, _Closed] = {}
+        for word in dict.fromkeys(w for words in self.labels.values() for w in _words(words)):
+            if not word.strip():
+                raise InputError(f"{_name(source)}: labels: a word is empty; every class needs a word")
+            if task.choices and word not in task.choices:
+                raise InputError(
+                    f"{_name(source)}: labels: '{word}' is not one of the choices of task '{task.name}': "
+                    f"{', '.join(task.choices)}{_near(word, task.choices)}"
+                )
+
+    def row(self, record: Found) -> Row | None:
+        """The checked row; None for one that `skip_labels` leaves out. Raises RowError."""
+        where, found = record.where, record.found
+        if isinstance(found, RowError):
+            raise found
+        found = self._mapped(found)
+        language = found.get("language") or self.source.language
+        if not isinstance(language, str):
+            raise RowError(f"{where}: field 'language' is {short(language)}, expected a name such as ko or en")
+        closed = self._closed(language, where)
+        label, raw = self.task.label, found.get(self.task.label or "")
+        if label is not None and raw is not None and str(raw).strip():
+            if _key(raw) in self.skip_labels:
+                return None
+            found = {**found, label: self._word(raw, closed, where)}
+        found = self._prepared(found, where)
+        texts = {field: self._text(found, field, where) for field in self.fields}
+        fields = {field: text for field, text in texts.items() if text is not None}
+        references, keep = self._extras(found, fields, where)
+        own_id = found.get("id")
+        row_id = record.id if own_id is None or own_id == "" else str(own_id)
+        return Row(row_id, fields, references, language, closed.choices, closed.classes, keep, where)
+
+    def _mapped(self, found: Record) -> Record:
+        """With our field names; one whose column is absent is absent, whatever else has its name."""
+        if not self.source.columns:
+            return found
+        mapped = {field: _get(found, column) for field, column in self.source.columns.items()}
+        rest = {name: value for name, value in found.items() if name not in mapped}
+        return {**rest, **{field: value for field, value in mapped.items() if value is not None}}
+
+    def _closed(self, language: str, where: str) -> _Closed:
+        if language not in self.closed:
+            self.closed[language] = self._closed_in(language, where)
+        return self.closed[language]
+
+    def _closed_in(self, language: str, where: str) -> _Closed:
+        own = self.task.choices or ()
+        if not self.labels:
+            return _Closed({_key(choice): choice for choice in own}, own, own)
+        by_label = {}
+        for key, words in self.labels.items():
+            word = words if isinstance(words, str) else words.get(language)
+            if word is None:
+                raise InputError(
+                    f"{where}: label '{key}' has no word in language '{language}', only in {', '.join(words)}; "
+                    "add one to `labels:` or correct `language:`"
+                )
+            by_label[key] = word
+        if own:
+            return _Closed(by_label, own, own)
+        pairs = dict.fromkeys((by_label[key], _class_name(words)) for key, words in self.labels.items())
+        choices, classes = tuple(word for word, _ in pairs), tuple(name for _, name in pairs)
+        if len(set(choices)) < len(pairs) or len(set(classes)) < len(pairs):
+            raise InputError(
+                f"{_name(self.source)}: labels: the words {', '.join(choices)} and {', '.join(classes)} do not pair up "
+                "one to one; classes that share a word must share it in every language"
+            )
+        return _Closed(by_label, choices, classes)
+
+    def _word(self, raw: object, closed: _Closed, where: str) -> str:
+        if not closed.choices:
+            raise InputError(
+                f"{where}: field '{self.task.label}' is {short(raw)}, but the source has no `labels:`; add them in "
+                f"order, a class and its word each, for instance `labels: {{{raw}: {{en: WORD, ko: WORD}}}}`"
+            )
+        key = _key(raw)
+        if key not in closed.by_label:
+            valid = closed.by_label
+            raise RowError(f"{where}: label {short(raw)} is not one of {', '.join(valid)}{_near(key, valid)}")
+        return closed.by_label[key]
+
+    def _prepared(self, found: Record, where: str) -> Record:
+        if self.task.prepare is None:
+            return found
+        try:
+            return self.task.prepare(found)
+        except ValueError as error:
+            raise RowError(f"{where}: {error}") from None
+        except (TypeError, KeyError, IndexError, AttributeError) as error:  # a value of a shape it did not foresee
+            raise RowError(
+                f"{where}: the row does not have the shape that task '{self.task.name}' expects "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _text(self, found: Record, field: str, where: str) -> str | None:
+        """One field, checked; None for an optional one that is absent, null or empty."""
+        value = found.get(field)
+        if value is not None and not isinstance(value, str):
+            raise RowError(f"{where}: field '{field}' is {short(value)}, expected text, found {type(value).__name__}")
+        if value is None or not value.strip():
+            if field in self.task.optional:
+                return None
+            if field in found:
+                raise RowError(f"{where}: field '{field}' is {'null' if value is None else 'empty'}, expected text")
+            column = self.source.columns.get(field)
+            named = f"field '{field}' (column '{column}')" if column else f"field '{field}'"
+            raise RowError(
+                f"{where}: {named} is missing, found {', '.join(map(str, found)) or 'nothing'}; "
+                f"`columns: {{{field}: NAME}}` names another column"
+            )
+        _check_text(value, field, where)
+        return value
+
+    def _extras(
+        self, found: Record, fields: dict[str, str], where: str
+    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+        """References and the span to keep, which only a task's `prepare` can give: a column may have those names."""
+        own = (fields[self.task.target],)
+        if self.task.prepare is None:
+            return own, None
+        references = tuple(found.get("references") or own)
+        for reference in references:
+            if not isinstance(reference, str):
+                raise RowError(f"{where}: a reference is {short(reference)}, expected text")
+            _check_text(reference, "references", where)
+        keep = found.get("keep")
+        if keep is None or self.task.cut is None:
+            return references, None
+        start, end = keep
+        length = len(fields[self.task.cut])
+        if not 0 <= start <= end <= length:
+            raise RowError(
+                f"{where}: the answer is said to be at characters {start} to {end} of field '{self.task.cut}', "
+                f"which has {length}"
+            )
+        return references, (start, end)
+
+
+def _check_text(text: str, field: str, where: str) -> None:
+    """JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"{where}: field '{field}' holds half of a surrogate pair at character {error.start + 1}, expected text"
+            ) from None
+
+
+def _labels(task: Task, source: SourceConfig) -> Mapping[str | int, str | dict[str, str]]:
+    if task.label is None:
+        return {}
+    if source.world is not None and not source.labels and task.choices is None:
+        from multitask.data.synthetic import world
+
+        return cast(Mapping[str | int, str | dict[str, str]], world.LABELS)
+    return source.labels
+
+
+def _words(words: str | dict[str, str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(words.values())
+
+
+def _class_name(words: str | dict[str, str]) -> str:
+    return words if isinstance(words, str) else words.get("en") or next(iter(words.values()))
+
+
+def _key(label: object) -> str:
+    """0, "0", 0.0 and false are one class: formats differ in how they write it."""
+    is_whole = isinstance(label, bool) or (isinstance(label, float) and label.is_integer())
+    return str(int(cast(float, label))) if is_whole else str(label)
+
+
+def _get(found: Any, column: str) -> Any:
+    """The value of a column; a dot goes into a nested one, through lists of mappings too; None if there is none."""
+    if isinstance(found, list):
+        values = [_get(item, column) for item in found]
+        return None if None in values else values
+    if not isinstance(found, dict):
+        return None
+    if column in found or "." not in column:
+        return found.get(column)
+    outer, _, inner = column.partition(".")
+    return _get(found.get(outer), inner)
+
+
+def _near(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where the message has listed all names already."""
+    hint = suggest(name, valid)
+    return f"; {hint}" if hint.startswith("did") else ""
+
+
+# ---------------------------------------------------------------- from a source to records
+
+
+def _name(source: SourceConfig) -> str:
+    if source.hub is not None:
+        return "/".join(filter(None, (source.hub, source.hub_config)))
+    return ", ".join(n for names in source.files.values() for n in names) if source.files else "world"
+
+
+def _preset(task: Task, name: str) -> SourceConfig:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+    else:
+        folder = shipped("configs") / "data"
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
+            raise InputError(
+                f"data.sources.{task.name}: there is no preset '{name}'; {suggest(name, known)}; "
+                "a file of your own is named with its extension, for instance my_data.yaml"
+            )
+    return load(SourceConfig, read_yaml(path), where=str(path))
+
+
+def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
+    """(file or hub split, whether it is one to be cut) that hold rows of `split`."""
+    named = cast(Mapping[str, Any], source.files if source.files is not None else source.hub_splits)
+    parts: list[tuple[str, bool]] = []
+    for key in (split, "all"):
+        if key == "all" and (source.cut is None or not _share(source, split)):
+            continue
+        names = named.get(key, [])
+        parts += [(name, key == "all") for name in ([names] if isinstance(names, str) else names)]
+    return parts
+
+
+def _share(source: SourceConfig, split: str) -> float:
+    """Share of the groups of `all` that goes to `split`."""
+    assert source.cut is not None
+    shares = {"validation": source.cut.validation, "test": source.cut.test}
+    return shares.get(split, 1 - sum(shares.values()))
+
+
+def _split_of(group: object, source: SourceConfig) -> str:
+    """The split of one group of rows: a pure function of its value and the shares, the same on every machine.
+
+    The first 8 bytes of SHA-256 of the value's text, as a fraction of 2^64: below `test` it is test, below
+    `test + validation` validation, else train. New rows never move old ones.
+    """
+    assert source.cut is not None
+    digest = hashlib.sha256(str(group).encode("utf-8", "surrogatepass")).digest()
+    at = int.from_bytes(digest[:8], "big") / 2**64
+    if at < source.cut.test:
+        return "test"
+    return "validation" if at < source.cut.test + source.cut.validation else "train"
+
+
+def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[Found]:
+    if not has_split(source, split):
+        has = [s for s in ("train", "validation", "test") if has_split(source, s)]
+        raise InputError(f"{_name(source)}: there is no split '{split}', only {', '.join(has) or 'none at all'}")
+    if source.world is not None:
+        yield from _world_records(task, source, split)
+        return
+    for name, is_cut in _parts(source, split):
+        is_empty = True
+        records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
+        for record in records:
+            is_empty = False
+            if is_cut and isinstance(record.found, dict):
+                assert source.cut is not None
+                group = _get(record.found, source.cut.by)
+                if group is None:
+                    missing = f"{record.where}: column '{source.cut.by}', by which splits are cut, is missing"
+                    record = Found(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
+                elif _split_of(group, source) != split:
+                    continue
+            yield record
+        if is_empty:
+            raise InputError(f"{name}: there are no rows in it, expected at least one")
+
+
+def _world_count(source: SourceConfig, split: str) -> int:
+    return cast(dict[str, int], source.world or {}).get(split, 0)
+
+
+def _is_documents(source: SourceConfig) -> bool:
+    """True for `columns: {text: document}`: the world's running text in place of rows made for the task's fields."""
+    return list(source.columns.values()) == ["document"]
+
+
+def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
+    from multitask.data.synthetic import world
+
+    count = _world_count(source, split)
+    try:
+        if _is_documents(source):
+            from multitask.data.synthetic import documents
+
+            records = documents.rows(split, count)
+        else:
+            records = world.rows(frozenset(fields(task.stream)), split, count)
+        for number, found in enumerate(records, 1):
+            where = f"world:{split}:{number}"
+            yield Found(where, where, found)
+    except InputError as error:
+        raise InputError(f"task '{task.name}': {error}") from None
+
+
+def _hub_set(source: SourceConfig, split: str) -> Any:
+    import datasets
+
+    name = _name(source)
+    try:
+        return datasets.load_dataset(source.hub, source.hub_config, split=split, revision=source.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+        step = "check `hub`, `hub_config`, `hub_splits`, `revision`; without a network, name local copies in `files:`"
+        if "scripts are no longer supported" in reason:
+            step = "set `revision: refs/convert/parquet`, where the hub keeps a converted copy"
+        raise InputError(f"hub set {name}, split '{split}': cannot be loaded: {reason}; {step}") from error
+
+
+def _hub_records(source: SourceConfig, split: str) -> Iterator[Found]:
+    """Rows of a hub split, batch by batch from its memory-mapped file; ClassLabel columns stay integers."""
+    batches = _hub_set(source, split).with_format("arrow").iter(batch_size=1000)
+    rows = (found for batch in batches for found in batch.to_pylist())
+    for number, found in enumerate(rows, 1):
+        yield Found(f"{_name(source)}:{split}:{number}", f"{_name(source)}, {split}: row {number}", found)

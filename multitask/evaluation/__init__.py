@@ -1,0 +1,1 @@
+"""How scores are made: one evaluator for tuned and prompted models, prompts, baselines, metrics."""

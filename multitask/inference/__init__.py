@@ -1,0 +1,1 @@
+"""How a model is queried: likelihoods of given text, generated text, perplexity."""

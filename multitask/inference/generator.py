@@ -1,0 +1,512 @@
+"""Let a model write: free text, or the answer to a task's prompt; as it comes, explained step by step, or all at once.
+
+`Speaker(model, tokenizer, "runs/demo", task=summ).write([Asked({"document": "A cat sat. It purred."}, "row 1")])` ->
+`[{"prompt": "A cat sat. It purred.<|summarize|>", "completion": "A cat purred.", "is_finished": True, ...}]`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from multitask.config import DataConfig, SamplingConfig, SourceConfig
+from multitask.data.readers import Found, file_records, short
+from multitask.data.rows import Row
+from multitask.errors import InputError, RowError, suggest
+from multitask.inference.decoding import Watch, beam_search, generate
+from multitask.inference.scoring import choice_nll
+from multitask.models.loss import plain_model
+from multitask.pattern import fields, markers, render
+from multitask.task import END, Task
+from multitask.tokenization.row_encoder import RowEncoder, lost_characters, plain_reader
+
+MAX_FREE_TOKENS = 100
+"""Most tokens of a free text when nothing is said."""
+_CONTEXT = 8  # tokens of the prompt that are decoded along with what follows them
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
+Report = Callable[[dict[str, Any]], None]
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt, a free text or the fields of a task, and where it stands, for errors."""
+
+    given: str | Mapping[str, Any]
+    where: str
+
+
+def read_prompts(
+    source: Path | BinaryIO, task: Task | None = None, encoding: Literal["utf-8", "cp949"] = "utf-8"
+) -> list[Asked]:
+    """Prompts of a file, or of standard input, by line: free text, or JSON.
+
+    `.jsonl` holds the field `prompt`, or the fields of `task`; what is read for a task is JSON in any case. Empty lines
+    are none. Raises InputError with the line that cannot be used, or when there is no line.
+    """
+    is_json = task is not None
+    if isinstance(source, Path):
+        is_json = is_json or source.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
+        kind: Literal["jsonl", "text"] = "jsonl" if is_json else "text"
+        settings = SourceConfig(files={"test": [str(source)]}, format=kind, encoding=encoding)
+        lines, name = file_records(str(source), settings, DataConfig(root=Path())), str(source)
+    else:
+        lines, name = _lines(source, is_json, encoding), "standard input"
+    asked = []
+    for _, where, found in lines:
+        if isinstance(found, RowError):
+            raise found
+        given: Any = found if task is not None else found.get("prompt" if is_json else "text")
+        if not isinstance(given, str | Mapping):
+            wrong = (
+                f"is {short(given)}, expected text" if "prompt" in found else f"is missing, found {', '.join(found)}"
+            )
+            raise InputError(f"{where}: field 'prompt' {wrong}; with --task NAME a line holds the task's fields")
+        asked.append(Asked(given, where))
+    if not asked:
+        raise InputError(f"{name}: there are no prompts in it, expected at least one line")
+    return asked
+
+
+def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[Found]:
+    for number, raw in enumerate(stream, 1):
+        where = f"standard input:{number}"
+        try:
+            text = raw.decode(encoding).removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: byte 0x{raw[error.start]:02x} is not valid {encoding}") from None
+        if not text.strip():
+            continue
+        try:
+            found = json.loads(text) if is_json else {"text": text}
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON: {error}; with --task each line is a JSON object") from None
+        if not isinstance(found, dict):
+            raise InputError(f"{where}: a JSON object was expected, found {short(found)}")
+        yield Found(where, where, found)
+
+
+def prompt_fields(task: Task) -> list[str]:
+    """Fields of the stream that stand in the prompt."""
+    return [name for name in fields(task.stream) if name != task.target]
+
+
+def _values(task: Task, asked: Asked) -> dict[str, str]:
+    """The checked fields of a task's prompt."""
+    given, needed = asked.given, prompt_fields(task)
+    if not isinstance(given, Mapping):
+        raise InputError(f"{asked.where}: a text; task '{task.name}' reads fields: {', '.join(needed) or 'none'}")
+    if task.prepare is not None:  # it may rightly complain that there is no answer yet
+        with suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
+            given = task.prepare(dict(given))
+    values = {}
+    for name in needed:
+        value = given.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            if name in task.optional:
+                continue
+            found = f"found {', '.join(map(str, given)) or 'nothing'}"
+            raise InputError(
+                f"{asked.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
+                f"task '{task.name}' needs {', '.join(n for n in needed if n not in task.optional)}"
+            )
+        if not isinstance(value, str):
+            raise InputError(f"{asked.where}: field '{name}' is {short(value)}, expected text")
+        values[name] = _whole(value, asked.where)
+    return values
+
+
+def _whole(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: character {error.start + 1} is no text; expected valid utf-8") from None
+    return text
+
+
+# ---------------------------------------------------------------- what is written
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A prompt as ids, and the most tokens that may follow."""
+
+    ids: list[int]
+    text: str
+    limit: int
+    values: dict[str, str] | None = None
+    is_cut: bool = False
+
+
+class Speaker:
+    """A model, and how it is to write.
+
+    Args:
+        model: any causal language model of transformers, or a PEFT model on one.
+        tokenizer: its fast tokenizer.
+        name: of the model, for errors.
+        sampling: how tokens are picked.
+        task: whose prompts are to be answered; None: free text goes on.
+        max_new_tokens: most tokens of a text; None: the task's, or for free text what is left of the window, at most
+            `MAX_FREE_TOKENS`.
+        window: most tokens of a prompt and its answer; None: the model's positions.
+        batch_tokens: most tokens in work; a limit on memory.
+        report: called with warnings.
+
+    Raises:
+        InputError: the model does not know the task's markers, or `max_new_tokens` leave no room for a prompt.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        sampling: SamplingConfig | None = None,
+        task: Task | None = None,
+        max_new_tokens: int | None = None,
+        window: int | None = None,
+        batch_tokens: int = 8192,
+        report: Report = lambda record: None,
+    ) -> None:
+        self.model, self.tokenizer, self.name, self.task = model, tokenizer, name, task
+        self.sampling = sampling or SamplingConfig()
+        self.batch_tokens, self.report = batch_tokens, report
+        shape = plain_model(model).config
+        self.window = min(filter(None, (window, getattr(shape, "max_position_embeddings", None))), default=1 << 30)
+        self.max_new_tokens = max_new_tokens or (task.max_new_tokens if task is not None else None)
+        if (self.max_new_tokens or 0) >= self.window:
+            raise InputError(
+                f"{self.max_new_tokens} tokens may be written and the window has {self.window}: no room is left for a "
+                "prompt; give a smaller --max-new-tokens"
+            )
+        if task is not None:
+            self._check_markers(task)
+            self.encoder = RowEncoder(task, tokenizer, self.window, self.max_new_tokens)
+        self.plain = plain_reader(tokenizer)
+        self.end_ids = self._end_ids()
+
+    def write(
+        self, asked: Sequence[Asked], explain: int = 0, stream: Callable[[str], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """`num_samples` texts for each prompt, in order, as the lines of `generate --out` hold them.
+
+        explain: of each step the so many likeliest tokens, as `steps`. stream: called with parts of the one text as it
+        is written; together they are the completion.
+
+        Raises:
+            InputError: a prompt that cannot be used, with its place; nothing is written then.
+        """
+        config, num = self.sampling, self.sampling.num_samples
+        if config.beams > 1 and (explain or stream):
+            what = "--explain shows" if explain else "--stream shows"
+            raise InputError(
+                f"{what} one text token by token, and beam search moves between several: leave out --beams, or "
+                f"{'--explain' if explain else 'give --no-stream'}"
+            )
+        if stream and len(asked) * num != 1:
+            raise InputError(f"--stream shows one text, found {len(asked) * num}; give --no-stream, or one prompt")
+        ready = [self._ready(one) for one in asked]
+        watches: list[Watch] = []
+        if explain:
+            explained = _Explained(self, len(ready) * num, explain)
+            watches.append(explained.watch)
+        if stream:
+            streamed = _Streamed(self, ready[0].ids, stream)
+            watches.append(streamed.watch)
+        if config.beams > 1:
+            written = [
+                found
+                for one in ready
+                for found in beam_search(
+                    self.model, one.ids, one.limit, self.end_ids, config.beams, num, config.repetition_penalty
+                )
+            ]
+        else:
+            written = generate(
+                self.model,
+                [one.ids for one in ready for _ in range(num)],
+                [one.limit for one in ready for _ in range(num)],
+                self.end_ids,
+                self.batch_tokens,
+                uniform=self._uniform if config.is_sampled else None,
+                reshape=reshaping(config),
+                watch=_together(watches),
+            )
+        if stream:
+            streamed.end()
+        nats = self._nll(ready, [new for new, _ in written])
+        records = []
+        for row, ((new, is_finished), nll) in enumerate(zip(written, nats, strict=True)):
+            place, sample = divmod(row, num)
+            record = self._record(asked[place], ready[place], new)
+            record |= {"is_finished": is_finished, "seed": config.seed, "sample": sample}
+            record |= {"num_tokens": len(new), "nll": nll}
+            records.append(record | ({"steps": explained.steps[row]} if explain else {}))
+        return records
+
+    def text(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+        """What ids say after those before them.
+
+        An answer stands alone, special tokens left off, as in scoring. Free text goes on from its prompt: alone, its
+        first space would be lost in some tokenizers.
+        """
+        if self.task is not None:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        tail = list(before[-_CONTEXT:])
+        head, whole = (self.tokenizer.decode(i, clean_up_tokenization_spaces=False) for i in (tail, [*tail, *ids]))
+        if not whole.startswith(head):  # a decoder that changed what came before
+            return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        return str(whole[len(head) :])
+
+    def token(self, number: int) -> str:
+        r"""A token as people read it: text in quotes, `\xed` for a byte that is a part of a character, or its name."""
+        piece: str | None = self.tokenizer.convert_ids_to_tokens(number)
+        if piece is None:  # a row of the model without a token
+            return f"<id {number}>"
+        if number in self.tokenizer.added_tokens_decoder:
+            return piece
+        if "ByteLevel" in str(self.tokenizer.backend_tokenizer.decoder) and set(piece) <= set(_BYTES):
+            piece = bytes(_BYTES[char] for char in piece).decode(errors="surrogateescape")
+        quoted = json.dumps(piece.replace("▁", " "), ensure_ascii=False)
+        return re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", quoted)
+
+    def _ready(self, asked: Asked) -> _Ready:
+        return self._free(asked) if self.task is None else self._answer(self.task, asked)
+
+    def _free(self, asked: Asked) -> _Ready:
+        """Free text, read as `tokenizer(text)` does; a marker in it is a marker."""
+        if not isinstance(asked.given, str):
+            raise InputError(f"{asked.where}: fields, and no task to read them; name one with --task")
+        text = _whole(asked.given, asked.where)
+        ids: list[int] = self.tokenizer(text)["input_ids"] or self._first_ids(asked.where)
+        marks = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)) or r"(?!)")
+        self._warn_of_lost(marks.split(text), asked.where)  # a marker is read as one
+        room = self.window - len(ids)
+        if room < 1:
+            raise InputError(
+                f"{asked.where}: the prompt has {len(ids)} tokens and the window {self.window}: no room is left to "
+                "write in; shorten the prompt, free text is never cut"
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens > room:
+            raise InputError(
+                f"{asked.where}: the prompt has {len(ids)} tokens, {self.max_new_tokens} more may be written, and the "
+                f"window has {self.window}; give --max-new-tokens {room} or less, or shorten the prompt"
+            )
+        return _Ready(ids, text, self.max_new_tokens or min(room, MAX_FREE_TOKENS))
+
+    def _answer(self, task: Task, asked: Asked) -> _Ready:
+        """A task's prompt, encoded as for scoring, cut where it must be."""
+        values = _values(task, asked)
+        limit = self.max_new_tokens or task.max_new_tokens
+        self._warn_of_lost(values.values(), asked.where)
+        row = Row("", {**values, task.target: self._filler()}, (), "", (), (), None, asked.where)
+        (encoded,) = self.encoder.encode([row])
+        pieces = render(task, values, with_target=False)
+        length = sum(
+            1 if p.is_marker else len(self.plain.encode(p.literal + p.text, add_special_tokens=False)) for p in pieces
+        )
+        if encoded is None:
+            cut = f"cutting its {task.cut} does not make enough" if task.cut else "it has no field that may be cut"
+            raise InputError(
+                f"{asked.where}: the prompt has {length} tokens; of the window's {self.window}, {limit} are kept for "
+                f"the answer, and {cut}; shorten it, or give a smaller --max-new-tokens"
+            )
+        ids = encoded.input_ids[: encoded.num_prompt]
+        if encoded.is_cut:
+            text = f"{asked.where}: {task.cut} is cut at its end: the prompt had {length} tokens, {len(ids)} fit"
+            self.report({"event": "warning", "text": text})
+        return _Ready(ids, self.tokenizer.decode(ids).strip(), limit, values, encoded.is_cut)
+
+    def _record(self, asked: Asked, ready: _Ready, new: list[int]) -> dict[str, Any]:
+        record: dict[str, Any] = {"where": asked.where, "prompt": ready.text}
+        record["completion"] = self.text(new, ready.ids)
+        if self.task is not None:
+            record["prediction"] = (self.task.parse or str.strip)(record["completion"])
+            record |= {"task": self.task.name, "fields": ready.values, "is_cut": ready.is_cut}
+        return record
+
+    def _uniform(self, row: int, step: int) -> float:
+        place, sample = divmod(row, self.sampling.num_samples)
+        return float(np.random.default_rng([self.sampling.seed, place, sample, step]).random())
+
+    def _nll(self, ready: Sequence[_Ready], written: Sequence[list[int]]) -> list[float]:
+        """Nats of each text's tokens, without its end, as the model alone expects them."""
+        num = self.sampling.num_samples
+        texts = [[new for new in written[place * num : (place + 1) * num] if new] for place in range(len(ready))]
+        asked = [(one.ids, found) for one, found in zip(ready, texts, strict=True) if found]
+        nats = (value for row in choice_nll(self.model, asked, self.batch_tokens) for value in row)
+        return [next(nats) if new else 0.0 for new in written]
+
+    def _check_markers(self, task: Task) -> None:
+        vocabulary = self.tokenizer.get_vocab()
+        missing = [marker for marker in markers({task.name: task}) if marker not in vocabulary]
+        if missing:
+            raise InputError(
+                f"{self.name}: its tokenizer has no {missing[0]}, a marker of task '{task.name}': it was never taught "
+                f"the task; train it (`train --model {self.name} --tasks {task.name}`), prompt it with solved examples "
+                f"(`fewshot --model {self.name} --tasks {task.name}`), or write the prompt out as free text"
+            )
+
+    def _end_ids(self) -> set[int]:
+        if self.task is not None:
+            return {self.tokenizer.convert_tokens_to_ids(END)}
+        ends = plain_model(self.model).generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        return {i for i in (ends if isinstance(ends, list) else [ends]) if i is not None}
+
+    def _first_ids(self, where: str) -> list[int]:
+        """What an empty prompt begins with: bos, or the eos that parts documents; `<|end|>` begins nothing."""
+        for token in (self.tokenizer.bos_token, self.tokenizer.eos_token):
+            if token is not None and token != END:
+                return [self.tokenizer.convert_tokens_to_ids(token)]
+        raise InputError(
+            f"{where}: the prompt has no tokens, and the tokenizer of {self.name} has none that begins a text; give at "
+            "least a word"
+        )
+
+    def _filler(self) -> str:
+        """A target for prompts that have none yet: any text that has tokens."""
+        known: dict[str, int] = self.tokenizer.get_vocab()
+        return next(token for token in known if self.plain.encode(token, add_special_tokens=False).ids)
+
+    def _warn_of_lost(self, texts: Iterable[str], where: str) -> None:
+        given = list(texts)
+        lost = lost_characters(given, self.tokenizer, self.plain) if given else None
+        if lost:
+            shown = " ".join(f"{char!r} x{count}" for char, count in lost.most_common(8))
+            text = f"{where}: {lost.total():,} characters do not survive the tokenizer: {shown}"
+            self.report({"event": "warning", "text": text})
+
+
+def reshaping(config: SamplingConfig) -> LogitsProcessorList | None:
+    """What changes scores, in the order of transformers' `generate`."""
+    steps = LogitsProcessorList()
+    if config.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.temperature is not None:
+        steps.append(TemperatureLogitsWarper(config.temperature))
+    if config.top_k is not None:
+        steps.append(TopKLogitsWarper(config.top_k))
+    if config.top_p is not None:
+        steps.append(TopPLogitsWarper(config.top_p))
+    return steps or None
+
+
+def _together(watches: Sequence[Watch]) -> Watch | None:
+    def watch(at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
+        for each in watches:
+            each(at, picked, raw, scores)
+
+    return watch if watches else None
+
+
+class _Explained:
+    """Of each row and step: the token taken and the likeliest ones, with their shares before and after reshaping."""
+
+    def __init__(self, speaker: Speaker, num: int, top: int) -> None:
+        self.speaker, self.top = speaker, top
+        self.steps: list[list[dict[str, Any]]] = [[] for _ in range(num)]
+
+    def watch(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
+        """Called by `decoding.generate`."""
+        before, after = raw.softmax(-1), scores.softmax(-1)
+        likeliest = before.topk(min(self.top, before.shape[-1])).indices.tolist()
+        for n, ((row, _), token) in enumerate(zip(at, picked, strict=True)):
+            ids = likeliest[n] if token in likeliest[n] else [*likeliest[n], token]
+            candidates = [
+                {"id": i, "token": self.speaker.token(i), "before": b, "after": a}
+                for i, b, a in zip(ids, before[n, ids].tolist(), after[n, ids].tolist(), strict=True)
+            ]
+            self.steps[row].append({"id": token, "token": self.speaker.token(token), "candidates": candidates})
+
+
+class _Streamed:
+    """Hands on the part of a growing text that later tokens do not change.
+
+    That is what the texts with and without the last token have in common: a character may need several tokens, and a
+    decoder may pull a token towards the one before it.
+    """
+
+    def __init__(self, speaker: Speaker, before: Sequence[int], stream: Callable[[str], None]) -> None:
+        self.speaker, self.before, self.stream = speaker, before, stream
+        self.ids: list[int] = []
+        self.text = self.shown = ""
+
+    def watch(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
+        """Called by `decoding.generate`."""
+        if picked[0] not in self.speaker.end_ids:
+            self.ids.append(picked[0])
+            last, self.text = self.text, self.speaker.text(self.ids, self.before)
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(last, self.text, strict=False))
+            self._show("".join(char for char, _ in alike).rstrip("\N{REPLACEMENT CHARACTER}"))
+
+    def end(self) -> None:
+        """Hands on the rest."""
+        self._show(self.text)
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self.shown) and text.startswith(self.shown):
+            self.stream(text[len(self.shown) :])
+            self.shown = text
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file to be; raises InputError, before any work, when the file cannot be."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file for the JSON lines")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        os.replace(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
+
+
+def flag_fields(task: Task, flags: Iterable[str]) -> dict[str, str]:
+    """Fields of a task from `name=text` flags; raises InputError for one that cannot be."""
+    given: dict[str, str] = {}
+    for flag in flags:
+        name, sign, text = flag.partition("=")
+        if not sign:
+            raise InputError(f"--field {flag}: expected name=text, for instance {prompt_fields(task)[0]}=...")
+        if name == task.target:
+            raise InputError(f"--field {name}: this is what task '{task.name}' writes; leave it out")
+        if name not in prompt_fields(task):
+            raise InputError(
+                f"--field {name}: task '{task.name}' has no such field; {suggest(name, prompt_fields(task))}"
+            )
+        if name in given:
+            raise InputError(f"--field {name}: given twice; one text was expected")
+        given[name] = text
+    return given

@@ -1,0 +1,154 @@
+"""What a model thinks of given text: nats of targets, and which of several answers it finds likeliest.
+
+`choose(model, [(prompt_ids, [ids of " yes", ids of " no"])], 8192)` -> `[(0, [1.2, 3.4])]`: the first answer, its final
+`<|end|>` included, has the fewest nats. The end marker also settles a choice that is the beginning of another.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from multitask.batching.packing import Ids, collate
+from multitask.inference.kv_cache import Branches, Prefix, common_prefix, logits, read, reads_exactly
+from multitask.models.attention import name_for, using
+from multitask.models.loss import TokenNLL, plain_model
+
+Floats = npt.NDArray[np.float64]
+_MOST_LOGITS = 1 << 23  # float32 logits held at a time: 32 MiB
+
+
+def _by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of sequences in passes of at most `batch_tokens` tokens, longest first."""
+    batch: list[int] = []
+    size = 0
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        if batch and size + lengths[number] > batch_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(number)
+        size += lengths[number]
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def example_nll(
+    model: Any,
+    examples: Sequence[tuple[Ids, int]],
+    batch_tokens: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Floats, Floats]:
+    """Nats of each example's target, `<|end|>` included, and its number of target tokens; both float64 (N,).
+
+    examples: (ids, length of the prompt) each. No (T, V) tensor is kept; memory depends on `batch_tokens` alone.
+    """
+    scorer = TokenNLL(model)
+    was_training = model.training
+    scorer.eval()
+    device = next(model.parameters()).device
+    nats, tokens = np.zeros(len(examples)), np.zeros(len(examples))
+    for numbers in _by_length([len(ids) for ids, _ in examples], batch_tokens):
+        batch = collate([examples[n] for n in numbers]).to(device)
+        with autocast(), using(plain_model(model), name_for(device)):
+            _, nll = scorer(batch)
+        owners = batch.owners.cpu().numpy()
+        nats[numbers] = np.bincount(owners, nll.double().cpu().numpy(), minlength=len(numbers))
+        tokens[numbers] = np.bincount(owners, minlength=len(numbers))
+    model.train(was_training)
+    return nats, tokens
+
+
+@torch.no_grad()
+def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[list[float]]:
+    """Nats of each choice after its prompt, for each (prompt ids, choices' ids).
+
+    Ids that all prompts begin with go through the model once, and each prompt once for all its choices. A model whose
+    attention cannot be told so is asked in transformers' own way, a padded row for each choice. Raises ValueError for
+    an empty prompt or choice.
+    """
+    if any(not len(prompt) or not all(map(len, choices)) for prompt, choices in rows):
+        raise ValueError("an empty prompt or choice: its first token has no likelihood")
+    was_training = model.training
+    model.eval()
+    nats = [[0.0] * len(choices) for _, choices in rows]
+    if reads_exactly(model):
+        shared = common_prefix([prompt for prompt, _ in rows])
+        prefix = Prefix(model, rows[0][0][:shared] if rows else [])
+        tails = [(prompt[shared:], choices) for prompt, choices in rows]
+        for numbers in _by_length([len(p) + sum(map(len, choices)) for p, choices in tails], batch_tokens):
+            for (number, choice), nll in _branching(model, prefix, [tails[n] for n in numbers]):
+                nats[numbers[number]][choice] = nll
+    else:
+        flat = [
+            (n, c, [*prompt, *ids], len(prompt)) for n, (prompt, each) in enumerate(rows) for c, ids in enumerate(each)
+        ]
+        longest = max((len(ids) for *_, ids, _ in flat), default=1)
+        size = max(1, batch_tokens // longest)
+        order = sorted(flat, key=lambda item: -len(item[2]))
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            for (number, choice, *_), nll in zip(part, _padded(model, [(i, p) for *_, i, p in part]), strict=True):
+                nats[number][choice] = nll
+    model.train(was_training)
+    return nats
+
+
+def _branching(
+    model: Any, prefix: Prefix, rows: Sequence[tuple[Ids, Sequence[Ids]]]
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """((row, choice), nats) of one pass."""
+    device = next(model.parameters()).device
+    row = Branches(prefix, rows, device)
+    owners, before, labels = [], [], []
+    start = 0
+    for number, (prompt, choices) in enumerate(rows):
+        last = start + len(prompt) - 1
+        start = last + 1
+        for choice, ids in enumerate(choices):
+            owners.append((number, choice))
+            before.append(np.array([last, *range(start, start + len(ids) - 1)]))
+            labels.append(np.asarray(ids))
+            start += len(ids)
+    hidden = read(model, row.ids, row.positions, row)[torch.from_numpy(np.concatenate(before)).to(device)]
+    gold = torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(device)
+    nll = _nll(model, hidden, gold).cpu().numpy()
+    at = np.repeat(np.arange(len(owners)), [len(ids) for ids in labels])
+    yield from zip(owners, np.bincount(at, nll, minlength=len(owners)).tolist(), strict=True)
+
+
+def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); no more logits at a time than fit."""
+    size = max(1, _MOST_LOGITS // plain_model(model).config.vocab_size)
+    parts = []
+    for start in range(0, len(gold), size):
+        scores = logits(model, hidden[start : start + size])
+        picked = scores.gather(-1, gold[start : start + size, None]).squeeze(-1)
+        parts.append((scores.logsumexp(-1) - picked).double())
+    return torch.cat(parts)
+
+
+def _padded(model: Any, examples: Sequence[tuple[list[int], int]]) -> list[float]:
+    """Nats of what follows each prompt, by transformers' own forward, rows padded at their end."""
+    device = next(model.parameters()).device
+    longest = max(len(ids) for ids, _ in examples)
+    ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, (row, _) in enumerate(examples):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+    scores = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    nats = []
+    for number, (row, num_prompt) in enumerate(examples):
+        mine = scores[number, num_prompt - 1 : len(row) - 1].float()
+        gold = torch.tensor(row[num_prompt:], device=device)[:, None]
+        nats.append(float((mine.logsumexp(-1, keepdim=True) - mine.gather(-1, gold)).double().sum()))
+    return nats
+
+
+def choose(model: Any, rows: Iterable[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[tuple[int, list[float]]]:
+    """For each (prompt ids, choices' ids with their end marker): the likeliest choice's number, and the nats of all."""
+    return [(int(np.argmin(nats)), nats) for nats in choice_nll(model, list(rows), batch_tokens)]

@@ -1,0 +1,1 @@
+"""The network: building, loading and saving, LoRA, attention, the loss."""

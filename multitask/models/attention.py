@@ -1,0 +1,188 @@
+"""How the examples of a packed row are kept apart: each attends to itself alone, in groups of similar length.
+
+A flat row of examples of 3, 40 and 4 tokens becomes two causal attentions, (2, H, 4, D) and (1, H, 40, D): no mask over
+the row exists, no token of another example is ever multiplied. Registered with transformers by name; the layout
+arrives as the keyword argument `segments` of the model's `forward`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from multitask.batching.packing import Segments
+from multitask.models.dropout import drop, kept
+
+
+def _future(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Minus infinity where a position (row) must not look (column), else 0, (L, L)."""
+    return _square(1 << (length - 1).bit_length(), device, dtype)[:length, :length]
+
+
+@lru_cache(maxsize=16)
+def _square(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu_(1)
+
+
+def _eager(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+    """Causal attention written out, (B, H, L, D)."""
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    scores = scores + _future(query.shape[-2], query.device, scores.dtype)
+    weights = scores.softmax(-1).to(value.dtype)
+    return (drop(weights, dropout) if dropout else weights) @ value
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+    """The fused causal kernel, (B, H, L, D)."""
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling
+    )
+
+
+def _gathered(part: Tensor, index: Tensor, segments: Segments) -> Tensor:
+    """(H, T, D) -> (H, n L, D), the positions of a group."""
+    return part if segments.is_even else part.index_select(1, index.view(-1))
+
+
+def _scattered(groups: list[Tensor], segments: Segments) -> Tensor:
+    """What the groups hold, (H, n L, D) each, -> (H, T, D), in the order of the row."""
+    return groups[0] if segments.is_even else torch.cat(groups, 1).index_select(1, segments.scatter)
+
+
+class _EagerApart(torch.autograd.Function):
+    """`_eager` over all groups of a row, its gradient written by hand: on a CPU the fastest of all ways tried.
+
+    The fused kernel's backward is slow there, and so is the gradient of gathering: it adds into rows one by one, though
+    only an example's own positions receive any. What repeats its last position lies in its future, gets no weight and
+    leaves no output, so that gradients too are just gathered.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+    ) -> Tensor:
+        """query, key, value (H, T, D) -> (T, H, D)."""
+        num_heads, _, width = query.shape
+        parts = [part.contiguous() for part in (query, key, value)]
+        outputs, saved = [], []
+        for index in segments.gather:
+            num, length = index.shape
+            shape = (num_heads * num, length, width)
+            q, k, v = (_gathered(part, index, segments).view(shape) for part in parts)
+            q = q * scaling
+            scores = torch.bmm(q, k.transpose(1, 2))
+            scores += _future(length, scores.device, scores.dtype)
+            weights = scores.softmax(-1).to(v.dtype)
+            if dropout:
+                keep, factor = kept(weights, dropout)
+                mixed = torch.bmm(weights * keep, v).mul_(factor)
+            else:
+                keep, factor, mixed = None, 1.0, torch.bmm(weights, v)
+            outputs.append(mixed.view(num_heads, num * length, width))
+            saved += [q, k, v, weights, keep]
+        ctx.save_for_backward(*saved)
+        ctx.scaling, ctx.factor, ctx.segments = scaling, factor, segments
+        return _scattered(outputs, segments).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient (T, H, D) -> gradients of query, key and value (H, T, D)."""
+        _, num_heads, width = grad.shape
+        segments: Segments = ctx.segments
+        saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        if segments.is_even:
+            placed = grad.transpose(0, 1)
+        else:
+            num_places = sum(index.numel() for index in segments.gather)
+            placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, segments.scatter, grad.transpose(0, 1))
+        grads: tuple[list[Tensor], ...] = ([], [], [])
+        start = 0
+        for number, index in enumerate(segments.gather):
+            num, length = index.shape
+            q, k, v, weights, keep = saved[5 * number : 5 * number + 5]
+            flat = (num_heads, num * length, width)
+            out = placed[:, start : start + num * length].reshape(num_heads * num, length, width)
+            start += num * length
+            if keep is None:
+                by_weight, mixed = torch.bmm(out, v.transpose(1, 2)), weights
+            else:
+                out = out * ctx.factor
+                by_weight, mixed = torch.bmm(out, v.transpose(1, 2)).mul_(keep), weights * keep
+            by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+            grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
+            grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))
+            grads[2].append(torch.bmm(mixed.transpose(1, 2), out).view(flat))
+        return *(_scattered(part, segments) for part in grads), None, None, None
+
+
+def _eager_apart(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+) -> Tensor:
+    """query, key, value (H, T, D) -> (T, H, D)."""
+    apart: Tensor = _EagerApart.apply(query, key, value, scaling, dropout, segments)  # type: ignore[no-untyped-call]
+    return apart
+
+
+def _sdpa_apart(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+) -> Tensor:
+    """query, key, value (H, T, D) -> (T, H, D)."""
+    heads = [part.transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
+    if segments.is_even:
+        shape = (*segments.gather[0].shape, *heads[0].shape[1:])
+        q, k, v = (h.reshape(shape).transpose(1, 2) for h in heads)
+        return _sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1)
+    outputs = []
+    for index in segments.gather:
+        # index_select: the gradient of `h[index]` takes four times as long.
+        shape = (*index.shape, *heads[0].shape[1:])
+        q, k, v = (h.index_select(0, index.view(-1)).view(shape).transpose(1, 2) for h in heads)
+        outputs.append(_sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, segments.scatter)
+
+
+def _attention(padded: Any, apart: Any) -> Any:
+    """What transformers calls: `padded` without segments (causal rows, padded at their end), else `apart`."""
+
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        segments: Segments | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """query, key, value (B, H, T, D) -> (B, T, H, D)."""
+        if segments is None:
+            return padded(query, key, value, scaling, dropout).transpose(1, 2), None
+        return apart(query[0], key[0], value[0], scaling, dropout, segments).unsqueeze(0), None
+
+    return forward
+
+
+KERNELS = {"eager": "multitask_eager", "sdpa": "multitask_sdpa"}
+AttentionInterface.register(KERNELS["eager"], _attention(_eager, _eager_apart))
+AttentionInterface.register(KERNELS["sdpa"], _attention(_sdpa, _sdpa_apart))
+
+
+def name_for(device: torch.device) -> str:
+    """The attention that is fast on a device."""
+    return KERNELS["eager" if device.type == "cpu" else "sdpa"]
+
+
+@contextmanager
+def using(base: Any, name: str) -> Iterator[None]:
+    """A transformers model with another attention for a while."""
+    before = base.config._attn_implementation
+    base.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        base.config._attn_implementation = before

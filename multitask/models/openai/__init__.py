@@ -1,0 +1,1 @@
+"""OpenAI's GPT-2 checkpoints, read without TensorFlow."""

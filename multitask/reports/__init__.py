@@ -1,0 +1,1 @@
+"""Benchmark suites and reports: results files to tables, figures and one page."""

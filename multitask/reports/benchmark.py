@@ -1,0 +1,266 @@
+"""A suite: every way to get the tasks done, on the same rows, arm by arm, so that a stopped one goes on.
+
+`configs/benchmark_demo.yaml` -> arms `trivial`, `prompted`, `single-nli seed 7`, ..., `multitask-lora seed 8`; each is
+a results file or a run folder below `OUT/arms`, kept as long as its settings, its rows and the code stay the same.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from multitask.batching.mixture import shares
+from multitask.cli.preview import estimate
+from multitask.config import BenchmarkConfig, RunConfig, load, merged, read_yaml, shipped
+from multitask.data.rows import Counts, has_split, provenance, resolve
+from multitask.device import choose_device, forget_peak
+from multitask.errors import InputError, suggest
+from multitask.evaluation import baselines, evaluator, fewshot
+from multitask.evaluation.metrics import FROM_NLL
+from multitask.models.attention import name_for
+from multitask.models.build import add_lora, build, load_causal, model_folder
+from multitask.models.loss import plain_model
+from multitask.registry import fingerprint
+from multitask.task import Task
+from multitask.tokenization.encoded_rows import prepare, read
+from multitask.training import finetune
+from multitask.training.demo_model import base_model
+
+Report = Callable[[dict[str, Any]], None]
+_NOT_ASKED = {
+    "api",
+    "benchmark",
+    "main",
+    "console",
+    "figures",
+    "plots",
+    "pages",
+    "preview",
+    "report",
+    "results",
+    "significance",
+}
+"""Modules that no score depends on."""
+_ARM_S = 3.0  # to load, to score baselines and to write, about
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One thing to run: an arm with its settings, tasks and seed.
+
+    name: `trivial`, `prompted`, `single-nli`, `multitask-lora`; with the seed, of tuned arms, the folder's name.
+    """
+
+    name: str
+    kind: str
+    config: RunConfig
+    tasks: tuple[str, ...]
+    seed: int | None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder below `OUT/arms`."""
+        return self.name if self.seed is None else f"{self.name}-seed-{self.seed}"
+
+
+def plan(suite: BenchmarkConfig, tasks: Sequence[str], where: str) -> list[ArmRun]:
+    """All arms of a suite, cheap ones first; raises InputError for settings that cannot be used."""
+    if suite.base is None and "prompted" in suite.arms:
+        raise InputError(f"{where}: arm 'prompted' needs a model to prompt; set base, or leave the arm out")
+    planned = []
+    for kind in ("trivial", "prompted", "multitask", "multitask-lora", "single", "single-lora"):
+        if kind not in suite.arms:
+            continue
+        overlays = [overlay for name, overlay in (("single", suite.single), ("lora", suite.lora)) if name in kind]
+        adapter = {"adapter": {"kind": "lora"}} if kind.endswith("lora") else {}
+        for seed in suite.seeds if kind not in ("trivial", "prompted") else [None]:
+            for own in [[task] for task in tasks] if kind.startswith("single") else [list(tasks)]:
+                settings = merged(suite.run, adapter, *overlays, {"tasks": own})
+                settings = settings if seed is None else settings | {"seed": seed}
+                name = kind if not kind.startswith("single") else kind.replace("single", f"single-{own[0]}", 1)
+                planned.append(
+                    ArmRun(name, kind, load(RunConfig, settings, where=f"{where}: {name}"), tuple(own), seed)
+                )
+    return planned
+
+
+def benchmark(
+    suite: BenchmarkConfig,
+    tasks: Mapping[str, Task],
+    out: Path,
+    where: str,
+    only: Sequence[str] | None = None,
+    report: Report = lambda record: None,
+) -> list[dict[str, Any]]:
+    """Runs what is missing; returns, for each arm, its name, folder, whether it was kept, and seconds.
+
+    only: names of arms (`prompted`, `single`, `single-nli`, `multitask-seed-7`); None: all. Raises InputError for a
+    name that no arm has. Ctrl-C stops after the arm's checkpoint; the same command goes on.
+    """
+    arms = chosen(plan(suite, list(tasks), where), only)
+    base = _base(suite, report) if any(arm.kind != "trivial" for arm in arms) else None
+    done = []
+    for number, arm in enumerate(arms, 1):
+        folder, key = out / "arms" / arm.folder, _key(arm, tasks, base if arm.kind != "trivial" else None)
+        stamp = out / "keys" / arm.folder
+        is_ours = stamp.exists() and stamp.read_text("utf-8") == key
+        kept = is_ours and (folder / "results.json").exists()
+        report({"event": "arm", "arm": arm.folder, "number": number, "of": len(arms), "kept": kept})
+        started = time.perf_counter()
+        forget_peak(choose_device(arm.config.device))
+        if not kept:
+            if not is_ours:
+                shutil.rmtree(folder, ignore_errors=True)
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(key, "utf-8")
+            _run(arm, {name: tasks[name] for name in arm.tasks}, base, folder, report)
+        done.append(
+            {"arm": arm.folder, "folder": str(folder), "kept": kept, "elapsed_s": time.perf_counter() - started}
+        )
+    return done
+
+
+def chosen(arms: Sequence[ArmRun], only: Sequence[str] | None) -> list[ArmRun]:
+    """The arms of these names; raises InputError for a name that none has."""
+    if only is None:
+        return list(arms)
+    names = {name for arm in arms for name in (arm.name, arm.kind, arm.folder)}
+    for name in only:
+        if name not in names:
+            raise InputError(f"--arms: no arm '{name}' in this suite; {suggest(name, sorted(names))}")
+    return [arm for arm in arms if {arm.name, arm.kind, arm.folder} & set(only)]
+
+
+def _base(suite: BenchmarkConfig, report: Report) -> str | None:
+    """The base as a name that loads: a recipe is trained if it has not been."""
+    if suite.base is not None and (shipped("configs") / f"{suite.base}.yaml").exists():
+        return str(base_model(suite.base, report))
+    return suite.base
+
+
+def _key(arm: ArmRun, tasks: Mapping[str, Task], base: str | None) -> str:
+    """A hash of all that decides an arm's scores: settings, rows, plugins, the base and the code."""
+    code = [path for path in sorted(Path(__file__).parent.parent.rglob("*.py")) if path.stem not in _NOT_ASKED]
+    rows = [
+        provenance(source, split, arm.config.data)
+        for name in arm.tasks
+        for source in resolve(tasks[name], arm.config.data)
+        for split in ("train", "validation", "test")
+        if has_split(source, split)
+    ]
+    parts = [
+        arm.name,
+        arm.config.model_dump_json(exclude={"data": {"cache"}}),
+        json.dumps(rows, sort_keys=True),
+        *(fingerprint(tasks[name]) for name in arm.tasks),
+        _content(base),
+        *(path.read_text("utf-8") for path in code),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _content(base: str | None) -> str:
+    """The base's name, and of a folder a hash of its weights."""
+    weights = Path(model_folder(base) or "", "model.safetensors")
+    if base is None or not weights.exists():
+        return str(base)
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path, report: Report) -> None:
+    """Scores one arm into its folder."""
+    folder.parent.mkdir(exist_ok=True)
+    if arm.kind == "trivial":
+        results = evaluator.envelope(arm.config, "baseline", "trivial", {"name": "none"})
+        results |= baselines.trivial(tasks, arm.config)
+        evaluator.write_results(folder / "results.json", results)
+    elif arm.kind == "prompted":
+        assert base is not None
+        model, tokenizer = load_causal(base, arm.config.model.revision)
+        model.to(choose_device(arm.config.device))
+        fewshot.fewshot(model, tokenizer, base, tasks, arm.config, folder / "results.json", report)
+    else:
+        config = arm.config
+        if base is not None:
+            config = config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
+        resumes = any((folder / "checkpoints").glob("step-*"))
+        finetune.train(config, tasks, folder, overwrite=not resumes, resume=resumes, report=report, arm=arm.name)
+
+
+def dry_run(
+    suite: BenchmarkConfig, tasks: Mapping[str, Task], where: str, only: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """For each arm: tokens, and about how many seconds they take; nothing is trained.
+
+    The speed of training is measured on a few micro-steps; scoring is taken to be as fast a token, and writing a
+    quarter as fast. Loading and reporting take a few seconds an arm besides: rough, and said to be so.
+    """
+    speeds: dict[bool, float] = {}
+    for arm in chosen(plan(suite, list(tasks), where), only):
+        if arm.kind == "trivial":
+            yield {"arm": arm.folder, "tokens": 0, "seconds": 0.0}
+            continue
+        mine = {name: tasks[name] for name in arm.tasks}
+        is_lora = arm.config.adapter.kind == "lora"
+        tokens, speeds[is_lora] = _measure(suite, mine, arm.config, speeds.get(is_lora))
+        num_rows, mean_length, num_written = _test_rows(mine, arm.config, tokens["lengths"])
+        num_times, num_trained = 1, tokens["trained"]
+        if arm.kind == "prompted":
+            settings, num_trained = arm.config.fewshot, 0
+            num_times = sum(settings.draws if shots else 1 for shots in settings.shots)
+        num_scored = num_times * num_rows * mean_length
+        seconds = _ARM_S + speeds[is_lora] * (num_trained + num_scored + 4 * num_times * num_written)
+        yield {"arm": arm.folder, "tokens": round(num_trained + num_scored), "seconds": round(seconds, 3)}
+
+
+def _measure(
+    suite: BenchmarkConfig, tasks: Mapping[str, Task], config: RunConfig, s_per_token: float | None
+) -> tuple[dict[str, Any], float]:
+    """Tokens to train on and mean lengths by task; and seconds a token, measured unless known."""
+    settings = config.model
+    if suite.base is not None:
+        recipe = shipped("configs") / f"{suite.base}.yaml"
+        shape = load(RunConfig, read_yaml(recipe), where=str(recipe)).model if recipe.exists() else None
+        settings = shape or settings.model_copy(update={"name": suite.base})
+    model, tokenizer, new_ids = build(settings, tasks, finetune.tokenizer_texts(tasks, config), config.seed)
+    device = choose_device(config.device)
+    plain_model(model).config._attn_implementation = name_for(device)
+    block_size = evaluator.window(config.train, model)
+    rows = {
+        name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
+        for name, task in tasks.items()
+    }
+    if config.adapter.kind == "lora":
+        model = add_lora(model, config.adapter, new_ids)
+    lengths = {name: float(each.lengths.mean()) for name, each in rows.items()}
+    if s_per_token is not None:
+        sizes = {name: len(each) for name, each in rows.items()}
+        share = shares(sizes, config.train.mixing_temperature, config.train.mixture_cap, config.train.mixture_weights)
+        mean = sum(share[name] * lengths[name] for name in rows)
+        steps = config.train.max_steps
+        trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean
+        return {"trained": trained, "lengths": lengths}, s_per_token
+    found = estimate(model, rows, config, block_size, device)
+    return {"trained": found["num_tokens"], "lengths": lengths}, found["s_per_token"]
+
+
+def _test_rows(tasks: Mapping[str, Task], config: RunConfig, lengths: Mapping[str, float]) -> tuple[int, float, int]:
+    """Rows to score, their mean length in tokens, and tokens to write for open answers, half of the most."""
+    num_rows = {
+        name: sum(1 for _ in islice(read(task, config.eval.split, config.data, Counts()), config.eval.max_rows))
+        for name, task in tasks.items()
+    }
+    total = sum(num_rows.values())
+    mean = sum(num_rows[name] * lengths[name] for name in tasks) / max(1, total)
+    written = sum(
+        num_rows[name] * task.max_new_tokens // 2
+        for name, task in tasks.items()
+        if not task.is_closed and any(metric not in FROM_NLL for metric in task.metrics)
+    )
+    return total, mean, written

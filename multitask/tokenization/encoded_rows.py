@@ -1,0 +1,234 @@
+"""Encoded rows of one task and split: written once to a memory-mapped Arrow file, found again by content.
+
+`prepare(nli, "train", tokenizer, 256, data)` -> `Examples`: `examples.ids(5)` is a view of the file, no copy;
+lengths alone (4 bytes a row) stay in memory.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from transformers import PreTrainedTokenizerFast
+
+from multitask import pattern, registry
+from multitask.config import DataConfig, SourceConfig
+from multitask.data import readers
+from multitask.data import rows as data_rows
+from multitask.data.rows import Counts, Row
+from multitask.errors import InputError
+from multitask.task import Task
+from multitask.tokenization import row_encoder
+from multitask.tokenization.row_encoder import Encoded, RowEncoder, lost_characters
+
+_BATCH = 1000
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "fields": pa.string(),  # JSON: field -> text
+        "references": pa.list_(pa.string()),
+        "language": pa.string(),
+        "choices": pa.list_(pa.string()),
+        "classes": pa.list_(pa.string()),
+        "where": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "num_prompt": pa.int32(),
+        "is_cut": pa.bool_(),
+    }
+)
+
+
+class Examples:
+    """Examples of one task and split, read from a memory-mapped file.
+
+    lengths, num_prompts: int32 arrays (N,). report: counts and provenance, as `results.json` shows them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.report: dict[str, Any] = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        self._batches = [self._reader.get_batch(n) for n in range(self._reader.num_record_batches)]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        ids = [batch.column("input_ids") for batch in self._batches]
+        self._values = [column.values.to_numpy(zero_copy_only=True) for column in ids]
+        self._offsets = [column.offsets.to_numpy() for column in ids]
+        self.lengths: npt.NDArray[np.int32] = np.concatenate([np.diff(o) for o in self._offsets] or [np.zeros(0, "i4")])
+        self.num_prompts: npt.NDArray[np.int32] = np.concatenate(
+            [batch.column("num_prompt").to_numpy() for batch in self._batches] or [np.zeros(0, "i4")]
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def ids(self, number: int) -> npt.NDArray[np.int32]:
+        """Ids of one example, (T,), a view of the file."""
+        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        at = number - int(self._starts[batch])
+        ids: npt.NDArray[np.int32] = self._values[batch][self._offsets[batch][at] : self._offsets[batch][at + 1]]
+        return ids
+
+    def row(self, number: int) -> dict[str, Any]:
+        """One row with its texts: id, fields, references, language, choices, classes, where, is_cut."""
+        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        at = number - int(self._starts[batch])
+        record: dict[str, Any] = self._batches[batch].slice(at, 1).to_pylist()[0]
+        record["fields"] = json.loads(record["fields"])
+        return record
+
+    def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """All rows in order, or the first `limit`, one record batch in memory at a time."""
+        return itertools.islice((self.row(n) for n in range(len(self))), limit)
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where encoded rows are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return config.cache.expanduser() if config.cache else Path(home) / "multitask"
+
+
+def read(task: Task, split: str, config: DataConfig, counts: Counts) -> Iterator[Row]:
+    """Rows of all sources of a task, one source after the other in turn, so that a limit takes from each."""
+    sources = [source for source in data_rows.resolve(task, config) if data_rows.has_split(source, split)]
+    streams = [data_rows.read_rows(task, source, split, config, counts) for source in sources]
+    while streams:
+        for stream in list(streams):
+            try:
+                yield next(stream)
+            except StopIteration:
+                streams.remove(stream)
+
+
+def prepare(
+    task: Task,
+    split: str,
+    tokenizer: PreTrainedTokenizerFast,
+    block_size: int,
+    config: DataConfig,
+    *,
+    answer_room: int | None = None,
+    limit: int | None = None,
+) -> Examples:
+    """Examples of a task's split, from the cache or encoded now.
+
+    answer_room: as in `RowEncoder`; None in training. limit: the first so many usable rows.
+    Raises InputError when no row is usable.
+    """
+    sources = [source for source in data_rows.resolve(task, config) if data_rows.has_split(source, split)]
+    if not sources:
+        raise InputError(
+            f"task '{task.name}' has no {split} rows: none of its sources has that split; "
+            f"give `files: {{{split}: ...}}`"
+        )
+    provenance = [data_rows.provenance(source, split, config) for source in sources]
+    key = _key(task, sources, provenance, split, tokenizer, block_size, config, answer_room, limit)
+    path = cache_folder(config) / f"{task.name}-{split}-{key}.arrow"
+    if not path.exists():
+        encoder = RowEncoder(task, tokenizer, block_size, answer_room)
+        report = {
+            "files": [name for item in provenance for name in item["files"]],
+            "sha256": [digest for item in provenance for digest in item["sha256"]],
+            "revision": next((item["revision"] for item in provenance if item.get("revision")), None),
+            "split": split,
+        }
+        _write(path, task, split, config, encoder, tokenizer, report, limit)
+    examples = Examples(path)
+    if len(examples) == 0:
+        raise InputError(
+            f"task '{task.name}', {split}: no usable row: {json.dumps(examples.report)}; "
+            "raise train.block_size (or model.n_positions), or look at the rows with `preview`"
+        )
+    return examples
+
+
+def _key(
+    task: Task,
+    sources: Sequence[SourceConfig],
+    provenance: Sequence[dict[str, Any]],
+    split: str,
+    tokenizer: PreTrainedTokenizerFast,
+    block_size: int,
+    config: DataConfig,
+    answer_room: int | None,
+    limit: int | None,
+) -> str:
+    """A hash of everything the file depends on: data, task, tokenizer, settings and the code that encodes."""
+    code = [Path(str(module.__file__)).read_bytes() for module in (data_rows, readers, row_encoder, pattern)]
+    parts = [
+        registry.fingerprint(task),
+        tokenizer.backend_tokenizer.to_str(),
+        json.dumps([source.model_dump(mode="json") for source in sources]),  # unsorted: labels stand in order
+        json.dumps([provenance, split, block_size, config.on_bad_row, answer_room, limit], sort_keys=True),
+        *(hashlib.sha256(text).hexdigest() for text in [*code, Path(__file__).read_bytes()]),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _write(
+    path: Path,
+    task: Task,
+    split: str,
+    config: DataConfig,
+    encoder: RowEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    report: dict[str, Any],
+    limit: int | None,
+) -> None:
+    """Encode in batches and write; the file appears under its name only when it is whole."""
+    counts = Counts()
+    num_cut = num_refused = num_rows = 0
+    lost: Counter[str] = Counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside, beside = path.with_suffix(f".{os.getpid()}.tmp"), path.with_suffix(f".{os.getpid()}.json.tmp")
+    rows = read(task, split, config, counts)
+    try:
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            # No row more than the limit needs is read, so that the counts are of what was looked at.
+            while batch := list(itertools.islice(rows, min(_BATCH, limit - num_rows) if limit else _BATCH)):
+                records = []
+                for row, example in zip(batch, encoder.encode(batch), strict=True):
+                    if example is None:
+                        num_refused += 1
+                    else:
+                        num_rows += 1
+                        num_cut += example.is_cut
+                        records.append(_record(row, example))
+                writer.write_batch(pa.RecordBatch.from_pylist(records, schema=_SCHEMA))
+                lost.update(lost_characters([t for r in batch for t in r.fields.values()], tokenizer, encoder.plain))
+        report |= {
+            "num_rows": num_rows,
+            "num_cut": num_cut,
+            "num_refused": num_refused,
+            "num_skipped": counts.num_skipped,
+            "num_chars_lost": sum(lost.values()),
+            "chars_lost": dict(lost.most_common(20)),
+        }
+        beside.write_text(json.dumps(report, ensure_ascii=False), "utf-8")
+        os.replace(beside, path.with_suffix(".json"))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+def _record(row: Row, example: Encoded) -> dict[str, Any]:
+    """One line of the Arrow file."""
+    return {
+        "id": row.id,
+        "fields": json.dumps(row.fields, ensure_ascii=False),
+        "references": list(row.references),
+        "language": row.language,
+        "choices": list(row.choices),
+        "classes": list(row.classes),
+        "where": row.where,
+        "input_ids": example.input_ids,
+        "num_prompt": example.num_prompt,
+        "is_cut": example.is_cut,
+    }

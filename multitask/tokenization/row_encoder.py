@@ -1,0 +1,194 @@
+"""From pieces to ids: every field encoded alone, marker ids put in by id, long rows cut in their one `cut` field.
+
+`A<|sep|>B<|nli|>neutral<|end|>` -> `Encoded(input_ids=(65, 302, 66, 303, 78, ..., 301), num_prompt=4)`: the first four
+ids are the prompt, the rest is learned. Labels are not stored: they are `input_ids` from `num_prompt` on.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from multitask.data.rows import Row
+from multitask.errors import InputError
+from multitask.pattern import Piece, render
+from multitask.task import Task
+
+_CONTEXT = 200  # characters at both sides of a seam
+_MAX_SEAMS = 50  # tried per piece, before more is read
+_SEAM = re.compile(r"(?<=\S)\s")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as ids.
+
+    input_ids: prompt, target and `<|end|>`.
+    num_prompt: ids before the target; the loss falls on the others.
+    is_cut: the `cut` field was shortened.
+    """
+
+    input_ids: list[int]
+    num_prompt: int
+    is_cut: bool = False
+
+
+class RowEncoder:
+    """Encodes rows of one task for one tokenizer and one window.
+
+    block_size: most ids of an example.
+    answer_room: None in training, where the target is known, counts, and a known answer stays inside the kept window.
+        In evaluation the ids to leave free for the answer: the prompt is cut blindly, at its end, to
+        `block_size - answer_room`.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerFast, block_size: int, answer_room: int | None = None
+    ) -> None:
+        self.task = task
+        self.block_size = block_size
+        self.answer_room = answer_room
+        self.marker_ids: dict[str, int] = dict(tokenizer.get_added_vocab())
+        self.plain = plain_reader(tokenizer)
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded | None]:
+        """Rows to examples, in order; None for a row to refuse.
+
+        Refused is what is too long without a field to cut, and what has nothing left of its prompt or target.
+        """
+        rendered = [render(self.task, row.fields) for row in rows]
+        texts = [p.literal + p.text for pieces in rendered for p in pieces if not p.is_marker]
+        encodings = iter(self.plain.encode_batch(texts, add_special_tokens=False))
+        return [
+            self._assemble(row, pieces, [None if p.is_marker else next(encodings) for p in pieces])
+            for row, pieces in zip(rows, rendered, strict=True)
+        ]
+
+    def _assemble(self, row: Row, pieces: tuple[Piece, ...], encodings: list[Encoding | None]) -> Encoded | None:
+        ids = [
+            [self.marker_ids[piece.text]] if encoding is None else encoding.ids
+            for piece, encoding in zip(pieces, encodings, strict=True)
+        ]
+        at_target = next(n for n, piece in enumerate(pieces) if piece.field == self.task.target)
+        if not ids[at_target]:
+            return None
+        blind = self.answer_room is not None
+        limit = self.block_size - (self.answer_room or 0)
+        excess = sum(map(len, ids[:at_target] if blind else ids)) - limit
+        is_cut = excess > 0
+        if is_cut:
+            at_cut = next((n for n, piece in enumerate(pieces) if piece.field and piece.field == self.task.cut), None)
+            if at_cut is None:
+                return None
+            encoding = encodings[at_cut]
+            assert encoding is not None
+            shorter = self._shorten(pieces[at_cut], encoding, len(ids[at_cut]) - excess, None if blind else row.keep)
+            if shorter is None:
+                return None
+            ids[at_cut] = shorter
+        num_prompt = sum(map(len, ids[:at_target]))
+        if num_prompt == 0:  # the first token of an example is never learned
+            return None
+        return Encoded([i for part in ids for i in part], num_prompt, is_cut)
+
+    def _shorten(self, piece: Piece, encoding: Encoding, room: int, keep: tuple[int, int] | None) -> list[int] | None:
+        """The ids of a stretch of the piece's text that has at most `room` ids; None when no such stretch will do.
+
+        The text is cut, not the ids, and encoded anew, so that the tokenizer reads the rendered string as we do.
+        """
+        text, lead, limit = piece.literal + piece.text, len(piece.literal), room
+        offsets = encoding.offsets
+        first = last = 0
+        if keep is not None:
+            first = next((n for n, (_, end) in enumerate(offsets) if end > keep[0] + lead), 0)
+            last = next((n for n, (_, end) in enumerate(offsets) if end >= keep[1] + lead), len(offsets) - 1)
+        while room > 0:
+            if last - first + 1 > room:
+                return None
+            start = 0 if last < room else min((first + last + 1 - room) // 2, len(offsets) - room)
+            stretch = text[offsets[start][0] : offsets[start + room - 1][1]]
+            if start > 0:
+                stretch = piece.literal + stretch
+            ids: list[int] = self.plain.encode(stretch, add_special_tokens=False).ids
+            if len(ids) <= limit:
+                return ids or None
+            room -= len(ids) - limit
+        return None
+
+
+def plain_reader(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that reads special tokens in user text as plain text; the tokenizer itself keeps parsing them."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.encode_special_tokens = True
+    plain.no_truncation()  # what an earlier call of the tokenizer asked for stays switched on in it
+    plain.no_padding()
+    return plain
+
+
+def lost_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, plain: Tokenizer) -> Counter[str]:
+    """Characters that do not survive encode and decode, with counts; after NFC and white-space folding.
+
+    Counting unknown ids would miss what a normaliser drops without a trace.
+    """
+    lost: Counter[str] = Counter()
+    back: list[str] = tokenizer.batch_decode(
+        [e.ids for e in plain.encode_batch(list(texts), add_special_tokens=False)],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    for before, after in zip(texts, back, strict=True):
+        gone = Counter(fold(before)) - Counter(fold(after))
+        # Folding calls every gap a space; of the gaps that are gone, the characters that stood there are named.
+        gaps = [c for c in (Counter(before) - Counter(after)).elements() if c.isspace()]
+        lost.update(gaps[: gone.pop(" ", 0)])
+        lost.update(gone)
+    return lost
+
+
+def fold(text: str) -> str:
+    """A text without what no tokenizer is asked to keep: NFC, each gap one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
+    """A text in pieces of about `size` characters whose ids, one after another, are those of the whole.
+
+    A seam lies before white space, and only where the text around it has the same ids in one and in two. Where there is
+    none such (a text without white space, say), the piece goes on. Raises InputError where the tokenizer has no token
+    for what it does not know, and says so.
+    """
+
+    def ids(text: str) -> list[int]:
+        try:
+            found: list[int] = plain.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # what `tokenizers` raises has no class of its own
+            raise InputError(f"the tokenizer cannot encode this text: {error}") from error
+        return found
+
+    held = ""
+    for part in parts:
+        for start in range(0, len(part), size):  # a text that is given whole is one part
+            held += part[start : start + size]
+            if len(held) < size:
+                continue
+            for at in islice(_seams(held, len(held) - size, len(held) - _CONTEXT), _MAX_SEAMS):
+                left, right = held[max(0, at - _CONTEXT) : at], held[at : at + _CONTEXT]
+                if ids(left) + ids(right) == ids(left + right):
+                    yield held[:at]
+                    held = held[at:]
+                    break
+    if held:
+        yield held
+
+
+def _seams(text: str, start: int, end: int) -> Iterator[int]:
+    """Where white space begins, the last place first; the text is searched only as far back as is asked for."""
+    while end > start:
+        begin = max(start, end - _CONTEXT)
+        yield from reversed([found.start() for found in _SEAM.finditer(text, begin, end)])
+        end = begin

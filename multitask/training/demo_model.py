@@ -1,0 +1,88 @@
+"""The embedded base: a small GPT-2 to prompt, trained on the little world's documents when it is first asked for.
+
+`base_model()` -> `~/.cache/multitask/demo_base-3f2a.../`, a model folder. The name holds a hash of the recipe, of the
+world and of the code that trains: a change of any of them trains anew, all else finds the folder and returns at once.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from multitask.config import RunConfig, load, read_yaml, shipped
+from multitask.errors import Interrupted
+from multitask.registry import choose, fingerprint, load_tasks
+from multitask.task import Task
+from multitask.tokenization.encoded_rows import cache_folder
+from multitask.training import finetune
+from multitask.training.loop import Report
+
+_CODE = (
+    "models/attention",
+    "batching/packing",
+    "tokenization/bpe",
+    "data/rows",
+    "data/synthetic/documents",
+    "models/dropout",
+    "tokenization/row_encoder",
+    "pattern",
+    "training/loop",
+    "models/loss",
+    "batching/mixture",
+    "models/build",
+    "training/run_dir",
+    "training/finetune",
+    "tokenization/tokenizer",
+    "data/synthetic/world",
+)
+"""Modules that decide the weights."""
+
+
+def base_model(config_name: str = "demo_base", report: Report = lambda record: None) -> Path:
+    """The folder of the embedded base; the first call trains it, and tells `report` of every step.
+
+    A training that was stopped goes on where it stopped. The folder appears under its name only when it is whole, so
+    processes that train at the same time do not meet: the first to finish gives the folder.
+
+    Raises InputError for a recipe that does not exist, KeyboardInterrupt when it is stopped, after all was saved.
+    """
+    path = shipped("configs") / f"{config_name}.yaml"
+    config = load(RunConfig, read_yaml(path), where=str(path))
+    tasks = choose(load_tasks(), config.tasks)
+    folder = cache_folder(config.data) / f"{config_name}-{_key(config, tasks)}"
+    if not folder.exists():
+        _train(config, tasks, folder, report)
+    return folder
+
+
+def _key(config: RunConfig, tasks: dict[str, Task]) -> str:
+    """A hash of all that decides the weights."""
+    code = [(Path(__file__).parent.parent / f"{name}.py").read_text("utf-8") for name in _CODE]
+    recipe = [config.model_dump_json(exclude={"eval": True, "data": {"cache"}}), *map(fingerprint, tasks.values())]
+    return hashlib.sha256("\0".join([*recipe, *code]).encode()).hexdigest()[:16]
+
+
+def _train(config: RunConfig, tasks: dict[str, Task], folder: Path, report: Report) -> None:
+    """Trains in a run folder of this process's own, from the start or from where another one stopped."""
+    run, stopped = folder.with_name(f"{folder.name}.{os.getpid()}.tmp"), folder.with_name(f"{folder.name}.stopped")
+    shutil.rmtree(run, ignore_errors=True)  # of a killed process that had this number
+    try:
+        stopped.rename(run)
+        resumes = any((run / "checkpoints").glob("step-*"))
+    except FileNotFoundError:
+        resumes = False
+    text = "the embedded base is not there yet: it is trained first and kept, about 5 minutes on two CPU cores"
+    report({"event": "note", "text": text})
+    shown = {"start", "step", "validation", "warning"}
+    progress: Report = lambda record: report(record) if record["event"] in shown else None  # noqa: E731
+    try:
+        finetune.train(config, tasks, run, overwrite=not resumes, resume=resumes, report=progress)
+        if not folder.exists():
+            (run / "model").rename(folder)
+    except Interrupted:
+        if not stopped.exists():
+            run.rename(stopped)
+        report({"event": "warning", "text": "stopped and saved; the same command goes on from here"})
+        raise KeyboardInterrupt from None
+    finally:
+        shutil.rmtree(run, ignore_errors=True)

@@ -1,0 +1,463 @@
+"""The one training loop: draw blocks, sum nats over micro-steps, divide by the step's whole weight, clip, step.
+
+With 4 blocks a step on 2 processes and room for one block at a time, each process makes 2 micro-steps, and the loss is
+what one process with room for all 4 would have computed: summed nats over summed weights, never an average of averages.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from multitask.batching.packing import Batch, Block, Drawn, Ids, collate, micro_steps
+from multitask.config import LoopConfig
+from multitask.device import peak_memory_bytes
+from multitask.errors import InputError, Interrupted
+from multitask.inference.scoring import example_nll
+from multitask.models.dropout import hasten
+from multitask.models.loss import TokenNLL
+from multitask.training import checkpoint
+from multitask.training.plots import draw_loss
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with records such as `{"event": "step", "step": 20, "loss": {"nli": 1.2}, ...}`."""
+_NUM_WORSE = 3  # validations without a better one before the reader is told
+
+
+class Stream(Protocol):
+    """What the loop reads from: `BlockStream` of tasks, `TextStream` of running text."""
+
+    cursor: tuple[int, ...]
+
+    def next_blocks(self, num_blocks: int) -> list[Block]:
+        """The next blocks; moves the cursor."""
+
+    def ids(self, drawn: Drawn) -> Ids:
+        """Ids of a drawn example, (length + 1,)."""
+
+    def epochs(self) -> dict[str, float]:
+        """How often the rows of each name have been taken."""
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        """Tokens of one pass over everything."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned and what is looked at on the way.
+
+    names: tasks, in the order of `Drawn.task`, or `text`. validation: of each name examples (ids, length of the
+    prompt) that fit the window. layout, prompt_weight: as in `collate`. look: called by the main process at each
+    validation; what it returns joins the record, and its `score` (by name, higher is better) chooses the best weights
+    in place of the loss. facts: what the first record tells of the data.
+    """
+
+    names: Sequence[str]
+    stream: Stream
+    validation: Mapping[str, Sequence[tuple[Ids, int]]]
+    block_size: int
+    layout: Literal["packed", "none"] = "packed"
+    prompt_weight: float = 0.0
+    look: Callable[[], dict[str, Any]] = dict
+    chooses_by_score: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
+    """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant."""
+    assert config.learning_rate is not None
+    warmup = min(config.warmup_steps, max_steps // 10)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - warmup) / max(1, max_steps - 1 - warmup)
+    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * left
+
+
+def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, 2019), fused where it exists; only matrices of layers decay."""
+    decays: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and "wte" not in name and "wpe" not in name
+            (decays if is_matrix else rest).append(parameter)
+    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate or 0.0,  # set anew at every step
+        betas=(config.beta1, config.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+class Loop:
+    """One run's state: what a checkpoint holds is what this object holds."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        seed: int,
+        lesson: Lesson,
+        out: Path,
+        accelerator: Accelerator,
+        model: Any,
+        report: Report,
+    ) -> None:
+        self.config, self.seed, self.lesson, self.out = config, seed, lesson, out
+        self.accelerator, self.model, self.report = accelerator, model, report
+        self.stream, self.block_size = lesson.stream, lesson.block_size
+        self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
+        by_epochs = math.ceil(config.epochs * self.stream.tokens_per_epoch / self.tokens_per_step)
+        self.max_steps = config.max_steps or max(1, by_epochs)
+        self.has_dropout = hasten(model)
+        self.forward, self.optimizer = accelerator.prepare(
+            TokenNLL(model), make_optimizer(model, config, accelerator.device)
+        )
+        self.parameters = list(self.forward.parameters())
+        self.step = self.num_tokens = 0
+        self.elapsed_s = 0.0
+        self.best: dict[str, Any] | None = None
+        self.num_worse = 0
+        # Nats and target tokens of each name since the last log line.
+        self.sums = np.zeros((len(lesson.names), 2))
+        self._wants_stop = False
+
+    @property
+    def _digests(self) -> dict[str, Any]:
+        """What the data was read from, by content."""
+        return {name: report.get("sha256") for name, report in self.lesson.facts.get("data", {}).items()}
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Most tokens of one step, over all processes."""
+        return self.blocks_per_step * self.block_size
+
+    def run(self) -> None:
+        """Trains to the last step; raises Interrupted, with everything saved, after Ctrl-C or SIGTERM."""
+        self._start()
+        every = self.config.eval_every_steps or max(1, self.max_steps // 10)
+        with self._signals():
+            mark_s, mark_tokens = time.perf_counter(), self.num_tokens
+            while self.step < self.max_steps and not self._is_out_of_patience:
+                began_s = time.perf_counter()
+                rate = self._optimize()
+                self.step += 1
+                self.elapsed_s += time.perf_counter() - began_s
+                is_last = self.step == self.max_steps
+                if self.step % self.config.log_every_steps == 0 or is_last:
+                    now_s = time.perf_counter()
+                    self._log(rate, (self.num_tokens - mark_tokens) / (now_s - mark_s))
+                if self.step % every == 0 or is_last:
+                    self._validate()
+                    self.forward.train()
+                if self.step % self.config.log_every_steps == 0 or self.step % every == 0:
+                    mark_s, mark_tokens = time.perf_counter(), self.num_tokens
+                interrupted = self._any_wants_stop()
+                is_last |= self._is_out_of_patience
+                if interrupted or is_last or ((s := self.config.save_every_steps) and self.step % s == 0):
+                    self._save()
+                if interrupted:
+                    raise Interrupted(str(self.out))
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return bool(self.config.patience) and self.num_worse >= self.config.patience
+
+    def try_rates(self, low: float, high: float, num_steps: int) -> list[tuple[float, float]]:
+        """Steps with a learning rate that rises evenly by factors; (rate, nats per target token before it) of each.
+
+        Ends early when the loss is four times the least so far, or no number.
+        """
+        self._start()
+        tried: list[tuple[float, float]] = []
+        for turn in range(num_steps):
+            rate = low * (high / low) ** (turn / max(1, num_steps - 1))
+            self._optimize(rate)
+            nats, tokens = self._summed().sum(0).tolist()
+            self.sums[:] = 0
+            self.step += 1
+            if not math.isfinite(nats):
+                break
+            tried.append((rate, nats / tokens))
+            if tried[-1][1] > 4 * min(loss for _, loss in tried):
+                break
+        return tried
+
+    def _optimize(self, rate: float | None = None) -> float:
+        """One optimizer step; returns its learning rate: the one given, or that of the schedule."""
+        passes = micro_steps(
+            self.stream.next_blocks(self.blocks_per_step),
+            self.lesson.layout,
+            self.config.micro_batch_tokens,
+            self.block_size,
+        )
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        part = self.lesson.prompt_weight
+        weight = sum(d.length + 1 - d.num_prompt + part * (d.num_prompt - 1) for p in passes for d in p)
+        rate = learning_rate(self.config, self.step, self.max_steps) if rate is None else rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        num_rounds = -(-len(passes) // world)
+        for turn in range(num_rounds):
+            number = turn * world + rank
+            is_mine = number < len(
+                passes
+            )  # a process without a pass makes one of weight zero, or the others wait for it
+            drawn = passes[number if is_mine else 0]
+            if self.has_dropout:
+                torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
+            batch = collate(
+                [(self.stream.ids(d), d.num_prompt) for d in drawn], self.lesson.layout, self.lesson.prompt_weight
+            )
+            # Gradients of all processes are averaged, hence `world`; the last micro-step alone sends them around.
+            quiet = self.accelerator.no_sync(self.forward) if turn < num_rounds - 1 else nullcontext()
+            with quiet:
+                loss, nll = self.forward(batch.to(self.accelerator.device), world / weight if is_mine else 0.0)
+                self.accelerator.backward(loss)
+            if is_mine:
+                self._count(batch, drawn, nll)
+        if self.config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_tokens += sum(d.length for p in passes for d in p)
+        return rate
+
+    def _count(self, batch: Batch, drawn: list[Drawn], nll: Tensor) -> None:
+        """Adds the nats of target tokens to their tasks."""
+        task_of, num_tasks = np.array([d.task for d in drawn]), len(self.lesson.names)
+        task = task_of[batch.owners.numpy()[batch.is_target.numpy()]]
+        self.sums[:, 0] += np.bincount(task, nll.cpu().numpy()[batch.is_target.numpy()], num_tasks)
+        self.sums[:, 1] += np.bincount(task, minlength=num_tasks)
+
+    def _summed(self) -> Tensor:
+        """Nats and target tokens of all processes since the last log line, (tasks, 2); float64 wherever it exists."""
+        kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        total: Tensor = self.accelerator.reduce(
+            torch.tensor(self.sums, dtype=kind, device=self.accelerator.device), "sum"
+        )
+        return total.cpu().double()
+
+    def _log(self, rate: float, tokens_per_s: float) -> None:
+        sums = self._summed()
+        self.sums[:] = 0
+        loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.lesson.names, sums, strict=True) if s[1] > 0}
+        self._check(loss)
+        record = {
+            "step": self.step,
+            "tokens": self.num_tokens,
+            "loss": loss,
+            "learning_rate": rate,
+            "epochs": self.stream.epochs(),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+        }
+        self._write({"event": "step", **record})
+        self.accelerator.log({f"loss/{n}": v for n, v in loss.items()} | {"learning_rate": rate}, step=self.step)
+
+    def _check(self, loss: Mapping[str, float]) -> None:
+        """Raises InputError when a loss is no finite number: nothing could be learned from there on."""
+        for name, value in loss.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{self.out}: the loss of '{name}' is not a finite number at step {self.step}; the weights "
+                    "have run away: lower train.learning_rate, or set train.clip_norm (1 is usual)"
+                )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        self.report({**record, "max_steps": self.max_steps})
+
+    def _validate(self) -> None:
+        """Scores what validation holds; keeps the weights if they are the best so far."""
+        self.forward.eval()
+        loss = {}
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for name, examples in self.lesson.validation.items():
+            mine = [examples[n] for n in range(rank, len(examples), world)]
+            nll, num = example_nll(self.model, mine, self.config.micro_batch_tokens, self.accelerator.autocast)
+            total = torch.tensor([float(nll.sum()), float(num.sum())], device=self.accelerator.device)
+            nats, tokens = self.accelerator.reduce(total, "sum").tolist()
+            if tokens:
+                loss[name] = round(nats / tokens, 5)
+        self._check(loss)
+        record: dict[str, Any] = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
+        merit = -sum(loss.values()) / len(loss)
+        seen = self.lesson.look() if self.accelerator.is_main_process else {}
+        if self.lesson.chooses_by_score:
+            score = torch.zeros(1, device=self.accelerator.device)
+            if seen:
+                score += sum(seen["score"].values()) / len(seen["score"])
+            merit = float(self.accelerator.reduce(score, "sum"))
+        is_best = self.best is None or merit > self.best["merit"]
+        if is_best:
+            self.best = {"step": self.step, "merit": merit}
+            self.num_worse = 0
+            if self.accelerator.is_main_process:
+                weights = checkpoint.trained_weights(self.model)
+                checkpoint.write_aside(self._best_folder, {"model.safetensors": weights}, {})
+        else:
+            self.num_worse += 1
+        self._write({**record, **seen, "is_best": is_best})
+        if self.num_worse == _NUM_WORSE and self.accelerator.is_main_process:
+            text = (
+                f"no better validation since step {self.best['step'] if self.best else 0}: what is learned now is the "
+                "training text by heart; fewer steps, more text, or model.dropout; train.patience stops by itself"
+            )
+            self.report({"event": "warning", "text": text})
+        self.accelerator.log({f"validation/{name}": value for name, value in loss.items()}, step=self.step)
+
+    @property
+    def _best_folder(self) -> Path:
+        """Of the best weights; those of the last checkpoint's best stay until a newer checkpoint names others."""
+        return self.out / "checkpoints" / f"best-{self.best['step'] if self.best else 0}"
+
+    def take_best(self) -> None:
+        """Puts the best weights back and draws the curves."""
+        if self.best is not None:
+            checkpoint.load_weights(self._best_folder, self.model)
+        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """Seconds in the loop, tokens, tokens/s, memory, parameters."""
+        parameters = list(self.model.parameters())
+        return {
+            "train_s": round(self.elapsed_s, 1),
+            "tokens": self.num_tokens,
+            "tokens_per_s": round(self.num_tokens / max(self.elapsed_s, 1e-9), 1),
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in parameters),
+            "steps": self.step,
+            "best_step": self.best["step"] if self.best else self.step,
+            "epochs": self.stream.epochs(),
+        }
+
+    def _save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        sums = self._summed().tolist()
+        if self.accelerator.is_main_process:
+            folder = self.out / "checkpoints"
+            scaler = self.accelerator.scaler
+            state = {
+                "cursor": self.stream.cursor,
+                "num_tokens": self.num_tokens,
+                "elapsed_s": self.elapsed_s,
+                "best": self.best,
+                "num_worse": self.num_worse,
+                "sums": sums,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "data": self._digests,
+                "num_threads": torch.get_num_threads(),
+                "precision": self.config.precision,
+            }
+            path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
+            checkpoint.prune(folder, self.config.keep_checkpoints, self._best_folder)
+            draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
+            self.report({"event": "saved", "step": self.step, "path": str(path)})
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, path: Path) -> None:
+        """Continues from a checkpoint, bit for bit on a CPU with the same number of threads.
+
+        Raises InputError when what is read is not what was read before.
+        """
+        state = checkpoint.read_state(path)
+        if state.get("data", self._digests) != self._digests:
+            changed = [name for name, digest in self._digests.items() if state["data"].get(name) != digest]
+            raise InputError(
+                f"{self.out}: the data of {', '.join(changed)} is not what this run was begun with (its sha256 "
+                "differs); put the files back, or begin another run"
+            )
+        checkpoint.load(path, self.model, self.optimizer)
+        self.step, self.num_tokens, self.elapsed_s = state["step"], state["num_tokens"], state["elapsed_s"]
+        self.best, self.num_worse = state["best"], state["num_worse"]
+        self.stream.cursor = tuple(state["cursor"])
+        if self.accelerator.is_main_process:
+            self.sums += state["sums"]
+            self._forget_after(self.step)
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if (threads := state["num_threads"]) != torch.get_num_threads():
+            text = (
+                f"{path} was written with {threads} threads, here are {torch.get_num_threads()}: sums round otherwise; "
+                f"OMP_NUM_THREADS={threads} continues bit for bit"
+            )
+            self.report({"event": "warning", "text": text})
+
+    def _forget_after(self, step: int) -> None:
+        """Drops log lines that were written after the checkpoint."""
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+            path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def _start(self) -> None:
+        if self.step > self.max_steps:
+            raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
+        if self.config.tracker and self.accelerator.is_main_process:
+            self.accelerator.init_trackers(
+                "multitask", config={"tasks": ",".join(self.lesson.names), "seed": self.seed}
+            )
+        self.forward.train()
+        if self.accelerator.is_main_process:
+            self.report(
+                {
+                    "event": "start",
+                    "step": self.step,
+                    "max_steps": self.max_steps,
+                    "device": str(self.accelerator.device),
+                    "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
+                    "tokens_per_step": self.tokens_per_step,
+                    **self.lesson.facts,
+                    "parameters": sum(p.numel() for p in self.model.parameters()),
+                    "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+                }
+            )
+
+    def _any_wants_stop(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self._wants_stop
+        flag = torch.tensor([float(self._wants_stop)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._wants_stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._wants_stop = True
+            self.report({"event": "warning", "text": "stopping after this step and saving; again: at once, unsaved"})
+
+        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

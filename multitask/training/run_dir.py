@@ -1,0 +1,245 @@
+"""A run's folder and its engine: what every kind of training does before its first and after its last step.
+
+`begin(config, out, overwrite=False, resume=False)` -> the accelerator, the settings with all that was chosen for them,
+and a folder `runs/NAME` that is ours, with `config.yaml` in it.
+"""
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+
+from multitask.config import PretrainConfig, RunConfig
+from multitask.device import choose_device, choose_precision
+from multitask.errors import InputError, Interrupted, suggest
+from multitask.models.build import model_folder
+from multitask.training import checkpoint
+from multitask.training.loop import Lesson, Loop, Report
+
+Config = TypeVar("Config", RunConfig, PretrainConfig)
+
+_SMALLEST_GPT2 = 768  # its width
+_WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
+_REPLACED = ".replaced-by-multitask"  # below a run that --overwrite begins: the one before, until all input is read
+_REMOVED = ".removed-by-multitask"  # the same on its way out
+
+
+def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Accelerator, Config, Path]:
+    """Makes the folder ours and writes `config.yaml` into it: every setting as used.
+
+    Raises InputError when the folder holds something else, or when a setting asks for what is not here.
+    """
+    config = with_learning_rate(config)
+    accelerator, precision, out = _engine(config, out, resume)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    if accelerator.is_main_process:
+        _claim(config, out, overwrite, resume)
+        settings = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        try:
+            (out / "config.yaml").write_text(settings, "utf-8")
+        except BaseException:
+            if not resume:
+                _give_back(out)
+            raise
+    accelerator.wait_for_everyone()
+    return accelerator, config, out
+
+
+class Prepared(Protocol):
+    """What a kind of training makes ready: what the loop teaches, and the model that learns it."""
+
+    @property
+    def lesson(self) -> Lesson:
+        """What is taught."""
+
+    @property
+    def model(self) -> Any:
+        """What learns."""
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+def carry_out(
+    config: Config,
+    out: Path,
+    overwrite: bool,
+    resume: bool,
+    report: Report,
+    prepare: Callable[[Config, Path, Accelerator], P],
+    finish: Callable[[Config, Loop, P], dict[str, Any]],
+) -> dict[str, Any]:
+    """A whole training of any kind: `begin`, `prepare`, the loop, `finish`; returns what `finish` does.
+
+    Raises InputError as `begin` and `prepare` do; Interrupted after Ctrl-C or SIGTERM from the first step on, with
+    everything saved. Whatever stops it before: what was begun is removed again, and what it was to replace is back.
+    """
+    accelerator, config, out = begin(config, out, overwrite, resume)
+    try:
+        prepared = prepare(config, out, accelerator)
+        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
+        if resume:
+            loop.restore(checkpoint.newest(out))
+    except BaseException:
+        if accelerator.is_main_process and not resume:  # once the input is right, the same command works
+            _give_back(out)
+        raise
+    if accelerator.is_main_process:
+        _discard(out)
+    loop.run()
+    results: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        with interruptible(out):
+            results = finish(config, loop, prepared)
+        report({"event": "done", "out": str(out), "results": results})
+    accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
+    accelerator.end_training()
+    return results
+
+
+def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:
+    """The accelerator, and what one process decided for all: the precision, which each would measure, and the folder.
+
+    A resumed run goes on in the precision it was begun in.
+    """
+    if (tracker := config.train.tracker) is not None:
+        known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
+        if tracker not in known:
+            raise InputError(f"train.tracker: no tracker '{tracker}'; {suggest(tracker, known)}")
+        if tracker not in map(str, get_available_trackers()):
+            raise InputError(f"train.tracker: '{tracker}' is not installed; `pip install {tracker}`, or leave it out")
+    device = choose_device(config.device)
+    if is_initialized() and PartialState().num_processes == 1:  # of an earlier run in this process, on another device
+        AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=device.type == "cpu")
+    chosen: list[str] = [config.train.precision]
+    if chosen == ["auto"] and resume:
+        chosen = [checkpoint.read_state(checkpoint.newest(out))["precision"]]
+    width = config.model.n_embd if config.model.name is None else _width(config.model.name)
+    chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
+    broadcast_object_list(chosen)
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(chosen[0], chosen[0]),
+        cpu=device.type == "cpu",
+        gradient_accumulation_steps=1,
+        log_with=tracker,
+        project_dir=chosen[1],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
+    )
+    return accelerator, chosen[0], Path(chosen[1])
+
+
+def _width(name: str) -> int:
+    """The width of a local model; of one on the hub, the least that GPT-2 comes in."""
+    try:
+        return int(json.loads(Path(model_folder(name) or "", "config.json").read_text("utf-8"))["n_embd"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return _SMALLEST_GPT2
+
+
+def with_learning_rate(config: Config) -> Config:
+    """The settings with the learning rate that None stands for."""
+    if config.train.learning_rate is not None:
+        return config
+    named = config.model.name
+    rate = 3e-3 * (128 / config.model.n_embd) ** 0.5 if named is None else 2e-4 * _SMALLEST_GPT2 / _width(named)
+    if isinstance(config, RunConfig) and config.adapter.kind == "lora":
+        rate = 1e-3
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
+
+
+def _claim(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool) -> None:
+    """Makes the run folder ours; raises InputError when it holds a run already."""
+    if resume:
+        checkpoint.newest(out)
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file, not a folder; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"{out}: already holds files; go on with --resume {out}, replace them with --overwrite, or choose "
+                "another --out"
+            )
+        if not any((folder / "config.yaml").exists() for folder in (out, out / _REPLACED)):
+            raise InputError(
+                f"{out}: not a run folder (no config.yaml), so --overwrite leaves it alone; choose another --out"
+            )
+        for name in (config.model.name, config.model.tokenizer):
+            if name and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
+                raise InputError(
+                    f"{out}: --overwrite would remove {name}, which this run starts from; choose another --out"
+                )
+        _set_aside(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error}); choose another --out") from None
+
+
+def clear(out: Path) -> None:
+    """Removes what a run writes, and nothing else: the folder may be somebody's home."""
+    for name in _WRITTEN:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        out.rmdir()
+
+
+def _set_aside(out: Path) -> None:
+    """Moves what a run has written into a folder below it, its `config.yaml` last: with it, the folder is that run.
+
+    A run that is there already is the last whole one: its successor was killed before it began.
+    """
+    shutil.rmtree(out / _REMOVED, ignore_errors=True)
+    if (out / _REPLACED / "config.yaml").exists():
+        clear(out)
+        return
+    (out / _REPLACED).mkdir(exist_ok=True)
+    for name in reversed(_WRITTEN):
+        if (out / name).exists():
+            (out / name).rename(out / _REPLACED / name)
+
+
+def _give_back(out: Path) -> None:
+    """Undoes what was begun, and `_set_aside`, `config.yaml` first."""
+    clear(out)
+    if (out / _REPLACED).exists():
+        for name in _WRITTEN:
+            if (out / _REPLACED / name).exists():
+                (out / _REPLACED / name).rename(out / name)
+        (out / _REPLACED).rmdir()
+
+
+def _discard(out: Path) -> None:
+    """Removes what `_set_aside` has kept."""
+    with suppress(FileNotFoundError):
+        (out / _REPLACED).rename(out / _REMOVED)
+        shutil.rmtree(out / _REMOVED, ignore_errors=True)
+
+
+@contextmanager
+def interruptible(out: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM while the trained model is scored: the last checkpoint holds it, a resumed run scores anew."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(str(out)) from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

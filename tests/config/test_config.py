@@ -1,0 +1,89 @@
+"""Settings: all problems at once, dotted flags, and the page that lists them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from multitask.config import (
+    BenchmarkConfig,
+    CutConfig,
+    PretrainConfig,
+    RunConfig,
+    SamplingConfig,
+    SourceConfig,
+    TextConfig,
+    describe,
+    load,
+    override,
+    read_yaml,
+    shipped,
+)
+from multitask.errors import InputError
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def test_every_problem_is_reported_with_its_path_and_the_nearest_name() -> None:
+    wrong = {"train": {"learning_rat": 1, "clip_norm": "x"}, "modle": 1, "data": {"sources": {"nli": [{"file": 1}]}}}
+    with pytest.raises(InputError) as caught:
+        load(RunConfig, wrong, ["train.epochs=-1"], "a.yaml")
+    lines = str(caught.value).split("\n")
+    assert "a.yaml: train.learning_rat: no such setting; did you mean 'learning_rate'?" in lines
+    assert "a.yaml: modle: no such setting; did you mean 'model'?" in lines
+    assert "a.yaml: data.sources.nli.0.file: no such setting; did you mean 'files'?" in lines
+    assert any("train.clip_norm" in line and "found 'x'" in line for line in lines)
+    assert any("train.epochs" in line and "found -1" in line for line in lines)
+    assert len(lines) == 5
+
+
+def test_flags_win_and_leave_the_settings_alone() -> None:
+    settings = {"train": {"epochs": 2, "clip_norm": 3}}
+    config = load(RunConfig, settings, ["train.epochs=1", "train.learning_rate=3e-4", "model.name=null", "tasks=[qa]"])
+    assert (config.train.epochs, config.train.clip_norm, config.train.learning_rate) == (1, 3, 3e-4)
+    assert (config.model.name, config.tasks) == (None, ["qa"])
+    assert settings == {"train": {"epochs": 2, "clip_norm": 3}}
+    assert override({}, ["model.name=12ab"]) == {"model": {"name": "12ab"}}
+
+
+@pytest.mark.parametrize(("flag", "said"), [("train.epochs", "expected name=value"), ("a=[1", "not a YAML value")])
+def test_a_flag_that_cannot_be_read(flag: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        override({}, [flag])
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("tasks: [qa]\n")
+    (tmp_path / "bad.yaml").write_text("tasks: [qa]\ntrain: {epochs: 1\nseed: 2\n")
+    (tmp_path / "list.yaml").write_text("- qa\n")
+    with pytest.raises(InputError, match=r"god\.yaml: no such file; did you mean 'good\.yaml'"):
+        read_yaml(tmp_path / "god.yaml")
+    with pytest.raises(InputError, match=r"bad\.yaml:\d+: not valid YAML"):
+        read_yaml(tmp_path / "bad.yaml")
+    with pytest.raises(InputError, match="a mapping of settings was expected, found list"):
+        read_yaml(tmp_path / "list.yaml")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().seed = 3
+
+
+@pytest.mark.parametrize("path", sorted(shipped("configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_run_loads(path: Path) -> None:
+    settings = read_yaml(path)
+    if path.stem.startswith("benchmark_"):
+        settings = load(BenchmarkConfig, settings, where=str(path)).run
+    if "text" in settings:
+        load(PretrainConfig, settings, where=str(path))
+        return
+    config = load(RunConfig, settings, where=str(path))
+    assert set(config.data.sources) <= set(config.tasks)
+
+
+def test_every_setting_says_what_it_means_and_the_page_lists_it() -> None:
+    page = DOCS.read_text("utf-8")
+    kinds = (RunConfig, SourceConfig, CutConfig, PretrainConfig, TextConfig, SamplingConfig, BenchmarkConfig)
+    for line in (line for kind in kinds for line in describe(kind)):
+        assert line in page, "docs/settings.md is older than multitask/config"
+        assert len(re.split(r"(?<!\\)\|", line)[-2].strip()) > 10

@@ -1,0 +1,252 @@
+"""Encoded rows on disk: found again by content, whole or not there, counted, mapped rather than copied."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import TASKS, byte_level, tokenizer_of
+from transformers import PreTrainedTokenizerFast
+
+from multitask.config import DataConfig, SourceConfig
+from multitask.data.rows import Counts
+from multitask.errors import InputError, RowError
+from multitask.pattern import markers
+from multitask.task import Task
+from multitask.tokenization import encoded_rows as examples_module
+from multitask.tokenization.encoded_rows import Examples, cache_folder, prepare, read
+from multitask.tokenization.row_encoder import RowEncoder
+
+LABELS: dict[str | int, Any] = {0: {"ko": "부정", "en": "negative"}, 1: {"ko": "긍정", "en": "positive"}}
+
+
+class Shelf:
+    """A folder with data and a cache, and the batches that were encoded."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.num_batches = 0
+        self.options: dict[str, Any] = {}
+        encode = RowEncoder.encode
+
+        def counted(encoder: RowEncoder, rows: Any) -> Any:
+            self.num_batches += 1
+            return encode(encoder, rows)
+
+        monkeypatch.setattr(RowEncoder, "encode", counted)
+        monkeypatch.setattr(examples_module, "_BATCH", 4)
+
+    def write(self, name: str, rows: list[Any]) -> None:
+        lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+        (self.folder / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+    def prepare(
+        self,
+        task: str | Task = "cls",
+        files: tuple[str, ...] = ("a.jsonl",),
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        block_size: int = 64,
+        labels: Any = LABELS,
+        on_bad_row: str = "raise",
+        **options: Any,
+    ) -> Examples:
+        task = TASKS[task] if isinstance(task, str) else task
+        sources = [SourceConfig(files={"train": [name]}, labels=labels if task.label else {}) for name in files]
+        config = DataConfig(
+            root=self.folder, cache=self.folder / "cache", sources={task.name: [*sources]}, on_bad_row=on_bad_row
+        )  # type: ignore[arg-type]
+        return prepare(task, "train", tokenizer or tokenizer_of("byte-level"), block_size, config, **options)
+
+    def cached(self) -> list[str]:
+        return sorted(path.suffix for path in (self.folder / "cache").iterdir())
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    made = Shelf(tmp_path, monkeypatch)
+    made.write("a.jsonl", [{"id": f"a{n}", "text": f"the cat {n}", "label": n % 2} for n in range(10)])
+    made.write("b.jsonl", [{"id": f"b{n}", "text": f"강아지 {n}", "label": 1} for n in range(3)])
+    return made
+
+
+def ids_of(examples: Examples) -> list[str]:
+    return [row["id"] for row in examples.rows()]
+
+
+def test_a_row_comes_back_as_it_was_written(shelf: Shelf) -> None:
+    made = shelf.prepare()
+    assert len(made) == len(made.lengths) == len(made.num_prompts) == 10
+    assert ids_of(made) == [f"a{n}" for n in range(10)]
+    tokenizer = tokenizer_of("byte-level")
+    for number in range(10):
+        row, ids = made.row(number), made.ids(number)
+        word = ("negative", "positive")[number % 2]
+        assert row["fields"] == {"text": f"the cat {number}", "label": word}
+        assert tokenizer.decode(ids) == f"the cat {number}<|classify|>{word}<|end|>"
+        assert tokenizer.decode(ids[made.num_prompts[number] :]) == f"{word}<|end|>"
+        assert len(ids) == made.lengths[number]
+        assert row["input_ids"] == ids.tolist()
+        assert (row["references"], row["language"], row["is_cut"]) == ([word], "en", False)
+        assert row["choices"] == row["classes"] == ["negative", "positive"]
+        assert row["where"].endswith(f"a.jsonl:{number + 1}")
+    assert [row["id"] for row in made.rows(limit=5)] == ["a0", "a1", "a2", "a3", "a4"]
+
+
+def test_ids_are_views_of_the_mapped_file(shelf: Shelf) -> None:
+    path = shelf.prepare().path
+    before = pa.total_allocated_bytes()
+    made = Examples(path)
+    everything = [made.ids(n) for n in range(10)]
+    assert pa.total_allocated_bytes() - before < sum(ids.nbytes for ids in everything)
+    for ids in everything:
+        assert ids.dtype == np.int32
+        assert not ids.flags.owndata
+        assert not ids.flags.writeable
+
+
+def test_the_second_time_nothing_is_encoded(shelf: Shelf) -> None:
+    first = shelf.prepare()
+    assert shelf.num_batches == 3
+    again = shelf.prepare()
+    assert shelf.num_batches == 3
+    assert again.path == first.path
+    assert again.report == first.report
+    assert shelf.cached() == [".arrow", ".json"]
+
+
+def test_whatever_decides_the_ids_is_in_the_key(shelf: Shelf) -> None:
+    changed_task = Task(**{**vars(TASKS["cls"]), "stream": "{text}<|nli|>{label}<|end|>"})
+    turned = dict(reversed(LABELS.items()))
+    paths = [
+        shelf.prepare().path,
+        shelf.prepare(block_size=63).path,
+        shelf.prepare(tokenizer=byte_level([], markers(TASKS))).path,
+        shelf.prepare(labels=LABELS | {1: {"ko": "좋음", "en": "good"}}).path,
+        shelf.prepare(labels=turned).path,  # another order of choices
+        shelf.prepare(labels={"0": "no", 1: "yes"}).path,
+        shelf.prepare(task=changed_task).path,
+        shelf.prepare(answer_room=8).path,
+        shelf.prepare(limit=4).path,
+        shelf.prepare(on_bad_row="skip").path,
+        shelf.prepare(files=("a.jsonl", "b.jsonl")).path,
+    ]
+    shelf.write("a.jsonl", [{"id": f"a{n}", "text": f"the dog {n}", "label": n % 2} for n in range(10)])
+    paths.append(shelf.prepare().path)
+    assert len(set(paths)) == len(paths)
+    assert shelf.prepare(labels=turned).row(0)["choices"] == ["positive", "negative"]
+    encoded = shelf.num_batches
+    assert shelf.prepare().path == paths[-1]
+    assert shelf.num_batches == encoded
+
+
+def test_code_is_in_the_key(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    was = shelf.prepare().path
+    for module in ("row_encoder", "pattern", "data_rows", "readers"):
+        with monkeypatch.context() as patch:
+            stand_in = shelf.folder / f"{module}.py"
+            stand_in.write_text("# another version")
+            patch.setattr(getattr(examples_module, module), "__file__", str(stand_in))
+            assert shelf.prepare().path != was
+    assert shelf.prepare().path == was
+
+
+def test_after_a_failure_midway_there_is_no_file(shelf: Shelf) -> None:
+    good = (shelf.folder / "a.jsonl").read_text("utf-8")
+    (shelf.folder / "a.jsonl").write_text(good + '{"text": "half', "utf-8")
+    with pytest.raises(RowError, match=r"a\.jsonl:11: not valid JSON"):
+        shelf.prepare()
+    assert shelf.num_batches >= 2, "it failed midway"
+    assert shelf.cached() == []
+    (shelf.folder / "a.jsonl").write_text(good, "utf-8")
+    assert len(shelf.prepare()) == 10
+
+
+def test_a_limit_takes_from_each_source_in_turn(shelf: Shelf) -> None:
+    both = ("a.jsonl", "b.jsonl")
+    assert ids_of(shelf.prepare(files=both, limit=5)) == ["a0", "b0", "a1", "b1", "a2"]
+    assert ids_of(shelf.prepare(files=both, limit=8)) == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "a4"]
+    everything = ids_of(shelf.prepare(files=both))
+    assert everything[:8] == ids_of(shelf.prepare(files=both, limit=8))
+    assert sorted(everything) == sorted([f"a{n}" for n in range(10)] + ["b0", "b1", "b2"])
+    assert ids_of(shelf.prepare(files=both, limit=99)) == everything
+
+
+def test_rows_cut_refused_and_skipped_are_counted(shelf: Shelf) -> None:
+    long = "the cat sat on a mat " * 20
+    rows = [
+        {"context": "the cat", "question": "who", "answers": ["cat"]},
+        {"context": long + "두 마리", "question": "who", "answers": ["두"], "answer_start": [len(long)]},
+        {"context": "the cat", "question": long, "answers": ["cat"]},  # no room for its other fields
+        {"context": "the cat", "question": "who", "answers": []},
+        "{",
+    ]
+    shelf.write("qa.jsonl", rows)
+    made = shelf.prepare("qa", ("qa.jsonl",), block_size=32, on_bad_row="skip")
+    counted = {name: made.report[name] for name in ("num_rows", "num_cut", "num_refused", "num_skipped")}
+    assert counted == {"num_rows": 2, "num_cut": 1, "num_refused": 1, "num_skipped": 2}
+    assert [row["is_cut"] for row in made.rows()] == [False, True]
+    assert "두 마리<|question|>" in tokenizer_of("byte-level").decode(made.ids(1))
+    assert made.report["files"] == ["qa.jsonl"]
+    assert len(made.report["sha256"][0]) == 64
+    assert made.report["split"] == "train"
+    assert (made.report["num_chars_lost"], made.report["chars_lost"]) == (0, {})
+
+
+def test_texts_too_long_to_generate_are_refused_and_counted(shelf: Shelf) -> None:
+    shelf.write("gen.jsonl", [{"text": "the cat " * (30 if n % 3 else 1)} for n in range(9)])
+    made = shelf.prepare("gen", ("gen.jsonl",), block_size=32)
+    assert (made.report["num_rows"], made.report["num_cut"], made.report["num_refused"]) == (3, 0, 6)
+    assert made.lengths.max() <= 32
+
+
+def test_counts_stop_where_the_limit_stops(shelf: Shelf) -> None:
+    texts = ["the cat", "the cat " * 30, "the cat", "the cat " * 30]
+    shelf.write("gen.jsonl", [{"text": text} for text in texts] + ['{"text": ""}'] * 3)
+    made = shelf.prepare("gen", ("gen.jsonl",), block_size=32, on_bad_row="skip", limit=2)
+    assert [row["where"].rpartition(":")[2] for row in made.rows()] == ["1", "3"]
+    assert (made.report["num_rows"], made.report["num_refused"], made.report["num_skipped"]) == (2, 1, 0)
+
+
+def test_a_whole_batch_may_be_refused(shelf: Shelf) -> None:
+    shelf.write("gen.jsonl", [{"text": "the cat " * (30 if n < 8 else 1)} for n in range(10)])
+    made = shelf.prepare("gen", ("gen.jsonl",), block_size=32)
+    assert made.report["num_refused"] == 8
+    assert [row["fields"]["text"] for row in made.rows()] == ["the cat "] * 2
+    assert made.ids(0).tolist() == made.ids(1).tolist() == made.row(1)["input_ids"]
+
+
+def test_no_usable_row_is_an_error_that_says_what_to_do(shelf: Shelf) -> None:
+    shelf.write("gen.jsonl", [{"text": "the cat " * 30}] * 5)
+    for _ in range(2):  # from the cache too
+        with pytest.raises(InputError, match=r"task 'gen', train: no usable row: .*\"num_refused\": 5.*block_size"):
+            shelf.prepare("gen", ("gen.jsonl",), block_size=32)
+    config = DataConfig(sources={"gen": [SourceConfig(files={"train": ["gen.jsonl"]})]}, root=shelf.folder)
+    with pytest.raises(InputError, match=r"task 'gen' has no test rows: none of its sources has that split"):
+        prepare(TASKS["gen"], "test", tokenizer_of("byte-level"), 32, config)
+
+
+def test_lost_characters_are_reported(shelf: Shelf) -> None:
+    shelf.write("a.jsonl", [{"text": "the cat\nsat 😀", "label": 0}] * 6)
+    made = shelf.prepare(tokenizer=tokenizer_of("metaspace"))
+    assert made.report["num_chars_lost"] == 12
+    assert made.report["chars_lost"] == {"\n": 6, "😀": 6}
+
+
+def test_the_cache_lies_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder(DataConfig()) == tmp_path / "multitask"
+    assert cache_folder(DataConfig(cache=tmp_path / "own")) == tmp_path / "own"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder(DataConfig()) == tmp_path / ".cache" / "multitask"
+
+
+def test_reading_ends_with_the_longest_source(shelf: Shelf) -> None:
+    sources = [SourceConfig(files={"train": [name]}, labels=LABELS) for name in ("b.jsonl", "a.jsonl")]
+    config = DataConfig(root=shelf.folder, sources={"cls": [*sources]})
+    counts = Counts()
+    found = [row.id for row in read(TASKS["cls"], "train", config, counts)]
+    assert found[:7] == ["b0", "a0", "b1", "a1", "b2", "a2", "a3"]
+    assert counts.num_rows == len(found) == 13
