@@ -57,7 +57,7 @@ ARMS = (*CHOOSING, *WRITING, *LARGER)
 def prepare(work: Path, root: Path, num_rows: int, num_texts: int, num_steps: int) -> dict[str, Any]:
     """Trains the model and writes it, the prompts to choose after and the prompts to write after; returns facts."""
     from multitask import train
-    from multitask.config import ModelConfig
+    from multitask.config.model import ModelConfig
     from multitask.models.build import build
     from multitask.registry import choose, load_tasks
 
@@ -173,7 +173,7 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 def ours_choosing(work: Path, file: str) -> tuple[dict[str, float], list[list[float]]]:
     """Prompt and answer strings to log-likelihoods, by this project."""
     from multitask.inference.scoring import choice_nll
-    from multitask.models.build import load_trained
+    from multitask.models.io import load_trained
 
     model, tokenizer = load_trained(work / "run")
     words = json.loads((work / "facts.json").read_text("utf-8"))["words"]
@@ -245,7 +245,7 @@ def _by_set(work: Path, file: str, write: Callable[[list[str]], list[list[int]]]
 def ours_writing(work: Path, file: str) -> tuple[dict[str, Any], list[list[int]]]:
     """Prompt strings to ids, by this project, in as many places as the other arm's batch has."""
     from multitask.inference.decoding import generate
-    from multitask.models.build import load_trained
+    from multitask.models.io import load_trained
 
     model, tokenizer = load_trained(work / "run")
 
@@ -335,7 +335,7 @@ def same_texts(work: Path) -> dict[str, Any]:
     """
     import torch
 
-    from multitask.models.build import load_trained
+    from multitask.models.io import load_trained
 
     ours, theirs = (json.loads((work / f"{arm}.json").read_text("utf-8")) for arm in WRITING)
     rows = [json.loads(line) for line in _lines(work / "texts.jsonl")]

@@ -56,9 +56,11 @@ def prepare(work: Path, root: Path, num_steps: dict[str, tuple[int, int]], num_r
 
 def _prepare_shape(here: Path, root: Path, name: str, num_warm: int, num_timed: int) -> dict[str, Any]:
     """`model/`, with tokenizer, `facts.json`, and `blocks.npy`, (steps * blocks, T + 1), as `pretrain` draws them."""
-    from multitask.batching.packing import TextStream
-    from multitask.config import PretrainConfig, load, merged, read_yaml, shipped
+    from multitask.batching.text_blocks import TextStream
+    from multitask.config.loading import load, merged, read_yaml
+    from multitask.config.run import PretrainConfig
     from multitask.device import choose_device, choose_precision
+    from multitask.files import shipped
     from multitask.models.build import build_model
     from multitask.pattern import markers
     from multitask.registry import load_tasks
@@ -111,8 +113,9 @@ def _tokenizer(folder: Path) -> Any:
 
 def _prepare_text(work: Path, root: Path, num_repeats: int) -> dict[str, Any]:
     """`names.json`: files for ours to read; `files.json`, in pieces, and `lines.json`: what the library is given."""
-    from multitask.tokenization.row_encoder import pieces, plain_reader
+    from multitask.tokenization.chunks import pieces
     from multitask.tokenization.token_file import _PIECE
+    from multitask.tokenization.tokenizer import plain_reader
 
     names = sorted(path.name for start in TEXTS for path in root.glob(f"{start}.*.txt")) * num_repeats
     texts = [(root / name).read_text("utf-8") for name in names]
@@ -172,7 +175,7 @@ class _Enough(Exception):
 def run_ours(run: _Run) -> None:
     """This project's loop as `run.py pretrain` runs it."""
     from multitask.api import pretrain
-    from multitask.config import merged
+    from multitask.config.loading import merged
 
     facts = run.facts
 
@@ -336,7 +339,7 @@ def run_encoding(work: Path, root: Path, arm: str) -> dict[str, Any]:
 
 
 def _encode_to_file(work: Path, root: Path, is_by_line: bool, num_bytes: int) -> dict[str, Any]:
-    from multitask.config import TextConfig
+    from multitask.config.data import TextConfig
     from multitask.tokenization.token_file import token_file
 
     tokenizer = _tokenizer(work / "korean" / "model")

@@ -56,7 +56,8 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
 
     Raises AssertionError when TRL's strings would not be read as the ids that we train on.
     """
-    from multitask.config import DataConfig, ModelConfig
+    from multitask.config.data import DataConfig
+    from multitask.config.model import ModelConfig
     from multitask.device import choose_device, choose_precision
     from multitask.models.build import build
     from multitask.pattern import render, text_of
@@ -114,7 +115,8 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
 
 def _data(work: Path, root: Path) -> dict[str, Any]:
     """Settings of the data: the drawn rows, read as the shipped presets read them."""
-    from multitask.config import read_yaml, shipped
+    from multitask.config.loading import read_yaml
+    from multitask.files import shipped
 
     sources = {}
     for name, preset in SOURCES.items():

@@ -8,114 +8,26 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multitask.config import (
-    BenchmarkConfig,
-    PretrainConfig,
-    RunConfig,
-    SamplingConfig,
-    TextConfig,
-    TokenizerConfig,
-    load,
-    read_yaml,
-    shipped,
-)
-from multitask.errors import InputError, Interrupted, suggest
+from multitask.config.data import TextConfig
+from multitask.config.evaluation import SamplingConfig
+from multitask.config.loading import load, read_yaml
+from multitask.config.model import TokenizerConfig
+from multitask.config.resolve import Settings, check_unchanged, chosen_tasks, given_settings, settings_of
+from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
+from multitask.errors import InputError, Interrupted
+from multitask.files import shipped
 from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
-from multitask.task import Task
 
 if TYPE_CHECKING:
-    from multitask.inference.generator import Asked, Speaker
+    from multitask.inference.generator import Speaker
+    from multitask.inference.prompt_input import Asked
 
 Report = Callable[[dict[str, Any]], None]
-Settings = RunConfig | PretrainConfig | Mapping[str, Any] | str | Path | None
-
-
-_FREE_IN_TRAIN = {
-    "epochs",
-    "max_steps",
-    "micro_batch_tokens",
-    "gradient_checkpointing",
-    "log_every_steps",
-    "eval_every_steps",
-    "save_every_steps",
-    "keep_checkpoints",
-    "patience",
-    "tracker",
-    "eval_max_blocks",
-}
-"""Settings below `train` that a resumed run may change."""
 
 
 _DOCUMENTS = {"train": 10_000, "validation": 1_000}
 """Of the embedded world, that a tokenizer learns from and is measured on."""
-
-
-def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[str] | None = None) -> RunConfig:
-    """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default, `world.yaml`."""
-    given, where = _given(settings, "world")
-    if tasks is not None:
-        given["tasks"] = list(tasks)
-    return load(RunConfig, given, list(flags), where)
-
-
-def _given(settings: Settings, default: str) -> tuple[dict[str, Any], str]:
-    """Settings as a mapping, from whatever they were given as, and what to call them; None: a shipped file."""
-    if settings is None:
-        settings = shipped("configs") / f"{default}.yaml"
-    if isinstance(settings, str | Path):
-        path, inside = Path(settings), shipped("configs") / f"{Path(settings).stem}.yaml"
-        given = read_yaml(inside if not path.exists() and inside.exists() else path)
-        _check_kind(given, default, str(settings))
-        return given, str(settings)
-    return dict(settings if isinstance(settings, Mapping) else settings.model_dump()), "settings"
-
-
-def _check_kind(given: Mapping[str, Any], default: str, where: str) -> None:
-    """Raises InputError for settings of another kind of run."""
-    if default == "pretrain" and "text" not in given and "tasks" in given:
-        raise InputError(f"{where}: settings of `train`; for running text expected a section `text`")
-    if default != "pretrain" and "text" in given and "tasks" not in given:
-        raise InputError(
-            f"{where}: settings of `pretrain`, of a model of running text that knows no tasks; score it with "
-            "`evaluate RUN --text FILE`, tune it with `train --model RUN`, go on with `pretrain --resume RUN`"
-        )
-
-
-def _chosen(
-    settings: Settings, flags: Iterable[str], tasks: Iterable[str] | None, tasks_dirs: Iterable[str | Path]
-) -> tuple[RunConfig, dict[str, Task]]:
-    """Settings and the tasks that they name; raises InputError for a name that no task has."""
-    config, found = settings_of(settings, flags, tasks), load_tasks(tasks_dirs)
-    for name in config.data.sources:
-        if name not in found:
-            raise InputError(f"data.sources: unknown task '{name}'; {suggest(name, found)}")
-    return config, choose(found, config.tasks)
-
-
-def _check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | PretrainConfig, run: Path) -> None:
-    """Raises InputError when a setting that decides weights or rows differs from those a run was begun with."""
-    before, after = begun.model_dump(), config.model_dump()
-    for name, unset in (("precision", "auto"), ("learning_rate", None)):  # chosen when the run was begun
-        if after["train"][name] == unset:
-            after["train"][name] = before["train"][name]
-    parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "train", "sample_prompt", "sample_tokens"}}
-    differing = [
-        f"{part}.{name}".lstrip(".")
-        for part, free in parts.items()
-        for name in (before[part] if part else before)
-        if name not in free and (before[part] if part else before)[name] != (after[part] if part else after)[name]
-    ]
-    if differing:
-        free = [
-            f"{name}.*" if name == "eval" else name for name in ("device", "eval", "sample_prompt", "sample_tokens")
-        ]
-        free = [name for name in free if name.rstrip(".*") in before]
-        free += [f"train.{name}" for name in sorted(_FREE_IN_TRAIN) if name in before["train"]]
-        raise InputError(
-            f"--resume {run}: {', '.join(differing)} cannot change in a run that was begun; keep it, or begin "
-            f"another run; what may change: {', '.join(free)}"
-        )
 
 
 def train(
@@ -148,9 +60,9 @@ def train(
     if resume is not None:
         out = _resumed(resume, out, overwrite)
         settings = settings if settings is not None else out / "config.yaml"
-    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
     if out is not None and resume is not None:
-        _check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
+        check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask.training.finetune import (
         train as run,  # heavy: after everything that can be wrong with names and settings
@@ -202,7 +114,7 @@ def pretrain(
     if resume is not None:
         out = _resumed(resume, out, overwrite)
         settings = settings if settings is not None else out / "config.yaml"
-    given, where = _given(settings, "pretrain")
+    given, where = given_settings(settings, "pretrain")
     if names := [str(name) for name in files]:
         kept = {name: value for name, value in dict(given.get("text") or {}).items() if name not in ("files", "world")}
         given["text"] = {"root": str(Path.cwd()), **kept, "files": {"train": names}}
@@ -211,17 +123,18 @@ def pretrain(
     config = load(PretrainConfig, given, list(flags), where)
     if resume is not None:
         begun = load(PretrainConfig, read_yaml(Path(resume) / "config.yaml"), where=f"{resume}/config.yaml")
-        _check_unchanged(begun, config, Path(resume))
+        check_unchanged(begun, config, Path(resume))
     found = load_tasks(tasks_dirs)
     named = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
     tasks = found if named == "all" else {} if named == "none" else choose(found, named)
     folder = Path(out) if out is not None else Path("runs") / f"pretrain-{time.strftime('%Y%m%d-%H%M%S')}"
+    from multitask.training import lr_finder
     from multitask.training import pretrain as runner
 
     if find_learning_rate:
         if resume is not None or overwrite:
             raise InputError("--find-lr trains nothing: leave out --resume and --overwrite, and name a new --out")
-        return runner.find_learning_rate(config, tasks, folder, report)
+        return lr_finder.find_learning_rate(config, tasks, folder, report)
     return runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
 
 
@@ -253,10 +166,10 @@ def evaluate(
     homes = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").exists()]
     if settings is None and homes:
         settings = homes[0]
-    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
     from multitask.device import choose_device
     from multitask.evaluation.evaluator import evaluate as run
-    from multitask.models.build import load_trained
+    from multitask.models.io import load_trained
 
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
@@ -287,12 +200,12 @@ def evaluate_text(
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
-    from multitask.data.readers import sha256_of
     from multitask.device import choose_device
-    from multitask.evaluation.evaluator import envelope, write_results
+    from multitask.evaluation.results_file import envelope, write_results
+    from multitask.files import sha256_of
     from multitask.inference.perplexity import perplexity_of_text
-    from multitask.models.build import load_causal
-    from multitask.models.loss import plain_model
+    from multitask.models.io import load_causal
+    from multitask.models.lora import plain_model
 
     config = load(RunConfig, {"device": device})
     loaded, tokenizer = load_causal(str(model))
@@ -336,10 +249,10 @@ def fewshot(
     """
     if settings is None:
         settings = shipped("configs") / "fewshot.yaml"
-    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
     from multitask.device import choose_device
     from multitask.evaluation.fewshot import fewshot as run
-    from multitask.models.build import load_causal
+    from multitask.models.io import load_causal
     from multitask.training.demo_model import base_model
 
     name = str(model or config.model.name or base_model(report=report))
@@ -381,11 +294,12 @@ def benchmark(
     chosen = choose(load_tasks(tasks_dirs), shared.tasks)
     folder = Path(out) if out is not None else Path("runs") / path.stem
     from multitask.reports import benchmark as runner
+    from multitask.reports import benchmark_estimate
     from multitask.reports.report import report as write_report
 
     only = list(arms) if arms is not None else None
     if dry_run:
-        return {"arms": list(runner.dry_run(suite, chosen, str(path), only))}
+        return {"arms": list(benchmark_estimate.dry_run(suite, chosen, str(path), only))}
     try:
         done = runner.benchmark(suite, chosen, folder, str(path), only, report)
     except Interrupted:
@@ -411,15 +325,15 @@ def speaker(
     chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
     from multitask.device import choose_device
     from multitask.inference.generator import Speaker
-    from multitask.models.build import load_causal
+    from multitask.models.io import load_causal
 
     loaded, tokenizer = load_causal(str(model))
     loaded.to(choose_device(config.device))
-    window = _taught_window(Path(model)) if task is not None else None
+    window = trained_block_size(Path(model)) if task is not None else None
     return Speaker(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, window, report=report)
 
 
-def _taught_window(model: Path) -> int | None:
+def trained_block_size(model: Path) -> int | None:
     """The window that a run was trained with, if the model is one's: its prompts are cut as for scoring."""
     homes = [folder / "config.yaml" for folder in (model, model.parent) if (folder / "config.yaml").exists()]
     taught = read_yaml(homes[0]).get("train") if homes else None
@@ -460,7 +374,8 @@ def generate(
     Raises:
         InputError: something given cannot be used; the message says what to do. Nothing is written then.
     """
-    from multitask.inference.generator import Asked, check_writable, write_lines
+    from multitask.files import check_writable, write_lines
+    from multitask.inference.prompt_input import Asked
 
     given = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     if not given:
@@ -519,7 +434,7 @@ def preview(
     num_rows: int = 3,
 ) -> None:
     """Prints what `train` with the same arguments would see; raises InputError as it would."""
-    config, chosen = _chosen(settings, flags, tasks, tasks_dirs)
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
     from rich.console import Console
 
     from multitask.cli.preview import preview as run

@@ -14,8 +14,8 @@ from dataclasses import fields as dataclass_fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from multitask.config import shipped
 from multitask.errors import InputError, suggest
+from multitask.files import shipped
 from multitask.pattern import Piece, fields, parse
 from multitask.task import BASELINES, END, Task
 

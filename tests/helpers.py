@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multitask import registry
-from multitask.config import ModelConfig
-from multitask.models import build
+from multitask.config.model import ModelConfig
+from multitask.models import build, io
 
 ROOT = Path(__file__).parent.parent
 _FOLDER = tempfile.TemporaryDirectory(prefix="multitask-tests-")
@@ -103,7 +103,7 @@ def untrained(folder: Path, *tasks: str, **shape: Any) -> Path:
     built, tokenizer, _ = build.build(config, chosen, ["Ada has a red hat. Ben has a blue boat.", "한 줄"] * 9, 7)
     for parameter in built.parameters():  # opinions strong enough that no two logits tie
         parameter.data.mul_(1 if parameter.ndim == 1 else 8)
-    build.save(built, tokenizer, folder, chosen, {})
+    io.save(built, tokenizer, folder, chosen, {})
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multitask.config import RunConfig
+from multitask.config.run import RunConfig
 from multitask.registry import load_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def test_the_package_names_no_task(path: Path) -> None:
         for node in ast.walk(module)
         if isinstance(node, ast.Constant) and node.value in names and id(node) not in alone
     ]
-    if path.parent.name == "config":  # the tasks of a run that names none
+    if name_of(path) == "multitask/config/run":  # the tasks of a run that names none
         assert [name for _, name in found] == RunConfig().tasks
     else:
         assert found == []

@@ -39,7 +39,7 @@ def test_the_wheel_works_from_any_folder(tmp_path: Path) -> None:
     )
     listed = run(command, "tasks", cwd=elsewhere)
     assert all(name in listed for name in ("cls", "gen", "nli", "qa", "summ"))
-    configs = "from multitask.config import shipped; print(*(p.name for p in shipped('configs').rglob('*.yaml')))"
+    configs = "from multitask.files import shipped; print(*(p.name for p in shipped('configs').rglob('*.yaml')))"
     found = run(tmp_path / "venv/bin/python", "-c", configs, cwd=elsewhere).split()
     assert sorted(found) == sorted(p.name for p in (ROOT / "configs").rglob("*.yaml"))
     sizes = ["--set", "train.max_steps=2", "--set", "model.vocab_size=400", "--set", "eval.max_rows=4", "--limit", "50"]

@@ -12,11 +12,12 @@ import pytest
 from conftest import TASKS, byte_level, make_row, tokenizer_of
 
 from multitask import registry
-from multitask.batching.packing import collate
-from multitask.config import DataConfig, SourceConfig, shipped
+from multitask.batching.collate import collate
+from multitask.config.data import DataConfig, SourceConfig
 from multitask.data.rows import Counts, read_rows
 from multitask.errors import InputError
 from multitask.evaluation import metrics
+from multitask.files import shipped
 from multitask.pattern import fields, markers, parse, render, render_plain, text_of
 from multitask.registry import check, choose, find_tasks, fingerprint, load_tasks
 from multitask.task import END, Prompt, Task

@@ -5,13 +5,10 @@ A run reports records such as `{"event": "step", "step": 20, ...}`; `Screen()(re
 
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import click
-
-from multitask.errors import InputError
 
 
 class Screen:
@@ -212,103 +209,6 @@ class Screen:
                     end_section=shots == list(task["per_shot"])[-1],
                 )
         self.console.print(table)
-
-
-class Writing:
-    """Shows texts: one as it comes, several under headings, steps as tables."""
-
-    def __init__(self, task: Any, top: int, wants_stream: bool | None) -> None:
-        self.task, self.top, self.wants_stream = task, top, wants_stream
-        self.begin: str | None = None  # of the text on the screen; None once it stands there
-
-    def report(self, record: dict[str, Any]) -> None:
-        """A warning."""
-        click.echo(f"{record['event']}: {record['text']}", err=True)
-
-    def streaming(self, is_fit: bool, asked: Any) -> Callable[[str], None] | None:
-        """What shows a text as it comes, or None: it is shown when it is whole."""
-        is_own = self.task is None or self.task.parse is None  # a completion is the answer
-        is_usual = is_fit and is_own and not self.top and sys.stdout.isatty()
-        if not (is_usual if self.wants_stream is None else self.wants_stream):
-            return None
-        self.begin = "" if self.task is not None else asked if isinstance(asked, str) else asked.given
-        return self._part
-
-    def show(self, records: list[dict[str, Any]], is_streamed: bool = False) -> None:
-        """Finished texts: free ones with their prompts."""
-        samples = any(record["sample"] for record in records)
-        for record in records:
-            if len(records) > 1:
-                click.echo(f"--- {record['where']}" + (f", sample {record['sample'] + 1}" if samples else ""))
-            if not is_streamed:
-                click.echo(record.get("prediction", record["prompt"] + record["completion"]))
-            else:
-                self._part("")
-                click.echo()
-            if self.top:
-                self._steps(record["steps"])
-        unfinished = [record["num_tokens"] for record in records if not record["is_finished"]]
-        if unfinished:
-            which = f"{len(unfinished)} of {len(records)} texts are" if len(records) > 1 else "the text is"
-            click.echo(f"note: {which} unfinished, stopped at {max(unfinished)} tokens (--max-new-tokens)", err=True)
-
-    def converse(self, speaker: Any) -> None:
-        """Asks for prompts and answers them; Ctrl-C stops a text and stays, an empty line or Ctrl-D ends it all."""
-        from multitask.inference.generator import Asked
-
-        while (given := self._asked()) is not None:
-            to_stream = self.streaming(speaker.sampling.num_samples == speaker.sampling.beams == 1, given)
-            try:
-                self.show(speaker.write([Asked(given, "prompt")], self.top, to_stream), to_stream is not None)
-            except KeyboardInterrupt:
-                click.echo("\n(stopped)", err=True)
-            except InputError as error:
-                click.echo(f"error: {error}", err=True)
-
-    def _asked(self) -> Any:
-        """A prompt, or the fields of one; None: no more are wanted."""
-        from multitask.inference.generator import prompt_fields
-
-        try:
-            if self.task is None:
-                return input("> ") or None
-            values = {}
-            for name in prompt_fields(self.task):
-                values[name] = input(f"{name}: ")
-                if not values[name] and name not in self.task.optional:
-                    return None
-            return values if values else input("Enter writes, Ctrl-D ends ") and {}
-        except (EOFError, KeyboardInterrupt):
-            click.echo()
-            return None
-
-    def _part(self, part: str) -> None:
-        """A part of a text; before the first one stands the prompt."""
-        if self.begin is not None:
-            part, self.begin = self.begin + part.lstrip() if self.task is not None else self.begin + part, None
-        click.echo(part, nl=False)
-        sys.stdout.flush()
-
-    def _steps(self, steps: list[dict[str, Any]]) -> None:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table("step", "taken", "candidates", "before", "after", "")
-        for number, step in enumerate(steps, 1):
-            for n, candidate in enumerate(step["candidates"]):
-                is_last, is_removed = n == len(step["candidates"]) - 1, not candidate["after"]
-                style = "strike dim" if is_removed else "bold" if candidate["id"] == step["id"] else ""
-                table.add_row(
-                    f"{number}" if n == 0 else "",
-                    Text(step["token"]) if n == 0 else "",
-                    Text(candidate["token"], style=style),
-                    f"{candidate['before']:.4f}",
-                    f"{candidate['after']:.4f}",
-                    "removed" if is_removed else "taken" if candidate["id"] == step["id"] else "",
-                    end_section=is_last,
-                )
-        Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
 
 def _number(value: float) -> str:

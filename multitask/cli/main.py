@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import click
 
-from multitask.cli.console import Screen, Writing
+from multitask.cli.console import Screen
+from multitask.cli.generation import Writing
 from multitask.errors import InputError, Interrupted
 
 # Threads that wait spinning starve each other as soon as another program uses a core. A 1 M-parameter model on two
@@ -381,7 +382,7 @@ def generate(
     tokenizer has a token for that. Texts of a task end at <|end|>, free text at the model's own end.
     """
     from multitask import api
-    from multitask.inference.generator import flag_fields, read_prompts
+    from multitask.inference.prompt_input import flag_fields, read_prompts
     from multitask.registry import choose, load_tasks
 
     chosen = choose(load_tasks(options["tasks_dirs"]), [task])[task] if task is not None else None

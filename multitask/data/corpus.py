@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from multitask.config import DataConfig, SourceConfig, TextConfig
-from multitask.data.readers import EXTENSIONS, existing, file_records, sha256_of, short
+from multitask.config.data import DataConfig, SourceConfig, TextConfig
+from multitask.data.readers import EXTENSIONS, existing, file_records, short
 from multitask.errors import InputError, RowError, suggest
+from multitask.files import sha256_of
 
 TextSplit = Literal["train", "validation"]
 Parts = Iterator[tuple[str, bool]]

@@ -8,16 +8,15 @@ Our own line reader: a general loader names neither file nor line, and merges ro
 
 import codecs
 import gzip
-import hashlib
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from multitask.config import DataConfig, SourceConfig
+from multitask.config.data import DataConfig, SourceConfig
 from multitask.errors import InputError, RowError, suggest
 
 Record = dict[str, Any]
@@ -240,16 +239,3 @@ def _parquet_records(path: Path) -> Iterator[Found]:
                     yield Found(f"{path.name}:{number}", f"{path}: row {number}", found)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({next(iter(str(error).splitlines()), '')})") from None
-
-
-def sha256_of(paths: Iterable[Path]) -> str:
-    """One digest of the bytes of several files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return digest.hexdigest()

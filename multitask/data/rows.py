@@ -6,20 +6,19 @@
 Nothing here holds more than one record, or one batch of a hub set.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from multitask.config import DataConfig, SourceConfig, load, read_yaml, shipped
-from multitask.data.readers import Found, Record, existing, file_records, sha256_of, short
+from multitask.config.data import DataConfig, SourceConfig
+from multitask.data import rows as data_rows
+from multitask.data import sources as data_sources
+from multitask.data.readers import Found, Record, short
+from multitask.data.sources import column_value, source_name, source_records
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
 from multitask.task import Task
-
-WORLD = SourceConfig(world={"train": 20000, "validation": 500, "test": 500})
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,6 @@ class Counts:
     num_skipped: int = 0
 
 
-def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
-    """The sources of one task, presets looked up; the embedded world where none is named.
-
-    Raises InputError for an unknown preset, with the nearest one.
-    """
-    if task.name not in data.sources:
-        return [WORLD]
-    return [_preset(task, s) if isinstance(s, str) else s for s in data.sources[task.name]]
-
-
-def has_split(source: SourceConfig, split: str) -> bool:
-    """True when the source promises rows of `split`."""
-    return bool(_parts(source, split)) if source.world is None else bool(_world_count(source, split))
-
-
 def read_rows(task: Task, source: SourceConfig, split: str, data: DataConfig, counts: Counts) -> Iterator[Row]:
     """Checked rows of one split of one source, in file order, `source.join` of them made one.
 
@@ -102,7 +86,7 @@ def _single_rows(task: Task, source: SourceConfig, split: str, data: DataConfig,
     skips_bad = (source.on_bad_row or data.on_bad_row) == "skip"
     schema = _Schema(task, source)
     num_good, first_error = 0, None
-    for record in _records(task, source, split, data):
+    for record in source_records(task, source, split, data):
         try:
             row = schema.row(record)
         except RowError as error:
@@ -117,31 +101,9 @@ def _single_rows(task: Task, source: SourceConfig, split: str, data: DataConfig,
         counts.num_rows += 1
         yield row
     if first_error is not None and num_good == 0:
-        raise InputError(f"no row of the {split} split of {_name(source)} can be used; the first error: {first_error}")
-
-
-def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
-    """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
-
-    Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
-    """
-    if source.world is not None:
-        from multitask.data.synthetic import world
-
-        code = [Path(world.__file__)]
-        if _is_documents(source):
-            from multitask.data.synthetic import documents
-
-            code.append(Path(documents.__file__))
-        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of(code)]
-    elif source.hub is not None:
-        files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
-        arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
-        digests = [sha256_of(Path(f["filename"]) for f in found) for found in arrow]
-    else:
-        files = [name for name, _ in _parts(source, split)]
-        digests = [sha256_of([existing(name, data)]) for name in files]
-    return {"files": files, "sha256": digests, "revision": source.revision}
+        raise InputError(
+            f"no row of the {split} split of {source_name(source)} can be used; the first error: {first_error}"
+        )
 
 
 # ---------------------------------------------------------------- from a record to a row
@@ -166,10 +128,10 @@ class _Schema:
         self.closed: dict[str, _Closed] = {}
         for word in dict.fromkeys(w for words in self.labels.values() for w in _words(words)):
             if not word.strip():
-                raise InputError(f"{_name(source)}: labels: a word is empty; every class needs a word")
+                raise InputError(f"{source_name(source)}: labels: a word is empty; every class needs a word")
             if task.choices and word not in task.choices:
                 raise InputError(
-                    f"{_name(source)}: labels: '{word}' is not one of the choices of task '{task.name}': "
+                    f"{source_name(source)}: labels: '{word}' is not one of the choices of task '{task.name}': "
                     f"{', '.join(task.choices)}{_near(word, task.choices)}"
                 )
 
@@ -200,7 +162,7 @@ class _Schema:
         """With our field names; one whose column is absent is absent, whatever else has its name."""
         if not self.source.columns:
             return found
-        mapped = {field: _get(found, column) for field, column in self.source.columns.items()}
+        mapped = {field: column_value(found, column) for field, column in self.source.columns.items()}
         rest = {name: value for name, value in found.items() if name not in mapped}
         return {**rest, **{field: value for field, value in mapped.items() if value is not None}}
 
@@ -228,8 +190,8 @@ class _Schema:
         choices, classes = tuple(word for word, _ in pairs), tuple(name for _, name in pairs)
         if len(set(choices)) < len(pairs) or len(set(classes)) < len(pairs):
             raise InputError(
-                f"{_name(self.source)}: labels: the words {', '.join(choices)} and {', '.join(classes)} do not pair up "
-                "one to one; classes that share a word must share it in every language"
+                f"{source_name(self.source)}: labels: the words {', '.join(choices)} and {', '.join(classes)} do not "
+                "pair up one to one; classes that share a word must share it in every language"
             )
         return _Closed(by_label, choices, classes)
 
@@ -337,19 +299,6 @@ def _key(label: object) -> str:
     return str(int(cast(float, label))) if is_whole else str(label)
 
 
-def _get(found: Any, column: str) -> Any:
-    """The value of a column; a dot goes into a nested one, through lists of mappings too; None if there is none."""
-    if isinstance(found, list):
-        values = [_get(item, column) for item in found]
-        return None if None in values else values
-    if not isinstance(found, dict):
-        return None
-    if column in found or "." not in column:
-        return found.get(column)
-    outer, _, inner = column.partition(".")
-    return _get(found.get(outer), inner)
-
-
 def _near(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing where the message has listed all names already."""
     hint = suggest(name, valid)
@@ -359,129 +308,13 @@ def _near(name: str, valid: Iterable[str]) -> str:
 # ---------------------------------------------------------------- from a source to records
 
 
-def _name(source: SourceConfig) -> str:
-    if source.hub is not None:
-        return "/".join(filter(None, (source.hub, source.hub_config)))
-    return ", ".join(n for names in source.files.values() for n in names) if source.files else "world"
-
-
-def _preset(task: Task, name: str) -> SourceConfig:
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
-    else:
-        folder = shipped("configs") / "data"
-        path = folder / f"{name}.yaml"
-        if not path.is_file():
-            known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
-            raise InputError(
-                f"data.sources.{task.name}: there is no preset '{name}'; {suggest(name, known)}; "
-                "a file of your own is named with its extension, for instance my_data.yaml"
-            )
-    return load(SourceConfig, read_yaml(path), where=str(path))
-
-
-def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
-    """(file or hub split, whether it is one to be cut) that hold rows of `split`."""
-    named = cast(Mapping[str, Any], source.files if source.files is not None else source.hub_splits)
-    parts: list[tuple[str, bool]] = []
-    for key in (split, "all"):
-        if key == "all" and (source.cut is None or not _share(source, split)):
-            continue
-        names = named.get(key, [])
-        parts += [(name, key == "all") for name in ([names] if isinstance(names, str) else names)]
-    return parts
-
-
-def _share(source: SourceConfig, split: str) -> float:
-    """Share of the groups of `all` that goes to `split`."""
-    assert source.cut is not None
-    shares = {"validation": source.cut.validation, "test": source.cut.test}
-    return shares.get(split, 1 - sum(shares.values()))
-
-
-def _split_of(group: object, source: SourceConfig) -> str:
-    """The split of one group of rows: a pure function of its value and the shares, the same on every machine.
-
-    The first 8 bytes of SHA-256 of the value's text, as a fraction of 2^64: below `test` it is test, below
-    `test + validation` validation, else train. New rows never move old ones.
-    """
-    assert source.cut is not None
-    digest = hashlib.sha256(str(group).encode("utf-8", "surrogatepass")).digest()
-    at = int.from_bytes(digest[:8], "big") / 2**64
-    if at < source.cut.test:
-        return "test"
-    return "validation" if at < source.cut.test + source.cut.validation else "train"
-
-
-def _records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[Found]:
-    if not has_split(source, split):
-        has = [s for s in ("train", "validation", "test") if has_split(source, s)]
-        raise InputError(f"{_name(source)}: there is no split '{split}', only {', '.join(has) or 'none at all'}")
-    if source.world is not None:
-        yield from _world_records(task, source, split)
-        return
-    for name, is_cut in _parts(source, split):
-        is_empty = True
-        records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
-        for record in records:
-            is_empty = False
-            if is_cut and isinstance(record.found, dict):
-                assert source.cut is not None
-                group = _get(record.found, source.cut.by)
-                if group is None:
-                    missing = f"{record.where}: column '{source.cut.by}', by which splits are cut, is missing"
-                    record = Found(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
-                elif _split_of(group, source) != split:
-                    continue
-            yield record
-        if is_empty:
-            raise InputError(f"{name}: there are no rows in it, expected at least one")
-
-
-def _world_count(source: SourceConfig, split: str) -> int:
-    return cast(dict[str, int], source.world or {}).get(split, 0)
-
-
-def _is_documents(source: SourceConfig) -> bool:
-    """True for `columns: {text: document}`: the world's running text in place of rows made for the task's fields."""
-    return list(source.columns.values()) == ["document"]
-
-
-def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
-    from multitask.data.synthetic import world
-
-    count = _world_count(source, split)
-    try:
-        if _is_documents(source):
-            from multitask.data.synthetic import documents
-
-            records = documents.rows(split, count)
-        else:
-            records = world.rows(frozenset(fields(task.stream)), split, count)
-        for number, found in enumerate(records, 1):
-            where = f"world:{split}:{number}"
-            yield Found(where, where, found)
-    except InputError as error:
-        raise InputError(f"task '{task.name}': {error}") from None
-
-
-def _hub_set(source: SourceConfig, split: str) -> Any:
-    import datasets
-
-    name = _name(source)
-    try:
-        return datasets.load_dataset(source.hub, source.hub_config, split=split, revision=source.revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
-        step = "check `hub`, `hub_config`, `hub_splits`, `revision`; without a network, name local copies in `files:`"
-        if "scripts are no longer supported" in reason:
-            step = "set `revision: refs/convert/parquet`, where the hub keeps a converted copy"
-        raise InputError(f"hub set {name}, split '{split}': cannot be loaded: {reason}; {step}") from error
-
-
-def _hub_records(source: SourceConfig, split: str) -> Iterator[Found]:
-    """Rows of a hub split, batch by batch from its memory-mapped file; ClassLabel columns stay integers."""
-    batches = _hub_set(source, split).with_format("arrow").iter(batch_size=1000)
-    rows = (found for batch in batches for found in batch.to_pylist())
-    for number, found in enumerate(rows, 1):
-        yield Found(f"{_name(source)}:{split}:{number}", f"{_name(source)}, {split}: row {number}", found)
+def read(task: Task, split: str, config: DataConfig, counts: Counts) -> Iterator[Row]:
+    """Rows of all sources of a task, one source after the other in turn, so that a limit takes from each."""
+    sources = [source for source in data_sources.resolve(task, config) if data_sources.has_split(source, split)]
+    streams = [data_rows.read_rows(task, source, split, config, counts) for source in sources]
+    while streams:
+        for stream in list(streams):
+            try:
+                yield next(stream)
+            except StopIteration:
+                streams.remove(stream)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from multitask.config import RunConfig
-from multitask.data.rows import Counts, Row, has_split, provenance, resolve
-from multitask.evaluation import metrics
+from multitask.config.run import RunConfig
+from multitask.data.rows import Counts, Row, read
+from multitask.data.sources import has_split, provenance, resolve
+from multitask.evaluation import bootstrap, metrics
 from multitask.evaluation.ngram_counts import Counted
 from multitask.task import Task
-from multitask.tokenization.encoded_rows import Examples, read
+from multitask.tokenization.encoded_rows import Examples
 
 _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+|\n+")
 
@@ -108,7 +109,7 @@ def trivial(tasks: Mapping[str, Task], config: RunConfig) -> dict[str, Any]:
 
 def _with_interval(name: str, rows: metrics.Numbers, config: RunConfig) -> dict[str, float]:
     metric = metrics.build(name, "en")
-    low, high = metrics.interval(metric.finish, rows, config.eval.num_bootstrap, config.seed)
+    low, high = bootstrap.interval(metric.finish, rows, config.eval.num_bootstrap, config.seed)
     return {"value": round(metrics.score(metric, rows), 6), "low": round(low, 6), "high": round(high, 6)}
 
 

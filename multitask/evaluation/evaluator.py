@@ -4,12 +4,8 @@
 chosen by likelihood, open ones written greedily, both from the prompt alone.
 """
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,24 +13,25 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import torch
 
-from multitask.config import DataConfig, EvalConfig, LoopConfig, PretrainConfig, RunConfig
+from multitask.config.data import DataConfig
+from multitask.config.evaluation import EvalConfig
+from multitask.config.run import RunConfig
+from multitask.config.train import LoopConfig
 from multitask.data.contamination import hygiene
-from multitask.data.rows import has_split, resolve
-from multitask.device import peak_memory_bytes
+from multitask.data.sources import has_split, resolve
 from multitask.errors import InputError, suggest
-from multitask.evaluation import free_generation, metrics
+from multitask.evaluation import bootstrap, free_generation, metrics
 from multitask.evaluation.baselines import Fitted, counted_targets
+from multitask.evaluation.results_file import cost_of, envelope, write_results
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choose, example_nll
-from multitask.models.loss import plain_model
+from multitask.models.lora import plain_model
 from multitask.pattern import markers, parse
 from multitask.task import END, Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import RowEncoder
 
-SCHEMA = 1
 _CHUNK = 256  # rows whose texts are in memory at a time
 Numbers = dict[str, metrics.Numbers]
 
@@ -314,7 +311,7 @@ class TaskScorer:
             value = round(metrics.score(metric, rows), 6)
             finished[name] = {"value": value}
             if self.intervals:
-                low, high = metrics.interval(metric.finish, rows, self.config.num_bootstrap, self.seed)
+                low, high = bootstrap.interval(metric.finish, rows, self.config.num_bootstrap, self.seed)
                 finished[name] |= {"low": round(low, 6), "high": round(high, 6)}
         return finished
 
@@ -357,45 +354,6 @@ class TaskScorer:
         return {key: record[key] for key in kept if key in record}
 
 
-def envelope(config: RunConfig | PretrainConfig, kind: str, arm: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What every results file says of itself: schema, settings, versions, hardware."""
-    packages = ("multitask", "torch", "transformers", "tokenizers", "peft", "datasets", "accelerate", "rouge_score")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "schema": SCHEMA,
-        "kind": kind,
-        "arm": arm,
-        "model": dict(model),
-        "config": config.model_dump(mode="json"),
-        "versions": versions,
-        "commit": _commit(),
-        "hardware": {"machine": platform.machine(), "num_threads": torch.get_num_threads(), "num_cpus": os.cpu_count()},
-        "seed": config.seed,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of a checkout, `-dirty` when files differ from it; None for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes a results file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(aside, path)
-
-
 def evaluate(
     model: Any,
     tokenizer: Any,
@@ -426,16 +384,3 @@ def evaluate(
     if out is not None:
         write_results(out, results)
     return results
-
-
-def cost_of(model: Any, num_tokens: int, wall_s: float) -> dict[str, Any]:
-    """What scoring took."""
-    parameters = list(model.parameters())
-    return {
-        "wall_s": round(wall_s, 1),
-        "tokens": num_tokens,
-        "tokens_per_s": round(num_tokens / wall_s, 1),
-        "peak_memory_bytes": peak_memory_bytes(parameters[0].device),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in parameters),
-    }

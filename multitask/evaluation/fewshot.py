@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from multitask.config import RunConfig
-from multitask.data.rows import Counts, Row, has_split, resolve
+from multitask.config.run import RunConfig
+from multitask.data.rows import Counts, Row, read
+from multitask.data.sources import has_split, resolve
 from multitask.errors import InputError
-from multitask.evaluation import metrics
+from multitask.evaluation import bootstrap, metrics
 from multitask.evaluation.baselines import as_record, trivial_scores
-from multitask.evaluation.evaluator import check_metrics, cost_of, envelope, write_results
+from multitask.evaluation.evaluator import check_metrics
 from multitask.evaluation.prompts import Prompted, Prompter, draw
+from multitask.evaluation.results_file import cost_of, envelope, write_results
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import Floats, choice_nll
-from multitask.models.loss import plain_model
+from multitask.models.lora import plain_model
 from multitask.task import Task
-from multitask.tokenization.encoded_rows import read
-from multitask.tokenization.row_encoder import lost_characters
+from multitask.tokenization.tokenizer import lost_characters
 
 RULES = ("raw", "per_token", "per_byte", "calibrated")
 _CHUNK = 256  # rows whose prompts are in memory at a time
@@ -384,7 +385,7 @@ def _interval(name: str, draws: Sequence[metrics.Numbers], config: RunConfig) ->
         return sum(each) / len(each)
 
     together = metrics.Numbers.side_by_side(draws)
-    low, high = metrics.interval(finish, together, config.eval.num_bootstrap, config.seed)
+    low, high = bootstrap.interval(finish, together, config.eval.num_bootstrap, config.seed)
     value = fmean(metrics.score(metric, numbers) for numbers in draws)
     return {"value": round(value, 6), "low": round(low, 6), "high": round(high, 6)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from multitask.config import EvalConfig
+from multitask.config.evaluation import EvalConfig
 from multitask.data.rows import Row
 from multitask.evaluation import metrics
 from multitask.inference.decoding import Uniform, generate

@@ -17,7 +17,7 @@ from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.pattern import parse, render_plain
 from multitask.task import Prompt, Task
-from multitask.tokenization.row_encoder import plain_reader
+from multitask.tokenization.tokenizer import plain_reader
 
 BREAKS = ("\n", " | ", " / ", ". ")
 """What may stand for a line break in a prompt: the first that survives the tokenizer."""

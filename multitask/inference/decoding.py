@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from multitask.batching.packing import Ids
+from multitask.batching.collate import Ids
 from multitask.errors import InputError
 from multitask.inference.kv_cache import Prefix, Slots, common_prefix, families, logits, reads_exactly
-from multitask.models.loss import plain_model
+from multitask.models.lora import plain_model
 
 IsDone = Callable[[list[int]], bool]
 Uniform = Callable[[int, int], float]

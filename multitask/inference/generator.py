@@ -5,14 +5,11 @@
 """
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,16 +22,17 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from multitask.config import DataConfig, SamplingConfig, SourceConfig
-from multitask.data.readers import Found, file_records, short
+from multitask.config.evaluation import SamplingConfig
 from multitask.data.rows import Row
-from multitask.errors import InputError, RowError, suggest
+from multitask.errors import InputError
 from multitask.inference.decoding import Watch, beam_search, generate
+from multitask.inference.prompt_input import Asked, checked_text, prompt_values
 from multitask.inference.scoring import choice_nll
-from multitask.models.loss import plain_model
-from multitask.pattern import fields, markers, render
+from multitask.models.lora import plain_model
+from multitask.pattern import markers, render
 from multitask.task import END, Task
-from multitask.tokenization.row_encoder import RowEncoder, lost_characters, plain_reader
+from multitask.tokenization.row_encoder import RowEncoder
+from multitask.tokenization.tokenizer import lost_characters, plain_reader
 
 MAX_FREE_TOKENS = 100
 """Most tokens of a free text when nothing is said."""
@@ -44,102 +42,6 @@ Report = Callable[[dict[str, Any]], None]
 
 
 # ---------------------------------------------------------------- what is asked
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One prompt, a free text or the fields of a task, and where it stands, for errors."""
-
-    given: str | Mapping[str, Any]
-    where: str
-
-
-def read_prompts(
-    source: Path | BinaryIO, task: Task | None = None, encoding: Literal["utf-8", "cp949"] = "utf-8"
-) -> list[Asked]:
-    """Prompts of a file, or of standard input, by line: free text, or JSON.
-
-    `.jsonl` holds the field `prompt`, or the fields of `task`; what is read for a task is JSON in any case. Empty lines
-    are none. Raises InputError with the line that cannot be used, or when there is no line.
-    """
-    is_json = task is not None
-    if isinstance(source, Path):
-        is_json = is_json or source.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
-        kind: Literal["jsonl", "text"] = "jsonl" if is_json else "text"
-        settings = SourceConfig(files={"test": [str(source)]}, format=kind, encoding=encoding)
-        lines, name = file_records(str(source), settings, DataConfig(root=Path())), str(source)
-    else:
-        lines, name = _lines(source, is_json, encoding), "standard input"
-    asked = []
-    for _, where, found in lines:
-        if isinstance(found, RowError):
-            raise found
-        given: Any = found if task is not None else found.get("prompt" if is_json else "text")
-        if not isinstance(given, str | Mapping):
-            wrong = (
-                f"is {short(given)}, expected text" if "prompt" in found else f"is missing, found {', '.join(found)}"
-            )
-            raise InputError(f"{where}: field 'prompt' {wrong}; with --task NAME a line holds the task's fields")
-        asked.append(Asked(given, where))
-    if not asked:
-        raise InputError(f"{name}: there are no prompts in it, expected at least one line")
-    return asked
-
-
-def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[Found]:
-    for number, raw in enumerate(stream, 1):
-        where = f"standard input:{number}"
-        try:
-            text = raw.decode(encoding).removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: byte 0x{raw[error.start]:02x} is not valid {encoding}") from None
-        if not text.strip():
-            continue
-        try:
-            found = json.loads(text) if is_json else {"text": text}
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON: {error}; with --task each line is a JSON object") from None
-        if not isinstance(found, dict):
-            raise InputError(f"{where}: a JSON object was expected, found {short(found)}")
-        yield Found(where, where, found)
-
-
-def prompt_fields(task: Task) -> list[str]:
-    """Fields of the stream that stand in the prompt."""
-    return [name for name in fields(task.stream) if name != task.target]
-
-
-def _values(task: Task, asked: Asked) -> dict[str, str]:
-    """The checked fields of a task's prompt."""
-    given, needed = asked.given, prompt_fields(task)
-    if not isinstance(given, Mapping):
-        raise InputError(f"{asked.where}: a text; task '{task.name}' reads fields: {', '.join(needed) or 'none'}")
-    if task.prepare is not None:  # it may rightly complain that there is no answer yet
-        with suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
-            given = task.prepare(dict(given))
-    values = {}
-    for name in needed:
-        value = given.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            if name in task.optional:
-                continue
-            found = f"found {', '.join(map(str, given)) or 'nothing'}"
-            raise InputError(
-                f"{asked.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
-                f"task '{task.name}' needs {', '.join(n for n in needed if n not in task.optional)}"
-            )
-        if not isinstance(value, str):
-            raise InputError(f"{asked.where}: field '{name}' is {short(value)}, expected text")
-        values[name] = _whole(value, asked.where)
-    return values
-
-
-def _whole(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: character {error.start + 1} is no text; expected valid utf-8") from None
-    return text
 
 
 # ---------------------------------------------------------------- what is written
@@ -227,10 +129,10 @@ class Speaker:
         ready = [self._ready(one) for one in asked]
         watches: list[Watch] = []
         if explain:
-            explained = _Explained(self, len(ready) * num, explain)
+            explained = Explanation(self, len(ready) * num, explain)
             watches.append(explained.watch)
         if stream:
-            streamed = _Streamed(self, ready[0].ids, stream)
+            streamed = TextStreamer(self, ready[0].ids, stream)
             watches.append(streamed.watch)
         if config.beams > 1:
             written = [
@@ -296,7 +198,7 @@ class Speaker:
         """Free text, read as `tokenizer(text)` does; a marker in it is a marker."""
         if not isinstance(asked.given, str):
             raise InputError(f"{asked.where}: fields, and no task to read them; name one with --task")
-        text = _whole(asked.given, asked.where)
+        text = checked_text(asked.given, asked.where)
         ids: list[int] = self.tokenizer(text)["input_ids"] or self._first_ids(asked.where)
         marks = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)) or r"(?!)")
         self._warn_of_lost(marks.split(text), asked.where)  # a marker is read as one
@@ -315,7 +217,7 @@ class Speaker:
 
     def _answer(self, task: Task, asked: Asked) -> _Ready:
         """A task's prompt, encoded as for scoring, cut where it must be."""
-        values = _values(task, asked)
+        values = prompt_values(task, asked)
         limit = self.max_new_tokens or task.max_new_tokens
         self._warn_of_lost(values.values(), asked.where)
         row = Row("", {**values, task.target: self._filler()}, (), "", (), (), None, asked.where)
@@ -419,7 +321,7 @@ def _together(watches: Sequence[Watch]) -> Watch | None:
     return watch if watches else None
 
 
-class _Explained:
+class Explanation:
     """Of each row and step: the token taken and the likeliest ones, with their shares before and after reshaping."""
 
     def __init__(self, speaker: Speaker, num: int, top: int) -> None:
@@ -439,7 +341,7 @@ class _Explained:
             self.steps[row].append({"id": token, "token": self.speaker.token(token), "candidates": candidates})
 
 
-class _Streamed:
+class TextStreamer:
     """Hands on the part of a growing text that later tokens do not change.
 
     That is what the texts with and without the last token have in common: a character may need several tokens, and a
@@ -467,46 +369,3 @@ class _Streamed:
         if len(text) > len(self.shown) and text.startswith(self.shown):
             self.stream(text[len(self.shown) :])
             self.shown = text
-
-
-def check_writable(path: Path) -> None:
-    """Makes the folder of a file to be; raises InputError, before any work, when the file cannot be."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file for the JSON lines")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
-
-
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(aside, path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
-
-
-def flag_fields(task: Task, flags: Iterable[str]) -> dict[str, str]:
-    """Fields of a task from `name=text` flags; raises InputError for one that cannot be."""
-    given: dict[str, str] = {}
-    for flag in flags:
-        name, sign, text = flag.partition("=")
-        if not sign:
-            raise InputError(f"--field {flag}: expected name=text, for instance {prompt_fields(task)[0]}=...")
-        if name == task.target:
-            raise InputError(f"--field {name}: this is what task '{task.name}' writes; leave it out")
-        if name not in prompt_fields(task):
-            raise InputError(
-                f"--field {name}: task '{task.name}' has no such field; {suggest(name, prompt_fields(task))}"
-            )
-        if name in given:
-            raise InputError(f"--field {name}: given twice; one text was expected")
-        given[name] = text
-    return given

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from multitask.batching.packing import Ids, group_by_length
-from multitask.models.attention import using
-from multitask.models.loss import plain_model
+from multitask.batching.collate import Ids
+from multitask.models.attention import group_by_length, using
+from multitask.models.lora import plain_model
 
 _NAME = "multitask_memory"
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -151,7 +151,7 @@ class Branches:
             branches += [np.zeros(len(prompt), int), *(np.full(len(a), n + 1) for n, a in enumerate(answers))]
         self.ids = torch.from_numpy(ids.astype(np.int64)).to(device)
         self.positions = torch.from_numpy(np.concatenate(positions)).to(device)
-        segments = group_by_length(np.cumsum(lengths) - lengths, lengths).to(device)
+        segments = group_by_length(lengths).to(device)
         self.gather, self.scatter = segments.gather, segments.scatter
         branch = torch.from_numpy(np.concatenate(branches)).to(device)
         self.masks = [self._mask(branch[index]) for index in self.gather]

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from transformers import GPT2LMHeadModel
 
-from multitask.batching.packing import Ids
+from multitask.batching.collate import Ids
 from multitask.data import corpus
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.inference.scoring import choice_nll, example_nll
-from multitask.models.loss import plain_model
-from multitask.tokenization.row_encoder import pieces, plain_reader
-from multitask.tokenization.tokenizer import check_characters
+from multitask.models.lora import plain_model
+from multitask.tokenization.chunks import pieces
+from multitask.tokenization.tokenizer import check_characters, plain_reader
 
 _PIECE = 1 << 18  # characters that are tokenized at a time; bytes that are read
 

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from multitask.batching.packing import Ids, collate
+from multitask.batching.collate import Ids, collate
 from multitask.inference.kv_cache import Branches, Prefix, common_prefix, logits, read, reads_exactly
 from multitask.models.attention import name_for, using
-from multitask.models.loss import TokenNLL, plain_model
+from multitask.models.lora import plain_model
+from multitask.models.loss import TokenNLL
 
 Floats = npt.NDArray[np.float64]
 _MOST_LOGITS = 1 << 23  # float32 logits held at a time: 32 MiB

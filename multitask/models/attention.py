@@ -7,15 +7,63 @@ arrives as the keyword argument `segments` of the model's `forward`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from multitask.batching.packing import Segments
 from multitask.models.dropout import drop, kept
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the examples of one flat row are, grouped by similar length for attention.
+
+    gather: per group an index (n, L) of flat positions; what lies past an example's end repeats its last position.
+    scatter: (T,) for each flat position, its place in the groups laid end to end.
+    is_even: all examples have one length, so that both are the order of the row itself.
+    """
+
+    gather: tuple[Tensor, ...]
+    scatter: Tensor
+    is_even: bool = False
+
+    def to(self, device: torch.device) -> "Segments":
+        """On another device."""
+        gather = tuple(g.to(device, non_blocking=True) for g in self.gather)
+        return Segments(gather, self.scatter.to(device), self.is_even)
+
+
+def group_by_length(lengths: npt.NDArray[np.int64]) -> Segments:
+    """Groups examples of similar length: the longest at most a quarter and 4 tokens above the shortest.
+
+    lengths (N,): how long each example of the flat row is, in order.
+    """
+    starts = np.cumsum(lengths) - lengths
+    if (lengths == lengths[0]).all():
+        place = torch.arange(int(lengths.sum()))
+        return Segments((place.view(len(lengths), -1),), place, is_even=True)
+    order = np.argsort(lengths, kind="stable")
+    groups: list[npt.NDArray[np.int64]] = []
+    first = 0
+    for at in range(1, len(order) + 1):
+        if at == len(order) or lengths[order[at]] > 1.25 * lengths[order[first]] + 4:
+            groups.append(order[first:at])
+            first = at
+    gather, scatter, base = [], np.zeros(int(lengths.sum()), np.int64), 0
+    for group in groups:
+        longest = int(lengths[group].max())
+        column = np.arange(longest)
+        gather.append(starts[group, None] + np.minimum(column, lengths[group, None] - 1))
+        inside = column < lengths[group, None]
+        scatter[gather[-1][inside]] = (base + np.arange(inside.size)).reshape(inside.shape)[inside]
+        base += inside.size
+    return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter))
 
 
 def _future(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from multitask.batching.packing import Batch
-from multitask.models.attention import KERNELS
+from multitask.batching.collate import Batch
+from multitask.models.attention import KERNELS, group_by_length
 from multitask.models.bigram import BigramLMHeadModel
+from multitask.models.lora import plain_model
 
 _CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
 _CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product
@@ -110,9 +111,11 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     Nothing follows the last block's attention but a function of each position alone, so that block's projection, its
     MLP and the final norm run on M positions instead of B*T.
     """
+    lengths = batch.segment_lengths
+    segments = None if lengths is None else group_by_length(lengths).to(batch.input_ids.device)
     hidden = transformer.drop(transformer.wte(batch.input_ids) + transformer.wpe(batch.position_ids))
     for block in transformer.h[:-1]:
-        hidden = block(hidden, segments=batch.segments)
+        hidden = block(hidden, segments=segments)
     last, before = transformer.h[-1], batch.before
     attention = last.attn
     query, key, value = (
@@ -123,20 +126,13 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     name = transformer.config._attn_implementation
     assert name in KERNELS.values(), f"'{name}' does not keep the examples of a row apart"
     attend = ALL_ATTENTION_FUNCTIONS[name]
-    mixed, _ = attend(
-        attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, segments=batch.segments
-    )
+    mixed, _ = attend(attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, segments=segments)
     mixed, hidden = mixed.flatten(0, 1).flatten(1), hidden.flatten(0, 1)
     if len(before) < len(hidden):  # all of them in running text: nothing to pick out
         mixed, hidden = mixed.index_select(0, before), hidden.index_select(0, before)
     hidden = hidden + attention.resid_dropout(attention.c_proj(mixed))
     final: Tensor = transformer.ln_f(hidden + last.mlp(last.ln_2(hidden)))
     return final
-
-
-def plain_model(model: Any) -> Any:
-    """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model
 
 
 def head_matrix(base: Any) -> Tensor:

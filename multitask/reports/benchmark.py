@@ -8,26 +8,21 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from multitask.batching.mixture import shares
-from multitask.cli.preview import estimate
-from multitask.config import BenchmarkConfig, RunConfig, load, merged, read_yaml, shipped
-from multitask.data.rows import Counts, has_split, provenance, resolve
+from multitask.config.loading import load, merged
+from multitask.config.run import BenchmarkConfig, RunConfig
+from multitask.data.sources import has_split, provenance, resolve
 from multitask.device import choose_device, forget_peak
 from multitask.errors import InputError, suggest
-from multitask.evaluation import baselines, evaluator, fewshot
-from multitask.evaluation.metrics import FROM_NLL
-from multitask.models.attention import name_for
-from multitask.models.build import add_lora, build, load_causal, model_folder
-from multitask.models.loss import plain_model
+from multitask.evaluation import baselines, fewshot, results_file
+from multitask.files import shipped
+from multitask.models.io import load_causal, model_folder
 from multitask.registry import fingerprint
 from multitask.task import Task
-from multitask.tokenization.encoded_rows import prepare, read
 from multitask.training import finetune
 from multitask.training.demo_model import base_model
 
@@ -46,7 +41,6 @@ _NOT_ASKED = {
     "significance",
 }
 """Modules that no score depends on."""
-_ARM_S = 3.0  # to load, to score baselines and to write, about
 
 
 @dataclass(frozen=True)
@@ -177,9 +171,9 @@ def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path,
     """Scores one arm into its folder."""
     folder.parent.mkdir(exist_ok=True)
     if arm.kind == "trivial":
-        results = evaluator.envelope(arm.config, "baseline", "trivial", {"name": "none"})
+        results = results_file.envelope(arm.config, "baseline", "trivial", {"name": "none"})
         results |= baselines.trivial(tasks, arm.config)
-        evaluator.write_results(folder / "results.json", results)
+        results_file.write_results(folder / "results.json", results)
     elif arm.kind == "prompted":
         assert base is not None
         model, tokenizer = load_causal(base, arm.config.model.revision)
@@ -191,76 +185,3 @@ def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path,
             config = config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
         resumes = any((folder / "checkpoints").glob("step-*"))
         finetune.train(config, tasks, folder, overwrite=not resumes, resume=resumes, report=report, arm=arm.name)
-
-
-def dry_run(
-    suite: BenchmarkConfig, tasks: Mapping[str, Task], where: str, only: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """For each arm: tokens, and about how many seconds they take; nothing is trained.
-
-    The speed of training is measured on a few micro-steps; scoring is taken to be as fast a token, and writing a
-    quarter as fast. Loading and reporting take a few seconds an arm besides: rough, and said to be so.
-    """
-    speeds: dict[bool, float] = {}
-    for arm in chosen(plan(suite, list(tasks), where), only):
-        if arm.kind == "trivial":
-            yield {"arm": arm.folder, "tokens": 0, "seconds": 0.0}
-            continue
-        mine = {name: tasks[name] for name in arm.tasks}
-        is_lora = arm.config.adapter.kind == "lora"
-        tokens, speeds[is_lora] = _measure(suite, mine, arm.config, speeds.get(is_lora))
-        num_rows, mean_length, num_written = _test_rows(mine, arm.config, tokens["lengths"])
-        num_times, num_trained = 1, tokens["trained"]
-        if arm.kind == "prompted":
-            settings, num_trained = arm.config.fewshot, 0
-            num_times = sum(settings.draws if shots else 1 for shots in settings.shots)
-        num_scored = num_times * num_rows * mean_length
-        seconds = _ARM_S + speeds[is_lora] * (num_trained + num_scored + 4 * num_times * num_written)
-        yield {"arm": arm.folder, "tokens": round(num_trained + num_scored), "seconds": round(seconds, 3)}
-
-
-def _measure(
-    suite: BenchmarkConfig, tasks: Mapping[str, Task], config: RunConfig, s_per_token: float | None
-) -> tuple[dict[str, Any], float]:
-    """Tokens to train on and mean lengths by task; and seconds a token, measured unless known."""
-    settings = config.model
-    if suite.base is not None:
-        recipe = shipped("configs") / f"{suite.base}.yaml"
-        shape = load(RunConfig, read_yaml(recipe), where=str(recipe)).model if recipe.exists() else None
-        settings = shape or settings.model_copy(update={"name": suite.base})
-    model, tokenizer, new_ids = build(settings, tasks, finetune.tokenizer_texts(tasks, config), config.seed)
-    device = choose_device(config.device)
-    plain_model(model).config._attn_implementation = name_for(device)
-    block_size = evaluator.window(config.train, model)
-    rows = {
-        name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-        for name, task in tasks.items()
-    }
-    if config.adapter.kind == "lora":
-        model = add_lora(model, config.adapter, new_ids)
-    lengths = {name: float(each.lengths.mean()) for name, each in rows.items()}
-    if s_per_token is not None:
-        sizes = {name: len(each) for name, each in rows.items()}
-        share = shares(sizes, config.train.mixing_temperature, config.train.mixture_cap, config.train.mixture_weights)
-        mean = sum(share[name] * lengths[name] for name in rows)
-        steps = config.train.max_steps
-        trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean
-        return {"trained": trained, "lengths": lengths}, s_per_token
-    found = estimate(model, rows, config, block_size, device)
-    return {"trained": found["num_tokens"], "lengths": lengths}, found["s_per_token"]
-
-
-def _test_rows(tasks: Mapping[str, Task], config: RunConfig, lengths: Mapping[str, float]) -> tuple[int, float, int]:
-    """Rows to score, their mean length in tokens, and tokens to write for open answers, half of the most."""
-    num_rows = {
-        name: sum(1 for _ in islice(read(task, config.eval.split, config.data, Counts()), config.eval.max_rows))
-        for name, task in tasks.items()
-    }
-    total = sum(num_rows.values())
-    mean = sum(num_rows[name] * lengths[name] for name in tasks) / max(1, total)
-    written = sum(
-        num_rows[name] * task.max_new_tokens // 2
-        for name, task in tasks.items()
-        if not task.is_closed and any(metric not in FROM_NLL for metric in task.metrics)
-    )
-    return total, mean, written

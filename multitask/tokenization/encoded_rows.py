@@ -19,14 +19,17 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from multitask import pattern, registry
-from multitask.config import DataConfig, SourceConfig
+from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import readers
 from multitask.data import rows as data_rows
-from multitask.data.rows import Counts, Row
+from multitask.data import sources as data_sources
+from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
+from multitask.files import cache_folder
 from multitask.task import Task
 from multitask.tokenization import row_encoder
-from multitask.tokenization.row_encoder import Encoded, RowEncoder, lost_characters
+from multitask.tokenization.row_encoder import Encoded, RowEncoder
+from multitask.tokenization.tokenizer import lost_characters
 
 _BATCH = 1000
 _SCHEMA = pa.schema(
@@ -88,24 +91,6 @@ class Examples:
         return itertools.islice((self.row(n) for n in range(len(self))), limit)
 
 
-def cache_folder(config: DataConfig) -> Path:
-    """Where encoded rows are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return config.cache.expanduser() if config.cache else Path(home) / "multitask"
-
-
-def read(task: Task, split: str, config: DataConfig, counts: Counts) -> Iterator[Row]:
-    """Rows of all sources of a task, one source after the other in turn, so that a limit takes from each."""
-    sources = [source for source in data_rows.resolve(task, config) if data_rows.has_split(source, split)]
-    streams = [data_rows.read_rows(task, source, split, config, counts) for source in sources]
-    while streams:
-        for stream in list(streams):
-            try:
-                yield next(stream)
-            except StopIteration:
-                streams.remove(stream)
-
-
 def prepare(
     task: Task,
     split: str,
@@ -121,13 +106,13 @@ def prepare(
     answer_room: as in `RowEncoder`; None in training. limit: the first so many usable rows.
     Raises InputError when no row is usable.
     """
-    sources = [source for source in data_rows.resolve(task, config) if data_rows.has_split(source, split)]
+    sources = [source for source in data_sources.resolve(task, config) if data_sources.has_split(source, split)]
     if not sources:
         raise InputError(
             f"task '{task.name}' has no {split} rows: none of its sources has that split; "
             f"give `files: {{{split}: ...}}`"
         )
-    provenance = [data_rows.provenance(source, split, config) for source in sources]
+    provenance = [data_sources.provenance(source, split, config) for source in sources]
     key = _key(task, sources, provenance, split, tokenizer, block_size, config, answer_room, limit)
     path = cache_folder(config) / f"{task.name}-{split}-{key}.arrow"
     if not path.exists():

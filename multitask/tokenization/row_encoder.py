@@ -4,24 +4,16 @@
 ids are the prompt, the rest is learned. Labels are not stored: they are `input_ids` from `num_prompt` on.
 """
 
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from multitask.data.rows import Row
-from multitask.errors import InputError
 from multitask.pattern import Piece, render
 from multitask.task import Task
-
-_CONTEXT = 200  # characters at both sides of a seam
-_MAX_SEAMS = 50  # tried per piece, before more is read
-_SEAM = re.compile(r"(?<=\S)\s")
+from multitask.tokenization.tokenizer import plain_reader
 
 
 @dataclass(frozen=True)
@@ -119,76 +111,3 @@ class RowEncoder:
                 return ids or None
             room -= len(ids) - limit
         return None
-
-
-def plain_reader(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy that reads special tokens in user text as plain text; the tokenizer itself keeps parsing them."""
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.encode_special_tokens = True
-    plain.no_truncation()  # what an earlier call of the tokenizer asked for stays switched on in it
-    plain.no_padding()
-    return plain
-
-
-def lost_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, plain: Tokenizer) -> Counter[str]:
-    """Characters that do not survive encode and decode, with counts; after NFC and white-space folding.
-
-    Counting unknown ids would miss what a normaliser drops without a trace.
-    """
-    lost: Counter[str] = Counter()
-    back: list[str] = tokenizer.batch_decode(
-        [e.ids for e in plain.encode_batch(list(texts), add_special_tokens=False)],
-        skip_special_tokens=False,
-        clean_up_tokenization_spaces=False,
-    )
-    for before, after in zip(texts, back, strict=True):
-        gone = Counter(fold(before)) - Counter(fold(after))
-        # Folding calls every gap a space; of the gaps that are gone, the characters that stood there are named.
-        gaps = [c for c in (Counter(before) - Counter(after)).elements() if c.isspace()]
-        lost.update(gaps[: gone.pop(" ", 0)])
-        lost.update(gone)
-    return lost
-
-
-def fold(text: str) -> str:
-    """A text without what no tokenizer is asked to keep: NFC, each gap one space, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
-    """A text in pieces of about `size` characters whose ids, one after another, are those of the whole.
-
-    A seam lies before white space, and only where the text around it has the same ids in one and in two. Where there is
-    none such (a text without white space, say), the piece goes on. Raises InputError where the tokenizer has no token
-    for what it does not know, and says so.
-    """
-
-    def ids(text: str) -> list[int]:
-        try:
-            found: list[int] = plain.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # what `tokenizers` raises has no class of its own
-            raise InputError(f"the tokenizer cannot encode this text: {error}") from error
-        return found
-
-    held = ""
-    for part in parts:
-        for start in range(0, len(part), size):  # a text that is given whole is one part
-            held += part[start : start + size]
-            if len(held) < size:
-                continue
-            for at in islice(_seams(held, len(held) - size, len(held) - _CONTEXT), _MAX_SEAMS):
-                left, right = held[max(0, at - _CONTEXT) : at], held[at : at + _CONTEXT]
-                if ids(left) + ids(right) == ids(left + right):
-                    yield held[:at]
-                    held = held[at:]
-                    break
-    if held:
-        yield held
-
-
-def _seams(text: str, start: int, end: int) -> Iterator[int]:
-    """Where white space begins, the last place first; the text is searched only as far back as is asked for."""
-    while end > start:
-        begin = max(start, end - _CONTEXT)
-        yield from reversed([found.start() for found in _SEAM.finditer(text, begin, end)])
-        end = begin

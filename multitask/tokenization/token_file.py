@@ -9,11 +9,9 @@ done is kept, so that an interrupted encoding goes on where it was, and one proc
 import hashlib
 import json
 import os
-import sys
 import time
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -26,13 +24,16 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from multitask.config import DataConfig, TextConfig
+from multitask import files
+from multitask.config.data import DataConfig, TextConfig
 from multitask.data import corpus, readers
 from multitask.data.corpus import TextSplit
 from multitask.errors import InputError, suggest
+from multitask.files import cache_folder
 from multitask.tokenization import row_encoder
-from multitask.tokenization.encoded_rows import cache_folder
-from multitask.tokenization.row_encoder import fold, pieces, plain_reader
+from multitask.tokenization.chunks import pieces
+from multitask.tokenization.survey import CharacterSurvey, TextCounts, UnknownCharacter
+from multitask.tokenization.tokenizer import plain_reader
 
 Report = Callable[[dict[str, Any]], None]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -40,7 +41,6 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 _PIECE = 1 << 15  # characters of a piece
 _BATCH = _PIECE * max(32, 4 * (os.cpu_count() or 1))  # characters that are encoded at a time: some pieces for each core
-_NEW, _LOST_SPACE, _KEPT_SPACE, _LOST, _KEPT = range(5)  # what becomes of a character
 
 
 class TokenFile:
@@ -134,7 +134,7 @@ class _Encoder:
         parts = [
             self.plain.to_str(),
             json.dumps([provenance, settings, self.before_id, self.after_id], sort_keys=True),
-            readers.sha256_of([*code, Path(__file__)]),
+            files.sha256_of([*code, Path(__file__)]),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
@@ -218,76 +218,6 @@ def _batches(items: Iterable[_Item]) -> Iterator[_Batch]:
 # ---------------------------------------------------------------- what a tokenizer cannot write
 
 
-class _Survey:
-    """Counts characters that do not survive encode and decode; looks at each kind of character once.
-
-    `encoding.lost_characters` looks at whole texts, and for as long as it takes to encode them twice more. Here a
-    character is tried alone, white space between two letters. What is lost otherwise, as a word that is too long for a
-    WordPiece vocabulary, shows in `num_unknown`.
-    """
-
-    def __init__(self, plain: Tokenizer, has_unknown: bool) -> None:
-        self.plain = plain
-        self.has_unknown = has_unknown
-        self.kinds = np.full(sys.maxunicode + 1, _NEW, np.uint8)
-        self.letter: str | None = None  # one that survives
-
-    def count(self, texts: Sequence[str]) -> "_Counts":
-        """What texts, none of them empty, lose after NFC, and how many words they have. Raises `_Unknown`."""
-        normal = [
-            text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text) for text in texts
-        ]
-        codes = np.frombuffer("".join(normal).encode("utf-32-le"), "<u4")
-        kinds = self.kinds[codes]
-        if not kinds.all():
-            new = map(chr, np.unique(codes[kinds == _NEW]).tolist())
-            for character in sorted(new, key=str.isspace):  # letters first
-                self._look(character)
-            kinds = self.kinds[codes]
-        is_space = kinds <= _KEPT_SPACE
-        begins = np.cumsum([len(text) for text in normal[:-1]], dtype=np.intp)
-        num_words = np.count_nonzero(is_space[:-1] > is_space[1:]) + int(not is_space[0])
-        num_words += np.count_nonzero(~(is_space[begins - 1] | is_space[begins]))  # a seam ends a word
-        lost = kinds & 1 == 1
-        values, counts = np.unique(codes[lost] if lost.any() else codes[:0], return_counts=True)
-        return _Counts(Counter(dict(zip(map(chr, values.tolist()), counts.tolist(), strict=True))), int(num_words))
-
-    def _look(self, character: str) -> None:
-        if character.isspace():
-            if self.letter is None:
-                return  # later
-            survives = self._back(self.letter + character + self.letter) == f"{self.letter} {self.letter}"
-        else:
-            survives = self._back(character) == character
-            self.letter = self.letter or (character if survives else None)
-        if not survives and not self.has_unknown:
-            # What clean-up takes away, or turns into something known, is not unknown.
-            clean = self.plain.normalizer.normalize_str(character) if self.plain.normalizer else character
-            known = fold(clean.replace("▁", " "))
-            if clean and (not known or self._back(known) != known):
-                raise _Unknown(character)
-        space, letter = (_KEPT_SPACE, _KEPT) if survives else (_LOST_SPACE, _LOST)
-        self.kinds[ord(character)] = space if character.isspace() else letter
-
-    def _back(self, text: str) -> str | None:
-        try:
-            ids = self.plain.encode(text, add_special_tokens=False).ids
-        except Exception:  # WordLevel and WordPiece, without a token for what they do not know
-            return None
-        return fold(self.plain.decode(ids, skip_special_tokens=False))
-
-
-class _Counts(NamedTuple):
-    """Of some texts: the characters that a tokenizer loses, and the words."""
-
-    lost: Counter[str]
-    num_words: int
-
-
-class _Unknown(Exception):
-    """A character that a tokenizer without an unknown token would drop."""
-
-
 # ---------------------------------------------------------------- to the file
 
 
@@ -324,7 +254,7 @@ class _Progress:
         if is_whole:
             self.counts, self.lost, self.is_inside = kept["counts"], Counter(kept["lost"]), kept["is_inside"]
 
-    def add(self, batch: _Batch, ids: Ids, found: _Counts, unknown_id: int | None) -> None:
+    def add(self, batch: _Batch, ids: Ids, found: TextCounts, unknown_id: int | None) -> None:
         counts = self.counts
         counts["num_tokens"] += len(ids)
         if unknown_id is not None:
@@ -378,7 +308,7 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
     if done := progress.counts["num_characters"]:
         rest = corpus.between(rest, done)
     items = _items(rest, encoder.plain, progress.is_inside)
-    survey = _Survey(encoder.plain, encoder.has_unknown)
+    survey = CharacterSurvey(encoder.plain, encoder.has_unknown)
     with aside.open("r+b") as file:
         file.truncate(progress.counts["num_tokens"] * np.dtype(encoder.dtype).itemsize)
         file.seek(0, os.SEEK_END)
@@ -391,7 +321,7 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
                 progress.keep()
                 shown = {name: progress.counts[name] for name in ("num_characters", "num_tokens")}
                 report({"event": "encoding", "split": split, **shown, "elapsed_s": time.perf_counter() - started})
-        except _Unknown as error:
+        except UnknownCharacter as error:
             character = str(error)
             where = corpus.place_of(character, encoder.config, split)
             raise InputError(
@@ -403,10 +333,12 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
         raise InputError(f"the {split} text holds no words; some text was expected")
 
 
-def _encoded(batches: Iterable[_Batch], encoder: _Encoder, survey: _Survey) -> Iterator[tuple[_Batch, Ids, _Counts]]:
+def _encoded(
+    batches: Iterable[_Batch], encoder: _Encoder, survey: CharacterSurvey
+) -> Iterator[tuple[_Batch, Ids, TextCounts]]:
     """Batches, their ids, what was counted; while one is encoded, the one before is written and the next is read."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[_Batch, Future[list[Encoding]], _Counts] | None = None
+        waiting: tuple[_Batch, Future[list[Encoding]], TextCounts] | None = None
         for batch in batches:
             found = survey.count(batch.texts)
             future = pool.submit(encoder.encode, batch)

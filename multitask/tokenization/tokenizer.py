@@ -9,6 +9,8 @@ and `"A<|sep|>B"` reads as `A`, `<|sep|>` and `B` read apart. How each kind read
 """
 
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -259,3 +261,37 @@ def probe_identity(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> No
             "this tokenizer reads text after a special token otherwise than the same text alone (prepend_scheme "
             "'first'?); a model trained with it could not be prompted with a plain string; use another tokenizer"
         )
+
+
+def plain_reader(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that reads special tokens in user text as plain text; the tokenizer itself keeps parsing them."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.encode_special_tokens = True
+    plain.no_truncation()  # what an earlier call of the tokenizer asked for stays switched on in it
+    plain.no_padding()
+    return plain
+
+
+def lost_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, plain: Tokenizer) -> Counter[str]:
+    """Characters that do not survive encode and decode, with counts; after NFC and white-space folding.
+
+    Counting unknown ids would miss what a normaliser drops without a trace.
+    """
+    lost: Counter[str] = Counter()
+    back: list[str] = tokenizer.batch_decode(
+        [e.ids for e in plain.encode_batch(list(texts), add_special_tokens=False)],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    for before, after in zip(texts, back, strict=True):
+        gone = Counter(fold(before)) - Counter(fold(after))
+        # Folding calls every gap a space; of the gaps that are gone, the characters that stood there are named.
+        gaps = [c for c in (Counter(before) - Counter(after)).elements() if c.isspace()]
+        lost.update(gaps[: gone.pop(" ", 0)])
+        lost.update(gone)
+    return lost
+
+
+def fold(text: str) -> str:
+    """A text without what no tokenizer is asked to keep: NFC, each gap one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

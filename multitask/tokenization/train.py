@@ -16,13 +16,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from multitask.config import TextConfig, TokenizerConfig
+from multitask.config.data import TextConfig
+from multitask.config.model import TokenizerConfig
 from multitask.data import corpus
 from multitask.errors import InputError
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
-from multitask.tokenization.row_encoder import lost_characters, plain_reader
-from multitask.tokenization.tokenizer import assemble, probe_identity, train_bpe
+from multitask.tokenization.tokenizer import assemble, lost_characters, plain_reader, probe_identity, train_bpe
 
 REPORT, CURVE = "tokenizer_report.json", "curve.png"
 _FILES = ("tokenizer.json", "tokenizer_config.json", CURVE, REPORT)

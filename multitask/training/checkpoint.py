@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multitask.errors import InputError
+from multitask.files import flush
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -62,15 +63,6 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: di
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:

@@ -9,11 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-from multitask.config import RunConfig, load, read_yaml, shipped
+from multitask.config.loading import load, read_yaml
+from multitask.config.run import RunConfig
 from multitask.errors import Interrupted
+from multitask.files import cache_folder, shipped
 from multitask.registry import choose, fingerprint, load_tasks
 from multitask.task import Task
-from multitask.tokenization.encoded_rows import cache_folder
 from multitask.training import finetune
 from multitask.training.loop import Report
 

@@ -16,15 +16,16 @@ from accelerate import Accelerator
 
 from multitask.batching.mixture import Mixture, shares
 from multitask.batching.packing import BlockStream, check_window
-from multitask.config import RunConfig
-from multitask.data.rows import Counts
+from multitask.config.run import RunConfig
+from multitask.data.rows import Counts, read
 from multitask.errors import InputError
-from multitask.evaluation import evaluator
+from multitask.evaluation import evaluator, results_file
 from multitask.models.attention import name_for
-from multitask.models.build import add_lora, build, is_adapter, model_folder, save
-from multitask.models.loss import plain_model
+from multitask.models.build import build
+from multitask.models.io import model_folder, save
+from multitask.models.lora import add_lora, is_adapter, plain_model
 from multitask.task import Task
-from multitask.tokenization.encoded_rows import Examples, prepare, read
+from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.training import run_dir
 from multitask.training.loop import Lesson, Loop, Report
 
@@ -129,14 +130,14 @@ def _finish(
     save(finished, tokenizer, out / "model", tasks, shown)
     named = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
     arm = arm or named + ("-lora" if config.adapter.kind == "lora" else "")
-    results = evaluator.envelope(config, "train", arm, {"name": str(out / "model")})
+    results = results_file.envelope(config, "train", arm, {"name": str(out / "model")})
     results |= evaluator.score_model(
         finished, tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report
     )
     results["data"] = {n: results["data"][n] | {"train": prepared.examples[n].report} for n in tasks}
     shares_used = {"shares": prepared.lesson.facts["shares"]}
     results["cost"] = loop.cost | shares_used | {"wall_s": round(time.perf_counter() - started, 1)}
-    evaluator.write_results(out / "results.json", results)
+    results_file.write_results(out / "results.json", results)
     return results
 
 

@@ -21,14 +21,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multitask.batching.packing import Batch, Block, Drawn, Ids, collate, micro_steps
-from multitask.config import LoopConfig
+from multitask.batching.collate import Batch, Ids, collate
+from multitask.batching.packing import Block, Drawn, micro_steps
+from multitask.config.train import LoopConfig
 from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
 from multitask.inference.scoring import example_nll
 from multitask.models.dropout import hasten
 from multitask.models.loss import TokenNLL
 from multitask.training import checkpoint
+from multitask.training.optim import learning_rate, make_optimizer
 from multitask.training.plots import draw_loss
 
 Report = Callable[[dict[str, Any]], None]
@@ -74,36 +76,6 @@ class Lesson:
     look: Callable[[], dict[str, Any]] = dict
     chooses_by_score: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
-    """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant."""
-    assert config.learning_rate is not None
-    warmup = min(config.warmup_steps, max_steps // 10)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - warmup) / max(1, max_steps - 1 - warmup)
-    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * left
-
-
-def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019), fused where it exists; only matrices of layers decay."""
-    decays: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and "wte" not in name and "wpe" not in name
-            (decays if is_matrix else rest).append(parameter)
-    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate or 0.0,  # set anew at every step
-        betas=(config.beta1, config.beta2),
-        fused=device.type in ("cpu", "cuda"),
-    )
 
 
 class Loop:

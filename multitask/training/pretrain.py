@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from accelerate import Accelerator
 
-from multitask.batching.packing import Drawn, Ids, TextStream, check_window
-from multitask.config import EvalConfig, PretrainConfig
+from multitask.batching.collate import Ids
+from multitask.batching.packing import Drawn, check_window
+from multitask.batching.text_blocks import TextStream
+from multitask.config.evaluation import EvalConfig
+from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
-from multitask.evaluation import evaluator, free_generation, metrics
+from multitask.evaluation import bootstrap, evaluator, free_generation, metrics, results_file
 from multitask.evaluation.ngram_counts import Counted
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.attention import name_for
 from multitask.models.bigram import BigramLMHeadModel
-from multitask.models.build import build_model, model_folder, save_plain
-from multitask.models.loss import plain_model
+from multitask.models.build import build_model
+from multitask.models.io import model_folder, save_plain
+from multitask.models.lora import plain_model
 from multitask.pattern import markers
 from multitask.task import Task
 from multitask.tokenization import train as tokenization_train
@@ -34,8 +37,6 @@ from multitask.tokenization.tokenizer import load_tokenizer
 from multitask.training import run_dir
 from multitask.training.loop import Lesson, Loop, Report
 
-_LEAST_RATES = 5
-_RATES = {"learning_rate.json", "learning_rate.png"}
 NAME = "text"
 """What running text is called where a task's name stands."""
 
@@ -88,61 +89,6 @@ def pretrain(
         return _finish(loop, prepared, config, started, arm)
 
     return run_dir.carry_out(config, out, overwrite, resume, report, prepare, finish)
-
-
-def find_learning_rate(
-    config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = lambda record: None
-) -> dict[str, Any]:
-    """A rising learning rate, step by step, and the loss with each (Smith, 2015): `out/learning_rate.json` and `.png`.
-
-    The rate rises from 1e-6 to 1 in `train.max_steps` steps, 100 when that is None, and stops when the loss is four
-    times the least. Suggested is the rate at which the loss falls fastest. Nothing that is trained is kept.
-    """
-    from multitask.training.plots import draw_rates
-
-    num_steps = config.train.max_steps or 100
-    if num_steps < _LEAST_RATES:
-        raise InputError(
-            f"train.max_steps {num_steps}: expected at least {_LEAST_RATES} learning rates to try, or null"
-        )
-    if out.is_dir() and {path.name for path in out.iterdir()} <= _RATES:  # of an earlier try
-        for path in out.iterdir():
-            path.unlink()
-    train = config.train.model_copy(update={"max_steps": num_steps, "learning_rate": 1.0, "warmup_steps": 0})
-    accelerator, config, out = run_dir.begin(config.model_copy(update={"train": train}), out, False, False)
-    try:
-        prepared = _prepare(config, tasks, out, False, accelerator, report)
-        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
-        tried = loop.try_rates(1e-6, 1.0, num_steps)
-        accelerator.wait_for_everyone()
-    finally:
-        if accelerator.is_main_process:
-            run_dir.clear(out)
-    if len(tried) < _LEAST_RATES:
-        raise InputError(f"{out}: the loss was no number, or four times the least, after {len(tried)} learning rates")
-    if not accelerator.is_main_process:
-        return {}
-    out.mkdir(parents=True, exist_ok=True)
-    rates, losses = [rate for rate, _ in tried], [loss for _, loss in tried]
-    suggested = _steepest(rates, losses)
-    found = {"suggested": suggested, "learning_rate": rates, "loss": losses}
-    evaluator.write_results(out / "learning_rate.json", found)
-    draw_rates(rates, losses, suggested, out / "learning_rate.png")
-    return found
-
-
-def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which the loss falls fastest, by the rate's logarithm, before the least loss.
-
-    Behind it the weights have run away; that they may fall back says nothing.
-    """
-    slopes = np.gradient(_smooth(losses), np.log(rates))
-    return rates[int(np.argmin(slopes[: int(np.argmin(losses)) + 1]))]
-
-
-def _smooth(values: Sequence[float], width: int = 5) -> npt.NDArray[np.float64]:
-    padded = np.pad(np.asarray(values), width // 2, mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
 
 
 def _prepare(
@@ -235,7 +181,7 @@ def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: fl
     out, model, tokenizer = loop.out, loop.model, prepared.tokenizer
     loop.take_best()
     save_plain(model, tokenizer, out / "model", config.sample_prompt)
-    results = evaluator.envelope(config, "pretrain", arm or config.model.arch, {"name": str(out / "model")})
+    results = results_file.envelope(config, "pretrain", arm or config.model.arch, {"name": str(out / "model")})
     results["data"] = {
         NAME: prepared.validation.report
         | {"num_rows": prepared.validation.report["num_documents"], "train": prepared.train.report}
@@ -244,7 +190,7 @@ def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: fl
     sample = prepared.lesson.look()
     results["tasks"][NAME] |= sample
     results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
-    evaluator.write_results(out / "results.json", results)
+    results_file.write_results(out / "results.json", results)
     return results
 
 
@@ -282,6 +228,10 @@ def _finished(numbers: metrics.Numbers, seed: int) -> dict[str, dict[str, float]
     found = {}
     for name in ("perplexity", "word_perplexity", "bits_per_byte"):
         metric = metrics.build(name, "en")
-        low, high = metrics.interval(metric.finish, numbers, EvalConfig().num_bootstrap, seed)
-        found[name] = {"value": round(metrics.score(metric, numbers), 6), "low": round(low, 6), "high": round(high, 6)}
+        low, high = bootstrap.interval(metric.finish, numbers, EvalConfig().num_bootstrap, seed)
+        found[name] = {
+            "value": round(metrics.score(metric, numbers), 6),
+            "low": round(low, 6),
+            "high": round(high, 6),
+        }
     return found

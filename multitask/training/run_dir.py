@@ -20,10 +20,10 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
-from multitask.config import PretrainConfig, RunConfig
+from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, Interrupted, suggest
-from multitask.models.build import model_folder
+from multitask.models.io import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Lesson, Loop, Report
 

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from multitask.batching.collate import collate
 from multitask.batching.mixture import Mixture, shares
-from multitask.batching.packing import BlockStream, Drawn, TextStream, best_fit, check_window, collate, micro_steps
+from multitask.batching.packing import BlockStream, Drawn, best_fit, check_window, micro_steps
+from multitask.batching.text_blocks import TextStream
 from multitask.errors import InputError
+from multitask.models.attention import group_by_length
 
 LAYOUTS = ("packed", "none")
 
@@ -157,7 +160,7 @@ def test_packed_has_no_pad_and_none_pads_at_the_end() -> None:
     assert packed.position_ids.tolist() == [[0, 1, 0]]
     assert (packed.before.tolist(), packed.targets.tolist()) == ([0, 1, 2], [6, 7, 9])
     assert none.input_ids.tolist() == [[5, 6], [8, 0]]
-    assert none.segments is None
+    assert none.segment_lengths is None
     assert (none.before.tolist(), none.targets.tolist()) == ([0, 1, 2], [6, 7, 9])
 
 
@@ -167,13 +170,14 @@ def test_segments_gather_and_scatter_are_inverse() -> None:
     for _ in range(30):
         examples = [example(rng, rng.randint(2, rng.choice([6, 60]))) for _ in range(rng.randint(1, 20))]
         batch = collate(examples, "packed")
-        assert batch.segments is not None
+        assert batch.segment_lengths is not None
+        segments = group_by_length(batch.segment_lengths)
         flat = torch.arange(batch.num_tokens)
-        laid_out = torch.cat([flat[g].flatten() for g in batch.segments.gather])
-        assert torch.equal(laid_out[batch.segments.scatter], flat)
+        laid_out = torch.cat([flat[g].flatten() for g in segments.gather])
+        assert torch.equal(laid_out[segments.scatter], flat)
         padding = len(laid_out) / batch.num_tokens
         assert padding < 2, "short examples among long ones would be mostly padding"
-        for group in batch.segments.gather:
+        for group in segments.gather:
             num_grouped += len(group) > 1
             owner = batch.position_ids[0][group]
             assert (owner[:, 0] == 0).all(), "a line of a group begins where its example begins"

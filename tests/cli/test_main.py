@@ -12,10 +12,11 @@ from helpers import FACTS, ROOT, WORLD, files, learned, python, settings, untrai
 
 import multitask
 from multitask import evaluate, load_tasks, train
-from multitask.api import settings_of
 from multitask.cli import main as cli_main
 from multitask.cli.main import _flags
-from multitask.config import RunConfig, load
+from multitask.config.loading import load
+from multitask.config.resolve import settings_of
+from multitask.config.run import RunConfig
 from multitask.errors import InputError, Interrupted
 from multitask.training import finetune, loop, run_dir
 

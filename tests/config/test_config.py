@@ -5,21 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from multitask.config import (
-    BenchmarkConfig,
-    CutConfig,
-    PretrainConfig,
-    RunConfig,
-    SamplingConfig,
-    SourceConfig,
-    TextConfig,
-    describe,
-    load,
-    override,
-    read_yaml,
-    shipped,
-)
+from multitask.config.data import CutConfig, SourceConfig, TextConfig
+from multitask.config.evaluation import SamplingConfig
+from multitask.config.loading import describe, load, override, read_yaml
+from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.errors import InputError
+from multitask.files import shipped
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from multitask.config import DataConfig, SourceConfig, load, read_yaml, shipped
-from multitask.data.rows import Counts, Row, has_split, read_rows
+from multitask.config.data import DataConfig, SourceConfig
+from multitask.config.loading import load, read_yaml
+from multitask.data.rows import Counts, Row, read_rows
+from multitask.data.sources import has_split
+from multitask.files import shipped
 from multitask.task import Task
 
 FOLDER = shipped("configs") / "data"

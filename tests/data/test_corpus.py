@@ -9,7 +9,9 @@ import tracemalloc
 import pytest
 from conftest import random_text
 
-from multitask.config import PretrainConfig, TextConfig, load
+from multitask.config.data import TextConfig
+from multitask.config.loading import load
+from multitask.config.run import PretrainConfig
 from multitask.data import corpus
 from multitask.data.corpus import documents, parts, place_of, provenance
 from multitask.data.synthetic.documents import documents as world_documents

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import multitask.data.synthetic
-from multitask.config import DataConfig, SourceConfig
+from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import readers
-from multitask.data import rows as data_rows
-from multitask.data.rows import Counts, Row, has_split, provenance, read_rows, resolve
+from multitask.data import sources as data_sources
+from multitask.data.rows import Counts, Row, read_rows
+from multitask.data.sources import has_split, provenance, resolve
 from multitask.errors import InputError, RowError
 from multitask.task import Task
 
@@ -507,7 +508,7 @@ def test_the_cut_is_the_documented_function(tmp_path: Path) -> None:
     # `printf '글 0' | sha256sum`: the first 16 digits as a fraction of 16^16; test up to 0.2, validation up to 0.3.
     source = cut_source(tmp_path, validation=0.1, test=0.2)
     assert source.cut is not None
-    places = {g: data_rows._split_of(g, source) for g in ("글 0", "글 1", "글 2", 17, "17")}
+    places = {g: data_sources._split_of(g, source) for g in ("글 0", "글 1", "글 2", 17, "17")}
     # 글 0: 0.886, 글 1: 0.446, 글 2: 0.125, 17: 0.270
     assert places == {"글 0": "train", "글 1": "train", "글 2": "test", 17: "validation", "17": "validation"}
     bigger = source.model_copy(update={"cut": source.cut.model_copy(update={"test": 0.4})})

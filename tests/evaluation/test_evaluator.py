@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from multitask import evaluate, train
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.evaluation import baselines, evaluator
+from multitask.evaluation import baselines, evaluator, results_file
 from multitask.evaluation.baselines import Fitted
 from multitask.evaluation.ngram_counts import Counted
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choose, example_nll
-from multitask.models.build import load_trained
+from multitask.models.io import load_trained
 from multitask.pattern import parse
 from multitask.registry import load_tasks
 from multitask.tokenization.row_encoder import RowEncoder
@@ -373,7 +373,7 @@ def test_a_model_of_broken_weights_is_refused(tmp_path: Path) -> None:
 
 def test_no_results_file_holds_a_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        evaluator.write_results(tmp_path / "out.json", {"value": math.nan})
+        results_file.write_results(tmp_path / "out.json", {"value": math.nan})
     assert not (tmp_path / "out.json").exists()
 
 

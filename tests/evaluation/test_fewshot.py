@@ -20,7 +20,8 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrai
 
 from multitask import api
 from multitask.cli import main as cli_main
-from multitask.config import RunConfig, load
+from multitask.config.loading import load
+from multitask.config.run import RunConfig
 from multitask.data.synthetic import world
 from multitask.errors import InputError
 from multitask.evaluation import metrics
@@ -575,7 +576,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_architecture_from_its_folder(llama: Path, tmp_path: Path) -> None:
-    from multitask.models.build import load_causal
+    from multitask.models.io import load_causal
 
     given = settings("nli", "qa", fewshot={"shots": [0, 2], "draws": 1}, eval={"max_rows": 4})
     results = api.fewshot(llama, given, out=tmp_path / "r.json")

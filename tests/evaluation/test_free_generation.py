@@ -10,6 +10,7 @@ from helpers import FOLDER, settings
 
 from multitask import api
 from multitask.cli.main import main
+from multitask.config import resolve
 from multitask.errors import InputError
 from multitask.evaluation import free_generation, metrics
 from multitask.registry import choose, load_tasks
@@ -99,7 +100,7 @@ def test_free_answers_outside_the_set_are_counted(
         def row(self, number: int) -> dict[str, Any]:
             return {"choices": ["person"] if number % 4 != 1 else ["사람"]}
 
-    config = api.settings_of({"tasks": ["cls"]}).eval
+    config = resolve.settings_of({"tasks": ["cls"]}).eval
     assert free_generation.num_outside(None, Words(), TASKS["cls"], Rows(), config) == (4, 8)  # type: ignore[arg-type]
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from multitask.errors import InputError
-from multitask.evaluation import metrics
+from multitask.evaluation import bootstrap, metrics
+from multitask.evaluation.metrics import descriptors
+from multitask.evaluation.metrics.rouge import kiwi
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OF_REFERENCES = sorted(set(metrics.NAMES) - set(metrics.FROM_NLL) - set(metrics.DESCRIPTORS))
@@ -213,12 +215,12 @@ def test_morphemes_by_hand():
     # 고양이+가 / 고양이+는: one of two morphemes, of eojeol none
     assert score_of("rouge1", [("고양이가", "고양이는")], "ko", "morphemes") == pytest.approx(1 / 2)
     assert score_of("rouge1", [("고양이가", "고양이는")], "ko", "eojeol") == 0
-    assert metrics._kiwi() is metrics._kiwi(), "a model of 100 MB is loaded once"
+    assert kiwi() is kiwi(), "a model of 100 MB is loaded once"
 
 
 def test_morphemes_without_their_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "kiwipiepy", None)  # importing it raises ImportError
-    metrics._kiwi.cache_clear()
+    kiwi.cache_clear()
     with pytest.raises(InputError, match=r"needs the package kiwipiepy.*`pip install 'multitask\[ko\]'`"):
         metrics.build("rougeL", "ko", "morphemes")
     assert metrics.build("f1", "ko", "morphemes").name == "f1", "only ROUGE has need of it"
@@ -285,7 +287,7 @@ def test_descriptors_are_counted_as_by_brute_force(language):
 
 
 def test_corpus_distinct_counts_a_word_of_two_texts_once(monkeypatch):
-    monkeypatch.setattr(metrics, "MAX_CELLS", 5)  # merge often
+    monkeypatch.setattr(descriptors, "MAX_CELLS", 5)  # merge often
     rng = random.Random(10)
     for n in (1, 2):
         texts = [some_text(rng, "ko") for _ in range(100)]
@@ -327,8 +329,8 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_an_interval_is_the_score_of_rows_drawn_again(name, monkeypatch):
     metric, rows = metrics.build(name, "en"), ROWS[name]
-    monkeypatch.setattr(metrics, "MAX_CELLS", 21)  # blocks of a few resamples, the last one shorter
-    low, high = metrics.interval(metric.finish, rows, 200, seed=3)
+    monkeypatch.setattr(bootstrap, "MAX_CELLS", 21)  # blocks of a few resamples, the last one shorter
+    low, high = bootstrap.interval(metric.finish, rows, 200, seed=3)
     rng = np.random.default_rng(3)
     drawn = [metrics.score(metric, [rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(200)]
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
@@ -338,15 +340,15 @@ def test_an_interval_is_the_score_of_rows_drawn_again(name, monkeypatch):
 def test_an_interval_has_the_width_that_theory_gives():
     accuracy = metrics.build("accuracy", "en")
     rows = [{"correct": float(i < 300), "count": 1.0} for i in range(1000)]
-    low, high = metrics.interval(accuracy.finish, rows, 2000, seed=7)
+    low, high = bootstrap.interval(accuracy.finish, rows, 2000, seed=7)
     half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
     assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.2 * half)  # 2,000 resamples: about 5 % of half
 
 
 def test_an_interval_is_a_function_of_the_seed():
     finish, rows = metrics.build("perplexity", "en").finish, ROWS["perplexity"]
-    assert metrics.interval(finish, rows, 100, seed=7) == metrics.interval(finish, rows, 100, seed=7)
-    assert metrics.interval(finish, rows, 100, seed=7) != metrics.interval(finish, rows, 100, seed=8)
+    assert bootstrap.interval(finish, rows, 100, seed=7) == bootstrap.interval(finish, rows, 100, seed=7)
+    assert bootstrap.interval(finish, rows, 100, seed=7) != bootstrap.interval(finish, rows, 100, seed=8)
 
 
 def test_finish_of_arrays_is_finish_of_each_and_never_warns():
@@ -374,43 +376,7 @@ def test_numbers_survive_json():
         assert {type(n) for n in numbers.values()} == {float}
 
 
-# --- evaluate
-
-
-def test_evaluate_metrics_combine_offline(tmp_path):
-    import evaluate
-
-    ours = [metrics.evaluate_metric(name, "ko", cache_dir=str(tmp_path)) for name in ("f1", "rougeL", "macro_f1")]
-    predictions, references = ["이순신 장군", "서울"], [["이순신"], ["부산", "서울"]]
-    expected = {
-        name: score_of(name, list(zip(predictions, references, strict=True)), "ko")
-        for name in ("f1", "rougeL", "macro_f1")
-    }
-    assert evaluate.combine(ours).compute(predictions=predictions, references=references) == expected
-    f1 = ours[0]
-    for prediction, reference in zip(predictions, ["이순신", "서울"], strict=True):
-        f1.add_batch(predictions=[prediction], references=[reference])  # a text in place of a list
-    assert f1.compute() == {"f1": expected["f1"]}
-
-
-def test_evaluate_metrics_refuse_nothing(tmp_path):
-    f1 = metrics.evaluate_metric("f1", "ko", cache_dir=str(tmp_path))
-    for inputs in ({}, {"predictions": [], "references": []}):
-        with pytest.raises(InputError, match="metric 'f1' has no examples to score; at least one was expected"):
-            f1.compute(**inputs)
-    assert f1.compute(predictions=["예"], references=["예"]) == {"f1": 1}, "a refusal leaves no trace"
-    with pytest.raises(InputError, match="'perplexity' is computed from the model's nll"):
-        metrics.evaluate_metric("perplexity", "ko")
-
-
-def test_descriptors_need_no_references_in_evaluate(tmp_path):
-    import evaluate
-
-    names = ("length", "distinct1", "accuracy")
-    ours = [metrics.evaluate_metric(name, "en", cache_dir=str(tmp_path)) for name in names]
-    assert ours[0].compute(predictions=["a b", "a"]) == {"length": 1.5}
-    found = evaluate.combine(ours).compute(predictions=["a a", "b"], references=["c", "b"])
-    assert found == {"length": 1.5, "distinct1": 0.75, "accuracy": 0.5}
+# --- metrics of the hub
 
 
 SCRIPT = """
@@ -439,7 +405,6 @@ def test_metrics_of_the_hub_and_of_scripts(tmp_path):
     (tmp_path / "needy.py").write_text("import evaluate\nimport no_such_package\n", "utf-8")
     # evaluate copies scripts into its cache, whose place it reads when it is imported: hence another process
     code = """
-import evaluate
 from multitask.evaluation import metrics
 from multitask.errors import InputError
 
@@ -450,13 +415,9 @@ def refused(do, *arguments):
         print(error)
 
 one, many, whole = (metrics.hub_metric(f"{name}.py") for name in ("one", "many", "whole"))
-ours = metrics.evaluate_metric("exact_match", "en")
 predictions, references = ["a cat", "dog"], [["the hen", "hut"], ["dug"]]
 print(metrics.hub_scores(one, predictions, references))
 print(metrics.hub_scores(many, predictions, references))
-texts = ["a cat", "dug"]
-print(evaluate.combine([ours, one]).compute(predictions=predictions, references=texts)["exact_match"])
-print(evaluate.combine([ours, many]).compute(predictions=predictions, references=[[t] for t in texts])["ends"])
 refused(metrics.hub_scores, whole, predictions, references)
 refused(metrics.hub_scores, one, [], [])
 refused(metrics.hub_metric, "rouge_1")
@@ -472,10 +433,9 @@ refused(metrics.hub_metric, "needy.py")
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr
-    first, second, together, apart, texts, nothing, unknown, gone, needy = done.stdout.splitlines()
+    first, second, texts, nothing, unknown, gone, needy = done.stdout.splitlines()
     assert first == "{'ends': 0.5, 'by.row.0': 0.0, 'by.row.1': 1.0}"
     assert second == "{'ends': 1.0, 'by.row.0': 1.0, 'by.row.1': 1.0}"
-    assert (together, apart) == ("0.5", "1.0")
     assert texts.startswith("metric 'ends' does not take texts as they are scored here: ")
     assert nothing == "metric 'ends' has no examples to score; at least one was expected"
     assert unknown.startswith("metric 'rouge_1' is none of ours (did you mean 'rouge1'?), neither a script nor")
@@ -508,7 +468,7 @@ def test_wrong_names_and_nothing_to_score():
     with pytest.raises(InputError, match="metric 'accuracy' has no examples to score"):
         metrics.score(accuracy, [])
     with pytest.raises(InputError, match="no examples to resample"):
-        metrics.interval(accuracy.finish, [], 10, seed=0)
+        bootstrap.interval(accuracy.finish, [], 10, seed=0)
 
 
 def test_lower_is_better_where_it_is():

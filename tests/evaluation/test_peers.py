@@ -14,9 +14,9 @@ import yaml
 from helpers import settings
 
 from multitask import evaluate, train
-from multitask.config import RunConfig
+from multitask.config.run import RunConfig
 from multitask.evaluation.evaluator import examples_of
-from multitask.models.build import load_trained
+from multitask.models.io import load_trained
 from multitask.pattern import parse, render, text_of
 from multitask.registry import choose, load_tasks
 from multitask.task import END

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from multitask.config import SamplingConfig
+from multitask.config.evaluation import SamplingConfig
 from multitask.errors import InputError
 from multitask.inference.decoding import beam_search, generate
 from multitask.inference.generator import reshaping

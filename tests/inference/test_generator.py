@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from multitask import api
 from multitask.cli import main as cli_main
-from multitask.config import SamplingConfig
+from multitask.config.evaluation import SamplingConfig
 from multitask.errors import InputError
-from multitask.inference import generator
-from multitask.inference.generator import Asked, Speaker, _Streamed
+from multitask.inference import prompt_input
+from multitask.inference.generator import Speaker, TextStreamer
+from multitask.inference.prompt_input import Asked
 from multitask.tokenization.row_encoder import RowEncoder
 
 DRAWN: dict[str, Any] = {"temperature": 1.2, "top_p": 0.95}
@@ -163,7 +164,7 @@ def test_a_stream_shows_no_broken_character_and_all_of_the_text(kind: str) -> No
     for _ in range(20):
         before, ids = (writer.plain.encode(random_text(rng, 6), add_special_tokens=False).ids for _ in range(2))
         parts: list[str] = []
-        streamed = _Streamed(writer, before, parts.append)
+        streamed = TextStreamer(writer, before, parts.append)
         for token in ids:
             streamed.watch([(0, 0)], [token], torch.empty(0), torch.empty(0))
             assert not any("\ufffd" in part for part in parts)
@@ -255,15 +256,15 @@ def test_a_picture_says_when_it_cannot_be_read(
 def test_prompts_by_line(tmp_path: Path) -> None:
     text = tmp_path / "prompts.txt"
     text.write_text("Ada has\n\n  한 줄 \r\n", "utf-8-sig")
-    found = generator.read_prompts(text)
+    found = prompt_input.read_prompts(text)
     assert found == [Asked("Ada has", f"{text}:1"), Asked("  한 줄 ", f"{text}:3")]
     lines = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Ada\nhas", "more": 1}])
-    assert generator.read_prompts(Path(lines)) == [Asked("Ada\nhas", f"{lines}:1")]
-    piped = generator.read_prompts(io.BytesIO("Ada has\r\n\n한".encode()))
+    assert prompt_input.read_prompts(Path(lines)) == [Asked("Ada\nhas", f"{lines}:1")]
+    piped = prompt_input.read_prompts(io.BytesIO("Ada has\r\n\n한".encode()))
     assert piped == [Asked("Ada has", "standard input:1"), Asked("한", "standard input:3")]
     korean = tmp_path / "korean.txt"
     korean.write_bytes("한 줄".encode("cp949"))
-    assert generator.read_prompts(korean, encoding="cp949")[0].given == "한 줄"
+    assert prompt_input.read_prompts(korean, encoding="cp949")[0].given == "한 줄"
 
 
 def test_standard_input_answers_line_by_line() -> None:

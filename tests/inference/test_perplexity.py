@@ -12,9 +12,8 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCau
 from multitask.errors import InputError
 from multitask.inference import perplexity
 from multitask.inference.perplexity import perplexity_of_text
-from multitask.tokenization import row_encoder
-from multitask.tokenization.row_encoder import plain_reader
-from multitask.tokenization.tokenizer import assemble, train_bpe
+from multitask.tokenization import chunks
+from multitask.tokenization.tokenizer import assemble, plain_reader, train_bpe
 
 TEXT = random_text(random.Random(3), 120)
 
@@ -100,14 +99,14 @@ def test_more_context_helps_a_model_that_uses_it(tiny_model, tokenizer):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_have_the_ids_of_the_whole(kind, monkeypatch):
     monkeypatch.setattr(perplexity, "_PIECE", 90)
-    monkeypatch.setattr(row_encoder, "_CONTEXT", 20)
+    monkeypatch.setattr(chunks, "_CONTEXT", 20)
     tokenizer = tokenizer_of(kind)
     rng = random.Random(4)
     num_pieces = num_odd = 0
     for _ in range(60):
         text = "".join(random_text(rng, 8) + rng.choice(["\n\n", "\n \n", "\t", "<|end|> ", ""]) for _ in range(12))
         plain = plain_reader(tokenizer)
-        pieces = list(row_encoder.pieces(iter([text[:200], text[200:]]), plain, 90))
+        pieces = list(chunks.pieces(iter([text[:200], text[200:]]), plain, 90))
         assert "".join(pieces) == text
         counts = dict.fromkeys(("num_tokens", "num_words", "num_bytes"), 0)
         ids = [i for part in perplexity._ids([text], tokenizer, counts, "text") for i in part]
@@ -124,7 +123,7 @@ def test_pieces_have_the_ids_of_the_whole(kind, monkeypatch):
 def test_a_text_without_a_seam_is_one_piece():
     plain = plain_reader(tokenizer_of("byte-level"))
     for text in ("가나다" * 200, "\n" * 500, "a"):
-        assert list(row_encoder.pieces([text], plain, 90)) == [text]
+        assert list(chunks.pieces([text], plain, 90)) == [text]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, tokenizer, monkeypatch):

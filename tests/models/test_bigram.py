@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from multitask.batching.packing import collate
+from multitask.batching.collate import collate
 from multitask.inference.decoding import generate
 from multitask.models.bigram import BigramConfig, BigramLMHeadModel
 from multitask.models.loss import TokenNLL, token_nll

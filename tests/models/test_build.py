@@ -13,12 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from multitask import train
-from multitask.config import AdapterConfig, ModelConfig
+from multitask.config.model import AdapterConfig, ModelConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.inference.decoding import generate
-from multitask.models import build
-from multitask.models.loss import plain_model
+from multitask.models import build, cards, io
+from multitask.models import lora as models_lora
+from multitask.models.lora import plain_model
 from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
 from multitask.task import END, PAD
@@ -166,7 +167,7 @@ def test_a_korean_tokenizer_is_read_from_its_file(korean: Path, tmp_path: Path) 
     assert (tokenizer.pad_token, tokenizer.unk_token) == ("<pad>", "<unk>")
     # What we save of it is read rightly by plain transformers.
     ours, tokenizer, _ = built(korean)
-    build.save(ours, tokenizer, tmp_path, TASKS, {})
+    io.save(ours, tokenizer, tmp_path, TASKS, {})
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again(text, add_special_tokens=False)["input_ids"] == truth
     assert (again.eos_token, again.pad_token) == (END, PAD)
@@ -197,7 +198,7 @@ def test_the_cards_prompt_is_what_was_trained(kind: str, name: str, request: pyt
     (row,) = rows_of(name)
     (example,) = RowEncoder(tasks[name], tokenizer, 128).encode([row])
     assert example is not None
-    card = build.card(tasks, {name: row.fields})
+    card = cards.card(tasks, {name: row.fields})
     prompt = card.split("inputs = tokenizer(")[1].split(", return_tensors")[0]
     assert tokenizer(eval(prompt))["input_ids"] == example.input_ids[: example.num_prompt]
 
@@ -226,7 +227,7 @@ def test_a_folder_without_safetensors_says_what_to_do(base: Path, tmp_path: Path
     with pytest.raises(InputError, match=r"no model could be loaded .*save_pretrained"):
         built(tmp_path)
     with pytest.raises(InputError, match=r"no model could be loaded .*save_pretrained"):
-        build.load_trained(tmp_path)
+        io.load_trained(tmp_path)
 
 
 def test_a_folder_without_anything_says_what_to_do(tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def logits(of: Any) -> torch.Tensor:
 def test_lora_starts_as_its_base(base: Path) -> None:
     ours, _, new_ids = built(base)
     before = logits(ours)
-    wrapped = build.add_lora(ours, AdapterConfig(kind="lora"), new_ids)
+    wrapped = models_lora.add_lora(ours, AdapterConfig(kind="lora"), new_ids)
     torch.testing.assert_close(logits(wrapped), before, atol=1e-6, rtol=0)
 
 
@@ -321,7 +322,7 @@ def test_merged_is_unmerged(base: Path, adapted: tuple[Path, Any], monkeypatch: 
     plain = AutoModelForCausalLM.from_pretrained(out / "model")
     assert float((logits(plain) - logits(built(base, QA)[0])).abs().max()) > 0.1, "nothing was learned"
     torch.testing.assert_close(logits(plain), logits(finished), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(build.load_trained(run)[0]), logits(finished), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(io.load_trained(run)[0]), logits(finished), atol=1e-5, rtol=1e-5)
 
 
 def test_a_moved_run_finds_its_base(adapted: tuple[Path, Any], tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_a_moved_run_finds_its_base(adapted: tuple[Path, Any], tmp_path: Path) -
     shutil.copytree(run, tmp_path / "moved")
     shutil.move(run, tmp_path / "away")
     try:
-        moved, _ = build.load_trained(tmp_path / "moved")
+        moved, _ = io.load_trained(tmp_path / "moved")
     finally:
         shutil.move(tmp_path / "away", run)
     torch.testing.assert_close(logits(moved), logits(finished), atol=1e-5, rtol=1e-5)
@@ -342,7 +343,7 @@ def test_a_copied_run_uses_its_own_base(adapted: tuple[Path, Any], tmp_path: Pat
     shutil.copytree(run, tmp_path / "kept")
     try:
         save_gpt2(run / "base", finished.get_base_model().config.vocab_size, seed=1)
-        copied, _ = build.load_trained(tmp_path / "copy")
+        copied, _ = io.load_trained(tmp_path / "copy")
     finally:
         shutil.rmtree(run)
         shutil.move(tmp_path / "kept", run)
@@ -354,7 +355,7 @@ def test_a_base_that_was_not_resized_is_named(base: Path, adapted: tuple[Path, A
     config = tmp_path / "model" / "adapter_config.json"
     config.write_text(config.read_text().replace(str((adapted[0] / "base").resolve()), str(base)))
     with pytest.raises(InputError, match=rf"base {base} has \d+ token rows, its tokenizer \d+; the base was not resiz"):
-        build.load_trained(tmp_path)
+        io.load_trained(tmp_path)
 
 
 def test_an_adapter_is_no_base(adapted: tuple[Path, Any]) -> None:
@@ -365,14 +366,14 @@ def test_an_adapter_is_no_base(adapted: tuple[Path, Any]) -> None:
 def test_lora_on_what_a_run_left_needs_no_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = lora(learned() / "model", tmp_path / "run", monkeypatch)
     assert not (tmp_path / "run" / "base").exists()
-    again, _ = build.load_trained(tmp_path / "run")
+    again, _ = io.load_trained(tmp_path / "run")
     torch.testing.assert_close(logits(again), logits(finished), atol=1e-5, rtol=1e-5)
 
 
 def test_unknown_target_modules_are_refused(base: Path) -> None:
     ours, _, new_ids = built(base)
     with pytest.raises(InputError, match=r"no linear layer 'c_atn' in this model; did you mean 'c_attn'\?"):
-        build.add_lora(ours, AdapterConfig(kind="lora", target_modules=["c_atn"]), new_ids)
+        models_lora.add_lora(ours, AdapterConfig(kind="lora", target_modules=["c_atn"]), new_ids)
 
 
 # ---------------------------------------------------------------- without any code of ours
@@ -410,13 +411,13 @@ def test_what_a_run_leaves_works_with_transformers_and_peft_alone(adapted: tuple
     assert len(answers) == 2
     expected = []
     for folder in (learned(), adapted[0]):
-        ours, tokenizer = build.load_trained(folder)
+        ours, tokenizer = io.load_trained(folder)
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         end = tokenizer.eos_token_id
         for new, finished in generate(ours, ids, 20, {end}, 4096):
             expected.append([*new, end] if finished else new)
     assert json.loads(written) == expected
-    _, tokenizer = build.load_trained(learned())
+    _, tokenizer = io.load_trained(learned())
     for ids, row in zip(expected, FACTS, strict=False):
         assert tokenizer.decode(ids).strip() == row["answers"][0] + END
 
@@ -444,7 +445,7 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
     assert rows.data_ptr() != head.data_ptr()
     assert rows.std() == pytest.approx(1.0, abs=0.05)
     assert head.std() < 0.3
-    build.save(built, tokenizer, tmp_path / "model", {}, {})
+    io.save(built, tokenizer, tmp_path / "model", {}, {})
     named = ModelConfig(name=str(tmp_path / "model"))
     grown, longer, new_ids = build.build(named, tasks, [], 7)
     assert len(new_ids) == len(longer) - len(tokenizer) > 0
@@ -453,4 +454,4 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
         assert len(after) == len(longer)
         assert (after[len(before) :] - before.mean(0)).abs().max() < 1
     with pytest.raises(InputError, match="output matrix is not tied"):
-        build.add_lora(grown, AdapterConfig(kind="lora"), new_ids)
+        models_lora.add_lora(grown, AdapterConfig(kind="lora"), new_ids)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from multitask.batching.packing import Batch, collate
+from multitask.batching.collate import Batch, collate
 from multitask.models import loss as loss_module
 from multitask.models.attention import KERNELS, name_for
 from multitask.models.loss import TokenNLL, _ProjectedNLL, token_nll
@@ -81,7 +81,7 @@ def test_naive_packing_is_really_different(tiny_model: Make) -> None:
     model = tiny_model(KERNELS["sdpa"])
     batch = collate(examples())
     right, _ = TokenNLL(model)(batch)
-    leaking, _ = TokenNLL(model)(replace(batch, segments=None))
+    leaking, _ = TokenNLL(model)(replace(batch, segment_lengths=None))
     assert abs(leaking - right) / right > 0.01
     running = replace(batch, position_ids=torch.arange(batch.num_tokens)[None] % 64)
     assert abs(TokenNLL(model)(running)[0] - right) / right > 0.01

@@ -10,9 +10,11 @@ import yaml
 from helpers import FOLDER, settings
 
 from multitask import api
-from multitask.config import BenchmarkConfig, RunConfig, load, read_yaml, shipped
+from multitask.config.loading import load, read_yaml
+from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation import baselines
+from multitask.files import shipped
 from multitask.registry import choose, load_tasks
 from multitask.reports import benchmark
 

@@ -7,9 +7,10 @@ import pytest
 import reports
 
 from multitask.errors import InputError
-from multitask.evaluation import evaluator
+from multitask.evaluation import results_file
 from multitask.reports import results
-from multitask.reports.results import Arm, arms, read
+from multitask.reports.arms import Arm, arms
+from multitask.reports.results import read
 
 GOLD = "aabbaabb"
 
@@ -28,7 +29,7 @@ def by_name(paths: list[Path]) -> dict[str, Arm]:
 
 
 def test_the_schema_is_the_one_that_is_written() -> None:
-    assert results.SCHEMA == evaluator.SCHEMA
+    assert results.SCHEMA == results_file.SCHEMA
 
 
 def test_folders_are_searched_and_what_is_no_result_is_passed_over(tmp_path: Path) -> None:

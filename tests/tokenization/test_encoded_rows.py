@@ -10,13 +10,14 @@ import pytest
 from conftest import TASKS, byte_level, tokenizer_of
 from transformers import PreTrainedTokenizerFast
 
-from multitask.config import DataConfig, SourceConfig
-from multitask.data.rows import Counts
+from multitask.config.data import DataConfig, SourceConfig
+from multitask.data.rows import Counts, read
 from multitask.errors import InputError, RowError
+from multitask.files import cache_folder
 from multitask.pattern import markers
 from multitask.task import Task
 from multitask.tokenization import encoded_rows as examples_module
-from multitask.tokenization.encoded_rows import Examples, cache_folder, prepare, read
+from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import RowEncoder
 
 LABELS: dict[str | int, Any] = {0: {"ko": "부정", "en": "negative"}, 1: {"ko": "긍정", "en": "positive"}}

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from multitask.errors import InputError
 from multitask.pattern import markers, parse, render, text_of
 from multitask.task import Task
-from multitask.tokenization.row_encoder import Encoded, RowEncoder, lost_characters
-from multitask.tokenization.tokenizer import add_markers, probe_identity
+from multitask.tokenization.row_encoder import Encoded, RowEncoder
+from multitask.tokenization.tokenizer import add_markers, lost_characters, probe_identity
 
 
 class Recorder:

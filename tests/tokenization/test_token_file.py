@@ -17,14 +17,14 @@ from helpers import ENVIRONMENT
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from multitask.config import TextConfig
+from multitask.config.data import TextConfig
 from multitask.data import corpus
 from multitask.errors import InputError
-from multitask.tokenization import row_encoder
+from multitask.tokenization import chunks
 from multitask.tokenization import token_file as tokenization_token_file
-from multitask.tokenization.row_encoder import lost_characters, plain_reader
-from multitask.tokenization.token_file import _Survey, token_file
-from multitask.tokenization.tokenizer import load_tokenizer
+from multitask.tokenization.survey import CharacterSurvey
+from multitask.tokenization.token_file import token_file
+from multitask.tokenization.tokenizer import load_tokenizer, lost_characters, plain_reader
 
 SHARED = Path(os.environ.get("MULTITASK_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data (MULTITASK_DATA)")
@@ -53,7 +53,7 @@ def small_pieces(monkeypatch):
     """Pieces, batches and parts that are far smaller than a document."""
     monkeypatch.setattr(tokenization_token_file, "_PIECE", 90)
     monkeypatch.setattr(tokenization_token_file, "_BATCH", 300)
-    monkeypatch.setattr(row_encoder, "_CONTEXT", 20)
+    monkeypatch.setattr(chunks, "_CONTEXT", 20)
     monkeypatch.setattr(corpus, "_PART", 70)
 
 
@@ -348,10 +348,10 @@ def test_it_is_encoded_once(shelf, monkeypatch):
 CHILD = """
 import sys
 from transformers import PreTrainedTokenizerFast
-from multitask.tokenization import row_encoder as encoding
+from multitask.tokenization import chunks
 from multitask.tokenization import token_file as tokens
-from multitask.config import TextConfig
-tokens._PIECE, tokens._BATCH, encoding._CONTEXT = 90, 300, 20
+from multitask.config.data import TextConfig
+tokens._PIECE, tokens._BATCH, chunks._CONTEXT = 90, 300, 20
 seen = []
 def report(record):
     seen.append(record)
@@ -432,12 +432,12 @@ def test_words_are_those_of_split(seed: int) -> None:
     rng = random.Random(seed)
     alphabet = ["a", "é", "e\u0301", "한", "\u1112\u1161\u11ab", "😀", *rng.sample(SPACES, 4)]
     texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 12))) for _ in range(50)]
-    survey = _Survey(plain_reader(tokenizer_of("byte-level")), has_unknown=False)
+    survey = CharacterSurvey(plain_reader(tokenizer_of("byte-level")), has_unknown=False)
     assert survey.count(texts).num_words == sum(len(text.split()) for text in texts)
     assert survey.count(texts).num_words == sum(len(text.split()) for text in texts), "of characters that are known"
 
 
 def test_white_space_alone_has_no_words() -> None:
-    survey = _Survey(plain_reader(tokenizer_of("byte-level")), has_unknown=False)
+    survey = CharacterSurvey(plain_reader(tokenizer_of("byte-level")), has_unknown=False)
     assert survey.count([" ", "\n\t"]).num_words == 0
     assert survey.count(["a", " "]).num_words == 1

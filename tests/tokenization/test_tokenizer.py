@@ -17,13 +17,14 @@ from multitask.pattern import markers
 from multitask.task import END, PAD
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
-from multitask.tokenization.row_encoder import lost_characters, plain_reader
 from multitask.tokenization.tokenizer import (
     Kind,
     add_markers,
     assemble,
     check_characters,
     load_tokenizer,
+    lost_characters,
+    plain_reader,
     probe_identity,
     train_bpe,
     train_tokenizer,

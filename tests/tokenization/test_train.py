@@ -14,13 +14,12 @@ from transformers import AutoTokenizer
 
 from multitask import api
 from multitask.cli import main as cli_main
-from multitask.config import TextConfig
+from multitask.config.data import TextConfig
 from multitask.errors import InputError
 from multitask.pattern import markers
 from multitask.tokenization import train
 from multitask.tokenization.bpe import Bpe
-from multitask.tokenization.row_encoder import plain_reader
-from multitask.tokenization.tokenizer import Kind, assemble, train_bpe
+from multitask.tokenization.tokenizer import Kind, assemble, plain_reader, train_bpe
 
 KINDS: tuple[Kind, ...] = ("bytes", "metaspace", "characters")
 

@@ -11,8 +11,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from multitask.config import RunConfig, load, read_yaml, shipped
+from multitask.config.loading import load, read_yaml
+from multitask.config.run import RunConfig
 from multitask.errors import InputError
+from multitask.files import shipped
 from multitask.training import demo_model
 
 TINY: dict[str, Any] = {

@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from multitask import train
-from multitask.config import RunConfig, TrainConfig
+from multitask.config.run import RunConfig
+from multitask.config.train import TrainConfig
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation import evaluator
 from multitask.training import loop, plots
-from multitask.training.loop import learning_rate
+from multitask.training.optim import learning_rate
 
 
 @pytest.fixture(autouse=True)

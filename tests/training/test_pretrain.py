@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from multitask import train
 from multitask.api import evaluate, evaluate_text, pretrain, report
-from multitask.config import PretrainConfig, load
+from multitask.config.loading import load
+from multitask.config.run import PretrainConfig
 from multitask.errors import InputError, Interrupted
 from multitask.training import checkpoint, loop
-from multitask.training.pretrain import _steepest
+from multitask.training.lr_finder import _steepest
 
 SHAPE = {name: size for name, size in TINY.items() if name != "vocab_size"}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

@@ -26,8 +26,8 @@ from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
+from multitask.files import flush
 from multitask.models.openai.bundle import Bundle
-from multitask.training.checkpoint import flush
 
 END_OF_TEXT = "<|endoftext|>"
 _NUM_SHOWN = 5  # of the names that do not fit

@@ -6,8 +6,9 @@ from random import Random
 
 import pytest
 
-from multitask.config import DataConfig, SourceConfig
-from multitask.data.rows import Counts, provenance, read_rows
+from multitask.config.data import DataConfig, SourceConfig
+from multitask.data.rows import Counts, read_rows
+from multitask.data.sources import provenance
 from multitask.data.synthetic import documents, world
 from multitask.errors import InputError
 from multitask.registry import load_tasks

@@ -19,7 +19,7 @@ from helpers import ROOT, snippet
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from multitask.errors import InputError
-from multitask.models.build import load_causal
+from multitask.models.io import load_causal
 from multitask.models.openai import weights
 from multitask.models.openai.bundle import Bundle
 from multitask.models.openai.weights import Shape, import_openai

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from multitask.evaluation import bootstrap as evaluation_bootstrap
 from multitask.evaluation import metrics
-from multitask.reports import significance
-from multitask.reports.significance import Sample, bootstrap, effect, holm, sample
+from multitask.evaluation.bootstrap import Sample, bootstrap, effect, holm, sample
 
 ACCURACY = metrics.build("accuracy", "en")
 MACRO_F1 = metrics.build("macro_f1", "en")
@@ -44,7 +44,7 @@ def test_every_system_and_run_sees_the_same_rows() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     systems = {"a": [drawn(np.random.default_rng(1), 0.6, 37)]}
     whole = bootstrap(ACCURACY.finish, systems, 50, seed=3)["a"]
-    monkeypatch.setattr(significance, "MAX_CELLS", 100)
+    monkeypatch.setattr(evaluation_bootstrap, "MAX_CELLS", 100)
     np.testing.assert_array_equal(bootstrap(ACCURACY.finish, systems, 50, seed=3)["a"], whole)
 
 
@@ -55,7 +55,7 @@ def test_a_mean_of_runs_is_of_their_scores_not_of_their_rows() -> None:
     assert bootstrap(MACRO_F1.finish, {"x": runs}, 10, seed=0)["x"][0] == pytest.approx(1 / 3)
 
 
-def compared(first: Any, second: Any, num: int = 4000) -> significance.Effect:
+def compared(first: Any, second: Any, num: int = 4000) -> evaluation_bootstrap.Effect:
     scores = bootstrap(ACCURACY.finish, {"a": first, "b": second}, num, seed=0)
     return effect(scores["a"], scores["b"])
 

@@ -1,17 +1,42 @@
-"""Is one system better than another, or were these rows kind to it? Paired bootstrap over rows, Holm's correction.
+"""Uncertainty over rows: percentile bootstrap intervals, paired tests, Holm's correction."""
 
-Ten rows, the first system right on nine, the second on six of the same: the difference is 0.3, and how often it stays
-above 0 when ten rows are drawn again with replacement, the same rows for both, says how far to trust it.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multitask.evaluation.metrics import MAX_CELLS, Finish
+from multitask.errors import InputError
+from multitask.evaluation.metrics.base import MAX_CELLS, Numbers
+from multitask.inference.likelihood import Finish
+
+
+def interval(
+    finish: Finish, numbers: Numbers | Iterable[Mapping[str, float]], num_resamples: int, seed: int | Sequence[int]
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval over rows (Efron, 1979): low and high end of the score.
+
+    Which rows are drawn depends on the seed and the number of rows alone, so two systems scored on the same rows with
+    the same seed are resampled alike. Raises InputError without examples.
+    """
+    numbers = numbers if isinstance(numbers, Numbers) else Numbers(numbers)
+    n, columns = len(numbers), numbers.columns
+    if not n:
+        raise InputError("there are no examples to resample; at least one was expected")
+    rng = np.random.default_rng(seed)
+    # The numbers are kept sparse, and resamples are finished a block at a time: macro-F1 has a column per class, and a
+    # model that writes freely makes up as many classes as there are rows.
+    block = max(1, MAX_CELLS // len(columns))
+    scores = []
+    for start in range(0, num_resamples, block):
+        sums = np.empty((min(block, num_resamples - start), len(columns)))
+        for resample in sums:
+            resample[:] = numbers.sums(np.bincount(rng.integers(n, size=n), minlength=n))
+        scores.append(finish({key: sums[:, column] for key, column in columns.items()}))
+    low, high = np.quantile(np.concatenate(scores), [0.025, 0.975])
+    return float(low), float(high)
+
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,92 @@
+"""From examples to tensors: one flat row without padding, or one padded row each.
+
+Examples of 3 and 5 ids, packed: `input_ids` (1, 6), `position_ids` 0 1 0 1 2 3. The last id of each is a label alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one forward pass.
+
+    input_ids, position_ids: (B, T) int64; positions restart at each example.
+    targets: (M,) int64 ids that carry loss; never the first of an example. before: (M,) int64 flat positions in B*T of
+    the ids just before them. weights: (M,) float32 loss weights. owners: (M,) int64, the example each target belongs
+    to. is_target: (M,) bool; False for prompt tokens, which carry loss when they have a weight.
+    segment_lengths: of one flat row, how long each of its examples is, in order; None when every row is one example,
+    padded at its end. num_tokens: ids that are read, pads left out.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor
+    before: Tensor
+    weights: Tensor
+    owners: Tensor
+    is_target: Tensor
+    segment_lengths: npt.NDArray[np.int64] | None
+    num_tokens: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """On another device."""
+        if device.type == "cpu":
+            return self
+        names = ("input_ids", "position_ids", "targets", "before", "weights", "owners", "is_target")
+        moved: Any = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved)
+
+
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+def collate(
+    examples: Sequence[tuple[Ids, int]], layout: Literal["packed", "none"] = "packed", prompt_weight: float = 0.0
+) -> Batch:
+    """Lays out examples, each (ids, length of its prompt).
+
+    packed: one row (1, sum of lengths). none: one row each (B, longest), padded with id 0 at the end, where causal
+    attention never looks and no loss falls.
+    """
+    lengths = np.array([len(ids) - 1 for ids, _ in examples], np.int64)
+    longest = int(lengths.max())
+    if layout == "packed":
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        shape = (1, int(lengths.sum()))
+    else:
+        starts = np.arange(len(examples)) * longest
+        shape = (len(examples), longest)
+    flat = np.zeros(shape[0] * shape[1], np.int64)
+    following, positions = np.zeros_like(flat), np.zeros_like(flat)
+    weights = np.zeros(flat.shape, np.float32)
+    owners = np.zeros_like(flat)
+    is_target = np.zeros(flat.shape, bool)
+    for number, ((ids, num_prompt), start) in enumerate(zip(examples, starts.tolist(), strict=True)):
+        if not 1 <= num_prompt < len(ids):
+            raise AssertionError("an example without a prompt, its first token a label, or without anything to predict")
+        stop, target = start + len(ids) - 1, start + num_prompt - 1
+        flat[start:stop], following[start:stop] = ids[:-1], ids[1:]
+        positions[start:stop] = np.arange(stop - start)
+        weights[start:target] = prompt_weight
+        weights[target:stop] = 1.0
+        is_target[target:stop] = True
+        owners[start:stop] = number
+    before = np.flatnonzero(weights)
+    return Batch(
+        input_ids=torch.from_numpy(flat).view(shape),
+        position_ids=torch.from_numpy(positions).view(shape),
+        targets=torch.from_numpy(following[before]),
+        before=torch.from_numpy(before),
+        weights=torch.from_numpy(weights[before]),
+        owners=torch.from_numpy(owners[before]),
+        is_target=torch.from_numpy(is_target[before]),
+        segment_lengths=lengths if layout == "packed" else None,
+        num_tokens=int(lengths.sum()),
+    )

@@ -1,0 +1,147 @@
+"""Settings of data: where rows and texts come from."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from multitask.config.base import Settings
+
+SPLITS = ("train", "validation", "test")
+
+
+Split = Literal["train", "validation", "test"]
+
+
+class CutConfig(Settings):
+    """How one set of rows is cut into three splits: by a stable hash of a column, so that no group crosses."""
+
+    by: str
+    """Column, as the file names it, whose equal values stay together; for instance the article of a question."""
+    validation: float = Field(0.05, ge=0, lt=1)
+    """Share of groups in validation."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of groups in test."""
+
+    @model_validator(mode="after")
+    def _room(self) -> "CutConfig":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave no rows for train")
+        return self
+
+
+class SourceConfig(Settings):
+    """Where rows come from. Exactly one of `files`, `hub`, `world`."""
+
+    files: dict[Literal["train", "validation", "test", "all"], list[str]] | None = None
+    """Local files of each split, relative to `data.root`; `all`: to be cut as `cut` says."""
+    hub: str | None = None
+    """Namespaced name on the Hugging Face hub, read through `datasets`; a local folder works too."""
+    hub_config: str | None = None
+    """The hub set's configuration, for instance `nli` of `klue/klue`."""
+    revision: str | None = None
+    """Commit, branch or tag of the hub set; `refs/convert/parquet` for sets that exist only as loading scripts."""
+    hub_splits: dict[Literal["train", "validation", "test", "all"], str] = {
+        "train": "train", "validation": "validation", "test": "test"
+    }  # fmt: skip
+    """The hub's name of each split."""
+    world: dict[Split, int] | None = None
+    """Number of rows of each split of the embedded procedural world."""
+    format: Literal["jsonl", "csv", "tsv", "parquet", "text"] | None = None
+    """File format; None: by extension (`.gz` may follow). TSV has no quoting; text is one row `text` per line."""
+    encoding: Literal["utf-8", "cp949"] = "utf-8"
+    """Text encoding; utf-8 with or without BOM."""
+    columns: dict[str, str] = {}
+    """Our field -> the source's column; a dot goes into a nested column (`answers.text`)."""
+    labels: dict[str | int, str | dict[str, str]] = {}
+    """Class as the source writes it -> its word, or its word by language; in order."""
+    skip_labels: list[str | int] = []
+    """Classes whose rows are left out and counted, for instance -1 of SNLI."""
+    join: int = Field(1, ge=1)
+    """So many rows one after another make one, line by line: documents of a useful length from text in short lines. For
+    rows of a text alone, without a label."""
+    language: str = "en"
+    """Language of the rows that do not carry a `language` of their own."""
+    cut: CutConfig | None = None
+    """How `all` is cut into splits."""
+    on_bad_row: Literal["raise", "skip"] | None = None
+    """As `data.on_bad_row`, for this source alone; None: that one."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return {k: [v] if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "SourceConfig":
+        given = [k for k in ("files", "hub", "world") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of files, hub, world is needed, found {', '.join(given) or 'none'}")
+        splits: Any = self.files if self.files is not None else self.hub_splits if self.hub else {}
+        if ("all" in splits) != (self.cut is not None):
+            raise ValueError("`all` and `cut` belong together: rows of `all` are cut into splits as `cut` says")
+        return self
+
+
+class DataConfig(Settings):
+    """What rows the tasks are taught and asked."""
+
+    sources: dict[str, list[str | SourceConfig]] = {}
+    """Task -> its sources: preset names (`configs/data`) or sources written out. Not named: the embedded world."""
+    root: Path | None = None
+    """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    """What a row that cannot be used does: stop with file and line, or be skipped and counted."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many usable rows of each task's training split; None: all."""
+    cache: Path | None = None
+    """Folder of encoded rows; None: `multitask` in the user's cache folder (XDG_CACHE_HOME)."""
+
+
+class TextConfig(Settings):
+    """Running text: what a tokenizer and an empty model learn from. Exactly one of `files`, `world`."""
+
+    files: dict[Literal["train", "validation"], list[str]] | None = None
+    """Local files of each split, relative to `root`, read one after the other; `*`, `?` and `**` match names."""
+    world: dict[Literal["train", "validation"], PositiveInt] | None = None
+    """Number of documents of each split of the embedded world's running text."""
+    root: Path | None = None
+    """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
+    format: Literal["text", "jsonl"] | None = None
+    """File format; None: by extension (`.gz` may follow)."""
+    fields: list[str] = Field(["text"], min_length=1)
+    """Of JSONL: the fields that make a document, joined by a line break."""
+    encoding: Literal["utf-8", "cp949"] = "utf-8"
+    """Text encoding; utf-8 with or without BOM."""
+    documents: Literal["file", "paragraph", "line"] = "file"
+    """What a document is in plain text: the whole file, a stretch between empty lines, a line that is not empty."""
+    before: str | None = None
+    """Token put before each document, for instance `<s>`; None: none."""
+    after: str | None = None
+    """Token put after each document; None: the tokenizer's eos, empty: none."""
+    validation: float = Field(0.1, ge=0, lt=1)
+    """Share of the characters, at the end of the training text, that is the validation text where none is named; the
+    document at the border is cut in two."""
+    cache: Path | None = None
+    """Folder of encoded text; None: `multitask` in the user's cache folder (XDG_CACHE_HOME)."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return {k: [v] if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TextConfig":
+        given = [name for name in ("files", "world") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of files, world is needed, found {', '.join(given) or 'none'}")
+        origin: Any = self.files if self.files is not None else self.world
+        for split in ("train", *origin):
+            if not origin.get(split):
+                raise ValueError(f"{given[0]}: there is nothing for {split}; expected at least one")
+        return self

@@ -1,0 +1,111 @@
+"""Settings of scoring, prompting and generation."""
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from multitask.config.base import Settings
+from multitask.config.data import Split
+
+
+class EvalConfig(Settings):
+    """How a model is scored."""
+
+    split: Split = "test"
+    """Split that final scores are taken on."""
+    max_rows: int | None = Field(None, ge=1)
+    """Score the first so many rows of each task; None: all."""
+    batch_tokens: int = Field(8192, ge=16)
+    """Tokens of one forward pass; a limit on memory, results stay the same."""
+    max_free_rows: int = Field(200, ge=1)
+    """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
+    metrics, one sampled text each, to be described."""
+    hub_metrics: list[str] = []
+    """Further metrics of texts, by hub name or path of a script, through `evaluate.load`; their code is run."""
+    num_bootstrap: int = Field(1000, ge=10)
+    """Resamples behind each 95 % interval."""
+    rouge_tokenizer: dict[str, Literal["words", "eojeol", "chars", "morphemes"]] = {"en": "words", "ko": "eojeol"}
+    """ROUGE's text tokenizer by language; a language not named uses eojeol (split at white space)."""
+
+
+class FewshotConfig(Settings):
+    """How a model is prompted that was never taught the tasks."""
+
+    shots: list[int] = Field([0, 1, 4, 8], min_length=1)
+    """Numbers of solved examples (demonstrations) before each question."""
+    draws: int = Field(5, ge=1)
+    """Sets of demonstrations drawn from the training split, each a function of the seed; zero-shot has one."""
+    balanced: bool = False
+    """Draw demonstrations of a closed task from its classes in turns."""
+    separator: str = "\n\n"
+    """What stands between demonstrations. A tokenizer that cannot write line breaks gets another mark for each."""
+    rule: Literal["raw", "per_token", "per_byte", "calibrated"] = "raw"
+    """Which likelihood of a choice predicts: summed, per token, per byte of text, or over that after a content-free
+    question (Zhao et al., 2021). All four are reported."""
+
+    @field_validator("shots")
+    @classmethod
+    def _in_order(cls, value: list[int]) -> list[int]:
+        if min(value) < 0:
+            raise ValueError(f"a number of demonstrations cannot be negative, found {min(value)}")
+        return sorted(set(value))
+
+
+class SamplingConfig(Settings):
+    """How text is written. Without temperature, top_k and top_p the likeliest token is taken each time (greedy)."""
+
+    temperature: float | None = Field(None, allow_inf_nan=False)
+    """Scores are divided by it before a token is drawn: below 1 the likely become likelier; None: 1, where drawn."""
+    top_k: int | None = Field(None, ge=1)
+    """Draw among so many of the likeliest tokens; None: all."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Draw among the likeliest tokens that together reach this probability (Holtzman et al., 2020); None: all."""
+    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Above 1, tokens of the prompt and of the text so far become less likely (Keskar et al., 2019)."""
+    beams: int = Field(1, ge=1)
+    """Continuations kept side by side, of which the likeliest is taken (beam search); 1: none but the text itself."""
+    num_samples: int = Field(1, ge=1)
+    """Texts for each prompt."""
+    seed: int = Field(0, ge=0)
+    """What is drawn is a function of it, of the prompt's place, the sample's number and the token's place."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """True when tokens are drawn."""
+        return (self.temperature, self.top_k, self.top_p) != (None, None, None)
+
+    @field_validator("temperature")
+    @classmethod
+    def _warm(cls, value: float | None) -> float | None:
+        if value is not None and value < 0.001:  # smaller quotients leave float32
+            raise ValueError(
+                f"{value:g} is too cold to draw at, expected 0.001 or more; without temperature, top_k and top_p the "
+                "likeliest token is taken (greedy)"
+            )
+        return value
+
+    @field_validator("beams")
+    @classmethod
+    def _searched(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and any(info.data.get(name) is not None for name in ("temperature", "top_k", "top_p")):
+            raise ValueError(
+                f"{value} beams draw nothing, they search for the likeliest text: leave out one of the two"
+            )
+        return value
+
+    @field_validator("num_samples")
+    @classmethod
+    def _differing(cls, value: int, info: ValidationInfo) -> int:
+        beams = info.data.get("beams", 1)
+        is_drawn = any(info.data.get(name) is not None for name in ("temperature", "top_k", "top_p"))
+        if value > beams and not is_drawn:
+            found = f"{beams} beams find no more" if beams > 1 else "greedy texts are all alike"
+            raise ValueError(
+                f"{value} texts of a prompt, and {found}: draw them with a temperature, top_k or top_p, or search with "
+                f"at least {value} beams"
+            )
+        return value

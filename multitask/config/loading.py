@@ -1,0 +1,118 @@
+"""From YAML and `--set` flags to checked settings, all problems reported at once."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import (
+    ValidationError,
+)
+
+from multitask.config.base import Settings
+from multitask.config.data import SourceConfig
+from multitask.config.run import RunConfig
+from multitask.errors import InputError, suggest
+
+T = TypeVar("T", bound="Settings")
+
+
+def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them, section by section."""
+    result = dict(settings)
+    for overlay in overlays:
+        for name, value in overlay.items():
+            inner = result.get(name)
+            result[name] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping; raises InputError with file and line."""
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise InputError(f"{path}: no such file; {near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: a mapping of settings was expected, found {type(loaded).__name__}")
+    return loaded
+
+
+def override(settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
+    """A copy of `settings` with `a.b=value` flags applied; values are read as YAML (`null`, `1e-3`, `[a, b]`)."""
+    result = {**settings}
+    for flag in flags:
+        path, sign, text = flag.partition("=")
+        if not sign or not path:
+            raise InputError(f"--set {flag}: expected name=value, for instance train.learning_rate=3e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {flag}: '{text}' is not a YAML value; put quotes around it") from None
+        if isinstance(value, str) and value == text.strip():  # YAML 1.1 reads 3e-4 as text; quoted text stays text
+            with suppress(ValueError):
+                value = float(value)
+        node, parts = result, path.split(".")
+        for part in parts[:-1]:
+            node[part] = {**node[part]} if isinstance(node.get(part), dict) else {}
+            node = node[part]
+        node[parts[-1]] = value
+        if parts[-1] == "shape":  # sizes that a file wrote give way, those of later flags do not
+            for name in ("n_layer", "n_head", "n_embd", "n_positions"):
+                node.pop(name, None)
+    return result
+
+
+def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None, where: str = "settings") -> T:
+    """Check everything at once. Raises one InputError with a line per problem: path, what is wrong, nearest name."""
+    try:
+        return kind.model_validate(override(settings, flags or []))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            if problem["loc"][-1:] == ("str",) and problem["type"] == "string_type":
+                continue  # the other half of `name | source written out`
+            path = ".".join(str(p) for p in problem["loc"] if "Config" not in str(p))
+            text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                text = f"no such setting; {suggest(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
+            elif problem["type"] != "value_error":
+                text = f"{text}, found {problem['input']!r}"
+            lines.append(f"{where}: {path or '(top)'}: {text}")
+        raise InputError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _fields(kind: type[Settings], loc: tuple[Any, ...]) -> list[str]:
+    """Names of the settings beside the one at `loc`."""
+    for part in loc:
+        if part in kind.model_fields:
+            inner = kind.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, Settings):
+                kind = inner
+        elif "SourceConfig" in str(part):
+            kind = SourceConfig
+    return list(kind.model_fields)
+
+
+def describe(kind: type[Settings] = RunConfig, path: str = "") -> list[str]:
+    """Lines of a Markdown table: every setting by dotted name, its default, its meaning."""
+    lines = []
+    for name, item in kind.model_fields.items():
+        default = item.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            lines += describe(type(default), f"{path}{name}.")
+            continue
+        shown = "(needed)" if item.is_required() else f"`{default!r}`".replace("PydanticUndefined", "")
+        meaning = " ".join((item.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{path}{name}` | {shown} | {meaning} |")
+    return lines

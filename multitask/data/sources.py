@@ -1,0 +1,201 @@
+"""Sources of rows: local files, sets of the hub, the synthetic dataset; which of their parts hold a split.
+
+`provenance(SourceConfig(files={"train": ["a.jsonl"]}), "train", data)` -> `{"files": ["a.jsonl"], ...}`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from multitask.config.data import DataConfig, SourceConfig
+from multitask.config.loading import load, read_yaml
+from multitask.data.readers import Found, existing, file_records
+from multitask.errors import InputError, RowError, suggest
+from multitask.files import sha256_of, shipped
+from multitask.pattern import fields
+from multitask.task import Task
+
+WORLD = SourceConfig(world={"train": 20000, "validation": 500, "test": 500})
+
+
+def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
+    """The sources of one task, presets looked up; the embedded world where none is named.
+
+    Raises InputError for an unknown preset, with the nearest one.
+    """
+    if task.name not in data.sources:
+        return [WORLD]
+    return [_preset(task, s) if isinstance(s, str) else s for s in data.sources[task.name]]
+
+
+def has_split(source: SourceConfig, split: str) -> bool:
+    """True when the source promises rows of `split`."""
+    return bool(_parts(source, split)) if source.world is None else bool(_world_count(source, split))
+
+
+def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
+    """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
+
+    Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
+    """
+    if source.world is not None:
+        from multitask.data.synthetic import world
+
+        code = [Path(world.__file__)]
+        if is_documents(source):
+            from multitask.data.synthetic import documents
+
+            code.append(Path(documents.__file__))
+        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of(code)]
+    elif source.hub is not None:
+        files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
+        arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
+        digests = [sha256_of(Path(f["filename"]) for f in found) for found in arrow]
+    else:
+        files = [name for name, _ in _parts(source, split)]
+        digests = [sha256_of([existing(name, data)]) for name in files]
+    return {"files": files, "sha256": digests, "revision": source.revision}
+
+
+def column_value(found: Any, column: str) -> Any:
+    """The value of a column; a dot goes into a nested one, through lists of mappings too; None if there is none."""
+    if isinstance(found, list):
+        values = [column_value(item, column) for item in found]
+        return None if None in values else values
+    if not isinstance(found, dict):
+        return None
+    if column in found or "." not in column:
+        return found.get(column)
+    outer, _, inner = column.partition(".")
+    return column_value(found.get(outer), inner)
+
+
+def source_name(source: SourceConfig) -> str:
+    """What errors call a source."""
+    if source.hub is not None:
+        return "/".join(filter(None, (source.hub, source.hub_config)))
+    return ", ".join(n for names in source.files.values() for n in names) if source.files else "world"
+
+
+def _preset(task: Task, name: str) -> SourceConfig:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+    else:
+        folder = shipped("configs") / "data"
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
+            raise InputError(
+                f"data.sources.{task.name}: there is no preset '{name}'; {suggest(name, known)}; "
+                "a file of your own is named with its extension, for instance my_data.yaml"
+            )
+    return load(SourceConfig, read_yaml(path), where=str(path))
+
+
+def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
+    """(file or hub split, whether it is one to be cut) that hold rows of `split`."""
+    named = cast(Mapping[str, Any], source.files if source.files is not None else source.hub_splits)
+    parts: list[tuple[str, bool]] = []
+    for key in (split, "all"):
+        if key == "all" and (source.cut is None or not _share(source, split)):
+            continue
+        names = named.get(key, [])
+        parts += [(name, key == "all") for name in ([names] if isinstance(names, str) else names)]
+    return parts
+
+
+def _share(source: SourceConfig, split: str) -> float:
+    """Share of the groups of `all` that goes to `split`."""
+    assert source.cut is not None
+    shares = {"validation": source.cut.validation, "test": source.cut.test}
+    return shares.get(split, 1 - sum(shares.values()))
+
+
+def _split_of(group: object, source: SourceConfig) -> str:
+    """The split of one group of rows: a pure function of its value and the shares, the same on every machine.
+
+    The first 8 bytes of SHA-256 of the value's text, as a fraction of 2^64: below `test` it is test, below
+    `test + validation` validation, else train. New rows never move old ones.
+    """
+    assert source.cut is not None
+    digest = hashlib.sha256(str(group).encode("utf-8", "surrogatepass")).digest()
+    at = int.from_bytes(digest[:8], "big") / 2**64
+    if at < source.cut.test:
+        return "test"
+    return "validation" if at < source.cut.test + source.cut.validation else "train"
+
+
+def source_records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[Found]:
+    """Every record of one split of a source, good or bad; raises InputError for a split that it does not have."""
+    if not has_split(source, split):
+        has = [s for s in ("train", "validation", "test") if has_split(source, s)]
+        raise InputError(f"{source_name(source)}: there is no split '{split}', only {', '.join(has) or 'none at all'}")
+    if source.world is not None:
+        yield from _world_records(task, source, split)
+        return
+    for name, is_cut in _parts(source, split):
+        is_empty = True
+        records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
+        for record in records:
+            is_empty = False
+            if is_cut and isinstance(record.found, dict):
+                assert source.cut is not None
+                group = column_value(record.found, source.cut.by)
+                if group is None:
+                    missing = f"{record.where}: column '{source.cut.by}', by which splits are cut, is missing"
+                    record = Found(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
+                elif _split_of(group, source) != split:
+                    continue
+            yield record
+        if is_empty:
+            raise InputError(f"{name}: there are no rows in it, expected at least one")
+
+
+def _world_count(source: SourceConfig, split: str) -> int:
+    return cast(dict[str, int], source.world or {}).get(split, 0)
+
+
+def is_documents(source: SourceConfig) -> bool:
+    """True for `columns: {text: document}`: the world's running text in place of rows made for the task's fields."""
+    return list(source.columns.values()) == ["document"]
+
+
+def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
+    from multitask.data.synthetic import world
+
+    count = _world_count(source, split)
+    try:
+        if is_documents(source):
+            from multitask.data.synthetic import documents
+
+            records = documents.rows(split, count)
+        else:
+            records = world.rows(frozenset(fields(task.stream)), split, count)
+        for number, found in enumerate(records, 1):
+            where = f"world:{split}:{number}"
+            yield Found(where, where, found)
+    except InputError as error:
+        raise InputError(f"task '{task.name}': {error}") from None
+
+
+def _hub_set(source: SourceConfig, split: str) -> Any:
+    import datasets
+
+    name = source_name(source)
+    try:
+        return datasets.load_dataset(source.hub, source.hub_config, split=split, revision=source.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+        step = "check `hub`, `hub_config`, `hub_splits`, `revision`; without a network, name local copies in `files:`"
+        if "scripts are no longer supported" in reason:
+            step = "set `revision: refs/convert/parquet`, where the hub keeps a converted copy"
+        raise InputError(f"hub set {name}, split '{split}': cannot be loaded: {reason}; {step}") from error
+
+
+def _hub_records(source: SourceConfig, split: str) -> Iterator[Found]:
+    """Rows of a hub split, batch by batch from its memory-mapped file; ClassLabel columns stay integers."""
+    batches = _hub_set(source, split).with_format("arrow").iter(batch_size=1000)
+    rows = (found for batch in batches for found in batch.to_pylist())
+    for number, found in enumerate(rows, 1):
+        yield Found(f"{source_name(source)}:{split}:{number}", f"{source_name(source)}, {split}: row {number}", found)

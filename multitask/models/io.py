@@ -1,0 +1,123 @@
+"""Model folders: saved so that `AutoModelForCausalLM` and `AutoTokenizer` load them without code of ours."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from multitask.errors import InputError
+from multitask.models.cards import card
+from multitask.models.lora import is_adapter, plain_model
+from multitask.task import Task
+from multitask.tokenization.tokenizer import load_tokenizer, not_found
+
+
+def model_folder(name: str | None) -> str | None:
+    """The model inside a run's folder; any other name as it is."""
+    inside = Path(name or "", "model")
+    return str(inside) if name is not None and inside.is_dir() else name
+
+
+def save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    tasks: Mapping[str, Task],
+    examples: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Writes weights or adapter, tokenizer, generation settings and card.
+
+    examples: one row's fields of each task, for the card. With LoRA the base that the adapter names must exist already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = plain_model(model)
+    kernel = plain.config._attn_implementation
+    plain.config._attn_implementation = None
+    model.save_pretrained(folder)
+    plain.config._attn_implementation = kernel
+    tokenizer.save_pretrained(folder)
+    plain.generation_config.save_pretrained(folder)
+    base = None
+    if is_adapter(model):
+        named = model.peft_config["default"].base_model_name_or_path
+        is_beside = Path(named) == (folder.parent / "base").resolve()
+        base = 'FOLDER + "/../base"' if is_beside else repr(named)
+    if tasks:
+        (folder / "README.md").write_text(card(tasks, examples, base), "utf-8")
+
+
+def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str) -> None:
+    """As `save`, for a model of running text: with weights, tokenizer, generation settings and card.
+
+    prompt: what the card's snippet goes on from.
+    """
+    save(model, tokenizer, folder, {}, {})
+    code = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if model.config.model_type != "gpt2":
+        code.append("import multitask.models.bigram  # transformers does not know this kind of model")
+    most = min(40, model.config.n_positions // 2)
+    start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
+    code += [
+        'FOLDER = "."  # this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+        f"inputs = tokenizer({json.dumps(start, ensure_ascii=False)}, return_tensors='pt', add_special_tokens=False)",
+        f"ids = model.generate(input_ids=inputs['input_ids'], do_sample=True, max_new_tokens={most})[0]",
+        "print(tokenizer.decode(ids))",
+    ]
+    text = ["# A language model of running text", "", "```python", *code, "```", ""]
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""]
+    (folder / "README.md").write_text("\n".join([*head, *text]), "utf-8")
+
+
+def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Any causal language model: what a run left, another local folder, or a hub name; weights in float32."""
+    if Path(name).exists():
+        return load_trained(Path(name))
+    tokenizer = load_tokenizer(name, revision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise not_found(name, "model", error) from error
+    return model, tokenizer
+
+
+def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
+    """A model that a run left: its folder, or the run's folder; an adapter is put on its base.
+
+    Raises InputError when the folder holds no model or the adapter's base has too few token rows.
+    """
+    folder = Path(model_folder(str(path)) or "")
+    if not folder.is_dir():
+        raise not_found(str(path), "model", FileNotFoundError("no such folder"))
+    tokenizer = load_tokenizer(str(folder))
+    if (folder / "adapter_config.json").exists():
+        return _load_adapter(folder, len(tokenizer)), tokenizer
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True), tokenizer
+    except (OSError, ValueError) as error:
+        raise not_found(str(path), "model", error) from error
+
+
+def _load_adapter(folder: Path, num_tokens: int) -> Any:
+    from peft import PeftModel
+
+    named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    beside = folder.parent / "base"  # first: a run may have been moved or copied, and another taken its old place
+    base_name = str(beside) if beside.is_dir() else named
+    try:
+        base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise not_found(base_name, "base model for the adapter", error) from error
+    if base.config.vocab_size < num_tokens:
+        raise InputError(
+            f"{folder}: the adapter's base {base_name} has {base.config.vocab_size} token rows, its tokenizer "
+            f"{num_tokens}; the base was not resized: use the base/ folder of the run that wrote the adapter"
+        )
+    return PeftModel.from_pretrained(base, folder)

@@ -1,0 +1,54 @@
+"""LoRA (Hu et al., 2021) through `peft`: low-rank updates and the new token rows train, the base is frozen.
+
+`add_lora(model, AdapterConfig(kind="lora"), new_ids)` -> a `PeftModel`; `plain_model` looks through it.
+"""
+
+from typing import Any
+
+from transformers import (
+    GPT2LMHeadModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from multitask.config.model import AdapterConfig
+from multitask.errors import InputError, suggest
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model
+
+
+def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) -> Any:
+    """A PEFT model whose low-rank updates and new token rows train; the head stays tied.
+
+    Raises InputError for target modules that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    for name in config.target_modules:
+        if name not in names:
+            raise InputError(f"adapter.target_modules: no linear layer '{name}' in this model; {suggest(name, names)}")
+    if new_ids and not model.config.tie_word_embeddings:
+        raise InputError(
+            "adapter.kind lora: this model's output matrix is not tied to its token rows, and the adapter would train "
+            "the new tokens of one of the two alone; train all weights (adapter.kind none)"
+        )
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        fan_in_fan_out=True,
+        trainable_token_indices={"wte": new_ids} if new_ids else None,
+    )
+    return get_peft_model(model, lora)
+
+
+def is_adapter(model: Any) -> bool:
+    """True for a PEFT model."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)

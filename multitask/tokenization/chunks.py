@@ -1,0 +1,56 @@
+"""Long texts in chunks whose ids, one after another, are those of the whole text."""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from tokenizers import Tokenizer
+
+from multitask.errors import InputError
+
+_CONTEXT = 200  # characters at both sides of a seam
+
+
+_MAX_SEAMS = 50  # tried per piece, before more is read
+
+
+_SEAM = re.compile(r"(?<=\S)\s")
+
+
+def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
+    """A text in pieces of about `size` characters whose ids, one after another, are those of the whole.
+
+    A seam lies before white space, and only where the text around it has the same ids in one and in two. Where there is
+    none such (a text without white space, say), the piece goes on. Raises InputError where the tokenizer has no token
+    for what it does not know, and says so.
+    """
+
+    def ids(text: str) -> list[int]:
+        try:
+            found: list[int] = plain.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # what `tokenizers` raises has no class of its own
+            raise InputError(f"the tokenizer cannot encode this text: {error}") from error
+        return found
+
+    held = ""
+    for part in parts:
+        for start in range(0, len(part), size):  # a text that is given whole is one part
+            held += part[start : start + size]
+            if len(held) < size:
+                continue
+            for at in islice(_seams(held, len(held) - size, len(held) - _CONTEXT), _MAX_SEAMS):
+                left, right = held[max(0, at - _CONTEXT) : at], held[at : at + _CONTEXT]
+                if ids(left) + ids(right) == ids(left + right):
+                    yield held[:at]
+                    held = held[at:]
+                    break
+    if held:
+        yield held
+
+
+def _seams(text: str, start: int, end: int) -> Iterator[int]:
+    """Where white space begins, the last place first; the text is searched only as far back as is asked for."""
+    while end > start:
+        begin = max(start, end - _CONTEXT)
+        yield from reversed([found.start() for found in _SEAM.finditer(text, begin, end)])
+        end = begin
