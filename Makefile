@@ -23,6 +23,7 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install

@@ -88,7 +88,7 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
         for name, task in tasks.items():
             examples = encode(task, "train", tokenizer, BLOCK, DataConfig(**_data(here, root)))
             for number, row in enumerate(examples.rows()):
-                if row["is_cut"]:  # TRL would cut at the end of the row, where the answer is
+                if row["is_truncated"]:  # TRL would cut at the end of the row, where the answer is
                     too_long.add(row["id"])
                     continue
                 prompt = text_of(render(task, row["fields"], with_target=False))

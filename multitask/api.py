@@ -15,15 +15,14 @@ from multitask.config.model import TokenizerConfig
 from multitask.config.resolve import Settings, check_unchanged, chosen_tasks, given_settings, settings_of
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.errors import InputError, Interrupted
+from multitask.events import Report, ignore
 from multitask.files import shipped
 from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
 
 if TYPE_CHECKING:
-    from multitask.inference.generator import Speaker
-    from multitask.inference.prompt_input import Asked
-
-Report = Callable[[dict[str, Any]], None]
+    from multitask.inference.generator import Generator
+    from multitask.inference.prompt_input import PromptInput
 
 
 _DOCUMENTS = {"train": 10_000, "validation": 1_000}
@@ -39,7 +38,7 @@ def train(
     overwrite: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Trains one model on several tasks; returns what `results.json` of the run folder holds.
 
@@ -92,7 +91,7 @@ def pretrain(
     find_learning_rate: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Trains a model on running text; returns what `results.json` of the run folder holds.
 
@@ -116,7 +115,9 @@ def pretrain(
         settings = settings if settings is not None else out / "config.yaml"
     given, where = given_settings(settings, "pretrain")
     if names := [str(name) for name in files]:
-        kept = {name: value for name, value in dict(given.get("text") or {}).items() if name not in ("files", "world")}
+        kept = {
+            name: value for name, value in dict(given.get("text") or {}).items() if name not in ("files", "synthetic")
+        }
         given["text"] = {"root": str(Path.cwd()), **kept, "files": {"train": names}}
         if settings is None:  # that of the world is made for the world
             given.pop("tokenizer", None)
@@ -146,7 +147,7 @@ def evaluate(
     out: str | Path | None = None,
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Scores a model folder or run on its tasks' rows; returns what the results file holds.
 
@@ -230,7 +231,7 @@ def fewshot(
     out: str | Path | None = None,
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Prompts a model with solved examples, without training it; returns what the results file holds.
 
@@ -253,9 +254,9 @@ def fewshot(
     from multitask.device import choose_device
     from multitask.evaluation.fewshot import fewshot as run
     from multitask.models.io import load_causal
-    from multitask.training.demo_model import base_model
+    from multitask.training.demo_model import demo_model
 
-    name = str(model or config.model.name or base_model(report=report))
+    name = str(model or config.model.name or demo_model(report=report))
     loaded, tokenizer = load_causal(name, config.model.revision)
     loaded.to(choose_device(config.device))
     return run(loaded, tokenizer, name, chosen, config, Path(out) if out is not None else None, report)
@@ -269,7 +270,7 @@ def benchmark(
     dry_run: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Runs the arms of a suite that are missing, then its report; returns `{"arms": [...], "report": folder}`.
 
@@ -308,33 +309,33 @@ def benchmark(
     return {"arms": done, "report": str(folder / "report.html")}
 
 
-def speaker(
+def generator(
     model: str | Path,
     task: str | None = None,
     *,
     max_new_tokens: int | None = None,
     tasks_dirs: Iterable[str | Path] = (),
     device: str = "auto",
-    report: Report = lambda record: None,
+    report: Report = ignore,
     **sampling: Any,
-) -> "Speaker":
+) -> "Generator":
     """A loaded model that writes, once or many times; arguments as in `generate`."""
     settings, config = load(SamplingConfig, sampling, where="sampling"), load(RunConfig, {"device": device})
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
     from multitask.device import choose_device
-    from multitask.inference.generator import Speaker
+    from multitask.inference.generator import Generator
     from multitask.models.io import load_causal
 
     loaded, tokenizer = load_causal(str(model))
     loaded.to(choose_device(config.device))
     window = trained_block_size(Path(model)) if task is not None else None
-    return Speaker(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, window, report=report)
+    return Generator(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, window, report=report)
 
 
 def trained_block_size(model: Path) -> int | None:
-    """The window that a run was trained with, if the model is one's: its prompts are cut as for scoring."""
+    """The window that a run was trained with, if the model is one's: its prompts are truncated as for scoring."""
     homes = [folder / "config.yaml" for folder in (model, model.parent) if (folder / "config.yaml").exists()]
     taught = read_yaml(homes[0]).get("train") if homes else None
     return (taught.get("block_size") or taught.get("batch_tokens")) if isinstance(taught, dict) else None
@@ -342,7 +343,7 @@ def trained_block_size(model: Path) -> int | None:
 
 def generate(
     model: str | Path,
-    prompts: "str | Mapping[str, Any] | Iterable[str | Mapping[str, Any] | Asked]",
+    prompts: "str | Mapping[str, Any] | Iterable[str | Mapping[str, Any] | PromptInput]",
     task: str | None = None,
     *,
     max_new_tokens: int | None = None,
@@ -352,7 +353,7 @@ def generate(
     stream: Callable[[str], None] | None = None,
     tasks_dirs: Iterable[str | Path] = (),
     device: str = "auto",
-    report: Report = lambda record: None,
+    report: Report = ignore,
     **sampling: Any,
 ) -> list[dict[str, Any]]:
     """Lets a model write; returns a record for each text, as `out` holds them.
@@ -368,25 +369,25 @@ def generate(
         stream: called with parts of the one text as it is written.
         tasks_dirs: folders with further task plugins.
         device: auto, cpu, cuda or mps.
-        report: called with warnings: what was cut, what the tokenizer cannot write.
+        report: called with warnings: what was truncated, what the tokenizer cannot write.
         sampling: as in `SamplingConfig`: temperature, top_k, top_p, repetition_penalty, beams, num_samples, seed.
 
     Raises:
         InputError: something given cannot be used; the message says what to do. Nothing is written then.
     """
     from multitask.files import check_writable, write_lines
-    from multitask.inference.prompt_input import Asked
+    from multitask.inference.prompt_input import PromptInput
 
     given = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     if not given:
         raise InputError("there are no prompts, expected at least one")
-    asked = [one if isinstance(one, Asked) else Asked(one, f"prompt {n}") for n, one in enumerate(given, 1)]
+    asked = [one if isinstance(one, PromptInput) else PromptInput(one, f"prompt {n}") for n, one in enumerate(given, 1)]
     if picture is not None and (len(asked) != 1 or sampling.get("num_samples", 1) != 1):
         raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
     if out is not None:
         check_writable(Path(out))
     named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
-    writer = speaker(model, task, **named, report=report, **sampling)
+    writer = generator(model, task, **named, report=report, **sampling)
     records = writer.write(asked, explain or (5 if picture is not None else 0), stream)
     if picture is not None:
         from multitask.training.plots import draw_steps
@@ -453,7 +454,7 @@ def tokenizer(
     export: str | Path | None = None,
     overwrite: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
 
@@ -482,7 +483,7 @@ def tokenizer(
     elif held_out is not None:
         raise InputError(f"--held-out {held_out}: name the files that the tokenizer is trained on, too")
     else:
-        origin = {"world": _DOCUMENTS}
+        origin = {"synthetic": _DOCUMENTS}
     if all(Path(name).exists() for name in train + validation):  # rather than below MULTITASK_DATA
         origin["root"] = "."
     texts = load(TextConfig, {**origin, **(text or {})}, where="text")

@@ -102,16 +102,16 @@ def check(task: object, name: str, origin: str) -> Task:
         problems.append("nothing stands before the target; the first token of an example is never learned")
     if len(set(known)) != len(known):
         problems.append("a field stands twice in the stream")
-    for role, value in [("cut", task.cut), ("label", task.label), *(("optional", v) for v in task.optional)]:
+    for role, value in [("truncate", task.truncate), ("label", task.label), *(("optional", v) for v in task.optional)]:
         if value is not None and value not in known:
             problems.append(f"{role} field '{value}' is not in the stream; {suggest(value, known)}")
-    if task.cut == task.target or task.target in task.optional:
-        problems.append("the target can neither be cut nor be optional")
+    if task.truncate == task.target or task.target in task.optional:
+        problems.append("the target can neither be truncated nor be optional")
     problems += [
         f"no baseline '{name}'; {suggest(name, BASELINES)}" for name in task.baselines if name not in BASELINES
     ]
-    if task.cut is None and any(name in BASELINES and name != "majority" for name in task.baselines):
-        problems.append("baselines other than majority are taken from the cut field, and there is none")
+    if task.truncate is None and any(name in BASELINES and name != "majority" for name in task.baselines):
+        problems.append("baselines other than majority are taken from the truncate field, and there is none")
     if task.max_new_tokens < 1:
         problems.append(f"max_new_tokens is {task.max_new_tokens}, expected at least 1")
     if task.choices is not None and task.label is None:

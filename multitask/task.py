@@ -4,8 +4,9 @@
 is the prompt, the loss is taken on the target and on the final marker.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 END = "<|end|>"
@@ -33,7 +34,8 @@ class Task:
     name: also the plugin's module name.
     stream: the pattern; `{field}` names, `<|markers|>` and literal text. It ends with the target and `<|end|>`.
     target: the field that the model learns to write.
-    cut: the only field that may be shortened to fit the window; None: rows that do not fit are refused and counted.
+    truncate: the only field that may be truncated to fit the block size; None: rows that do not fit are dropped
+        and counted.
     label: the field that holds a class; its words come from `choices`, or else from `labels` of the data source.
     choices: the closed answer set, in order, where it belongs to the task itself.
     optional: fields a row may lack; the literal text after such a field goes with it.
@@ -43,7 +45,7 @@ class Task:
         the `cut` field). `unigram` and `bigram` perplexity are always added.
     max_new_tokens: the longest answer that generation may write, in tokens.
     prepare: completes a row as read before its fields are taken; it may add `references` (list of accepted answers)
-        and `keep` (start and end, in characters, of the stretch of the `cut` field that training must not cut away).
+        and `keep` (start and end, in characters, of the stretch of the `truncate` field that training must keep).
         It raises ValueError for a row that it cannot use.
     parse: turns a completion into the prediction that metrics see; None: white space is stripped.
     """
@@ -51,7 +53,7 @@ class Task:
     name: str
     stream: str
     target: str
-    cut: str | None = None
+    truncate: str | None = None
     label: str | None = None
     choices: tuple[str, ...] | None = None
     optional: tuple[str, ...] = ()
@@ -61,6 +63,14 @@ class Task:
     max_new_tokens: int = 32
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     parse: Callable[[str], str] | None = None
+    cut: InitVar[str | None] = None
+
+    def __post_init__(self, cut: str | None) -> None:
+        """Reads `cut`, the name of `truncate` in the release before."""
+        if cut is not None:
+            text = "'cut' of a Task is now called 'truncate'; the old name is read in this release only"
+            warnings.warn(text, FutureWarning, stacklevel=3)
+            object.__setattr__(self, "truncate", cut)
 
     @property
     def is_closed(self) -> bool:

@@ -125,6 +125,6 @@ def random_fields(task: Task, rng: random.Random, cut_words: int = 6, odd: bool 
     return {
         name: rng.choice(["긍정", "negative"])
         if name == task.label
-        else random_text(rng, cut_words if name == task.cut else rng.randint(1, 6), odd)
+        else random_text(rng, cut_words if name == task.truncate else rng.randint(1, 6), odd)
         for name in fields(task.stream)
     }

@@ -25,7 +25,7 @@ FOLDER = Path(_FOLDER.name)
 """Lives as long as the tests: the cache of encoded rows, and what several tests look at."""
 
 TINY = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": 400}
-WORLD = {"world": {"train": 200, "validation": 12, "test": 16}}
+SYNTHETIC = {"synthetic": {"train": 200, "validation": 12, "test": 16}}
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as many as here: another number rounds otherwise
@@ -39,7 +39,7 @@ def settings(*tasks: str, **sections: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "tasks": list(tasks),
         "device": "cpu",
-        "data": {"cache": str(FOLDER / "cache"), "sources": {name: [WORLD] for name in tasks}},
+        "data": {"cache": str(FOLDER / "cache"), "sources": {name: [SYNTHETIC] for name in tasks}},
         "model": TINY,
         "train": {
             "batch_tokens": 512,

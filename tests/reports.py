@@ -46,7 +46,7 @@ def score(value: float, width: float = 0.1) -> dict[str, float]:
 
 def results(kind: str, arm: str, seed: int, tasks: Mapping[str, Any], num_rows: Mapping[str, int]) -> dict[str, Any]:
     """What a results file holds."""
-    rows = {"sha256": ["ab" * 32], "split": "test", "num_cut": 0, "num_refused": 0, "num_skipped": 0}
+    rows = {"sha256": ["ab" * 32], "split": "test", "num_truncated": 0, "num_dropped": 0, "num_skipped": 0}
     return {
         "schema": 1,
         "kind": kind,

@@ -30,7 +30,9 @@ SIXTH = '''
     """Translation."""
     from multitask.task import Task
 
-    TASK = Task(name="NAME", stream="{source}<|translate|>{translation}<|end|>", target="translation", cut="source")
+    TASK = Task(
+        name="NAME", stream="{source}<|translate|>{translation}<|end|>", target="translation", truncate="source"
+    )
 '''
 
 
@@ -65,13 +67,13 @@ def test_facts_name_things_that_exist(plugin: tuple[Path, Task]) -> None:
     assert task.metrics
     assert set(task.metrics) <= set(metrics.NAMES)
     assert set(task.baselines) <= {"majority", "lead1", "lead3", "random_span"}
-    assert task.cut is not None or set(task.baselines) <= {"majority"}
+    assert task.truncate is not None or set(task.baselines) <= {"majority"}
     assert {"en", "ko"} <= set(task.prompts)
     for language, prompt in task.prompts.items():
         text = render_plain(task, {name: f"<{name}>" for name in fields(task.stream)}, language)
         assert text == text.rstrip(), "the answer brings its own space"
         assert f"<{task.target}>" not in text
-        assert task.cut is None or f"<{task.cut}>" in text
+        assert task.truncate is None or f"<{task.truncate}>" in text
         assert all(word.startswith(" ") for word in prompt.words or ())
 
 
@@ -116,7 +118,7 @@ def test_labels_are_the_target_and_the_end_alone(plugin: tuple[Path, Task]) -> N
 
 def test_the_embedded_world_has_rows_for_it(plugin: tuple[Path, Task]) -> None:
     _, task = plugin
-    rows = list(read_rows(task, SourceConfig(world={"train": 30}), "train", DataConfig(), Counts()))
+    rows = list(read_rows(task, SourceConfig(synthetic={"train": 30}), "train", DataConfig(), Counts()))
     tokenizer = byte_level([], markers({task.name: task}))
     for row, example in zip(rows, RowEncoder(task, tokenizer, 2000).encode(rows), strict=True):
         assert example is not None
@@ -125,7 +127,7 @@ def test_the_embedded_world_has_rows_for_it(plugin: tuple[Path, Task]) -> None:
         if task.is_closed:
             assert row.fields[task.target] in row.choices
         if row.keep is not None:
-            assert row.fields[task.cut or ""][slice(*row.keep)] == row.fields[task.target]
+            assert row.fields[task.truncate or ""][slice(*row.keep)] == row.fields[task.target]
     assert len({row.language for row in rows}) == 2
 
 
@@ -140,7 +142,7 @@ def test_a_sixth_task_is_one_file(tmp_path: Path) -> None:
     assert origin == str(path)
     assert "<|translate|>" in markers({"sixth": task})
     assert {*markers(load_tasks([tmp_path]))} == {*markers(load_tasks()), "<|translate|>"}
-    (row,) = read_rows(task, SourceConfig(world={"train": 1}), "train", DataConfig(), Counts())
+    (row,) = read_rows(task, SourceConfig(synthetic={"train": 1}), "train", DataConfig(), Counts())
     (example,) = RowEncoder(task, byte_level([], markers({"sixth": task})), 500).encode([row])
     assert example is not None
 
@@ -219,7 +221,7 @@ def test_a_missing_folder_and_an_unknown_name(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- what a plugin must not be
 
-GOOD: dict[str, Any] = {"name": "t", "stream": "{a}<|b|>{c}<|end|>", "target": "c", "cut": "a"}
+GOOD: dict[str, Any] = {"name": "t", "stream": "{a}<|b|>{c}<|end|>", "target": "c", "truncate": "a"}
 
 
 def test_the_good_one_is_good() -> None:
@@ -233,14 +235,14 @@ def test_the_good_one_is_good() -> None:
     [
         ({"stream": "{a}<|b|>{c}"}, "stream ends with '{a}<|b|>{c}', expected '{c}<|end|>': target, then <|end|>"),
         ({"target": "a"}, "stream ends with '{a}<|b|>{c}<|end|>', expected '{a}<|end|>': target, then <|end|>"),
-        ({"stream": "{c}<|end|>", "cut": None}, "nothing stands before the target"),
-        ({"stream": "{a}{c}<|end|>", "cut": None, "optional": ("a",)}, "nothing stands before the target"),
+        ({"stream": "{c}<|end|>", "truncate": None}, "nothing stands before the target"),
+        ({"stream": "{a}{c}<|end|>", "truncate": None, "optional": ("a",)}, "nothing stands before the target"),
         ({"stream": "{a}<|b|>{a}<|b|>{c}<|end|>"}, "a field stands twice in the stream"),
-        ({"cut": "zz"}, "cut field 'zz' is not in the stream; valid: a, c"),
+        ({"truncate": "zz"}, "truncate field 'zz' is not in the stream; valid: a, c"),
         ({"label": "d"}, "label field 'd' is not in the stream; valid: a, c"),
         ({"optional": ("e",)}, "optional field 'e' is not in the stream; valid: a, c"),
-        ({"cut": "c"}, "the target can neither be cut nor be optional"),
-        ({"optional": ("c",)}, "the target can neither be cut nor be optional"),
+        ({"truncate": "c"}, "the target can neither be truncated nor be optional"),
+        ({"optional": ("c",)}, "the target can neither be truncated nor be optional"),
         ({"choices": ("x", "y")}, "choices need a label field"),
         ({"prompts": {"en": Prompt("{c}:")}}, "prompt 'en' names 'c'; valid: a"),
         ({"prompts": {"ko": Prompt("{question}:")}}, "prompt 'ko' names 'question'; valid: a"),
@@ -275,7 +277,7 @@ def test_what_is_wrong_with_a_plugin_is_said(changes: dict[str, Any], message: s
 
 def test_everything_wrong_is_said_at_once() -> None:
     with pytest.raises(InputError) as caught:
-        check(Task(**GOOD | {"name": "u", "cut": "x", "label": "y"}), "t", "t.py")
+        check(Task(**GOOD | {"name": "u", "truncate": "x", "label": "y"}), "t", "t.py")
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -319,10 +321,17 @@ def test_functions_without_source_have_a_fingerprint_too() -> None:
     ("change", "said"),
     [
         ({"baselines": ("majorty",)}, "no baseline 'majorty'; did you mean 'majority'"),
-        ({"baselines": ("lead1",), "cut": None}, "taken from the cut field, and there is none"),
+        ({"baselines": ("lead1",), "truncate": None}, "taken from the truncate field, and there is none"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
     ],
 )
 def test_baselines_and_room_are_checked(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check(dataclasses.replace(TASKS["cls"], **change), "cls", "here")
+
+
+def test_the_old_name_of_truncate_is_read_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="'cut' of a Task is now called 'truncate'"):
+        task = Task(name="t", stream="{a}<|b|>{c}<|end|>", target="c", cut="a")
+    assert task.truncate == "a"
+    assert task == Task(name="t", stream="{a}<|b|>{c}<|end|>", target="c", truncate="a")

@@ -17,7 +17,7 @@ STRATUM = 256
 Ints = npt.NDArray[np.int64]
 
 
-def shares(
+def sampling_rates(
     sizes: Mapping[str, int],
     mixing_temperature: float = 1.0,
     cap: int | None = None,

@@ -17,7 +17,7 @@ from multitask.errors import InputError
 from multitask.tokenization.encoded_rows import Examples
 
 
-class Drawn(NamedTuple):
+class SampledExample(NamedTuple):
     """One drawn example: its task's number, its row, the number of its ids that are read, the length of its prompt.
 
     Of running text the row is the place where it begins.
@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
     num_prompt: int
 
 
-Block = list[Drawn]
+Block = list[SampledExample]
 
 
 def best_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
@@ -102,14 +102,14 @@ class BlockStream:
         mean = sum(share * mean for share, mean in zip(self.mixture.share.values(), means, strict=True))
         return sum(self.mixture.sizes.values()) * mean
 
-    def ids(self, drawn: Drawn) -> "Ids":
+    def ids(self, drawn: SampledExample) -> "Ids":
         """Ids of a drawn example, (length + 1,)."""
         return self.examples[drawn.task].ids(drawn.row)
 
     def _pack(self, window: int) -> list[Block]:
         tasks, _, rows = self.mixture.draws(window * self.window, (window + 1) * self.window)
         drawn = [
-            Drawn(t, r, int(self.examples[t].lengths[r]) - 1, int(self.examples[t].num_prompts[r]))
+            SampledExample(t, r, int(self.examples[t].lengths[r]) - 1, int(self.examples[t].num_prompts[r]))
             for t, r in zip(tasks.tolist(), rows.tolist(), strict=True)
         ]
         return [[drawn[n] for n in block] for block in best_fit([d.length for d in drawn], self.block_size)]
@@ -117,7 +117,7 @@ class BlockStream:
 
 def micro_steps(
     blocks: Sequence[Block], layout: Literal["packed", "none"], most_tokens: int, block_size: int
-) -> list[list[Drawn]]:
+) -> list[list[SampledExample]]:
     """The examples of a step in passes of at most `most_tokens` tokens, padding included; at least one example each.
 
     packed: whole blocks at a time. none: the step's examples by length, so that a pass holds rows of similar length.
@@ -125,7 +125,7 @@ def micro_steps(
     if layout == "packed":
         size = max(1, most_tokens // block_size)
         return [[d for block in blocks[n : n + size] for d in block] for n in range(0, len(blocks), size)]
-    passes: list[list[Drawn]] = []
+    passes: list[list[SampledExample]] = []
     for drawn in sorted((d for block in blocks for d in block), key=lambda d: -d.length):
         if passes and passes[-1][0].length * (len(passes[-1]) + 1) <= most_tokens:
             passes[-1].append(drawn)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multitask.batching.collate import Ids
-from multitask.batching.packing import Block, Drawn
+from multitask.batching.packing import Block, SampledExample
 
 _NUM_OFFSETS = 4096  # drawn at a time
 
@@ -61,10 +61,10 @@ class TextStream:
         """The block that reads `block_size` ids from `start` on, fewer at the end of the text."""
         stop = min(start + self.block_size, len(self.tokens) - 1)
         if self.border_id is None:
-            return [Drawn(0, start, stop - start, 1)]
+            return [SampledExample(0, start, stop - start, 1)]
         begins = np.flatnonzero(self.tokens[start + 1 : stop] == self.border_id) + start + 1
         edges = [start, *begins.tolist(), stop]
-        return [Drawn(0, one, other - one, 1) for one, other in itertools.pairwise(edges)]
+        return [SampledExample(0, one, other - one, 1) for one, other in itertools.pairwise(edges)]
 
     def in_order(self, limit: int | None = None) -> list[Block]:
         """Blocks that end where the next begins, or the first of them: every token but the first is predicted once."""
@@ -80,6 +80,6 @@ class TextStream:
         """Tokens of the blocks of one pass; at random offsets, of the text."""
         return float(len(self.tokens) - 1 if self.at_random else self.num_blocks * self.block_size)
 
-    def ids(self, drawn: Drawn) -> "Ids":
+    def ids(self, drawn: SampledExample) -> "Ids":
         """Ids of a drawn stretch, (length + 1,)."""
         return self.tokens[drawn.row : drawn.row + drawn.length + 1]

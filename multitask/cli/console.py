@@ -1,6 +1,6 @@
 """What the command line shows: progress and tables of runs, and texts as they are written.
 
-A run reports records such as `{"event": "step", "step": 20, ...}`; `Screen()(record)` shows each as a line.
+A run reports records such as `{"event": "step", "step": 20, ...}`; `ProgressConsole()(record)` shows each as a line.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 
-class Screen:
+class ProgressConsole:
     """Shows progress records: a live line on a terminal, plain lines elsewhere, and the final table."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Screen:
 
     def _start(self, record: dict[str, Any]) -> None:
         self.first_step, self.started = record["step"], time.perf_counter()
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in record["shares"].items())
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in record["sampling_rates"].items())
         self.console.print(
             f"{record['parameters']:,} parameters, {record['trainable_parameters']:,} train, {record['device']} "
             f"{record['precision']}; steps of {record['tokens_per_step']:,} tokens; mixture: {shares}"
@@ -40,7 +40,9 @@ class Screen:
                     f"{data['num_documents']:,} documents, {data['num_unknown']:,} unknown"
                 )
                 continue
-            text = f"{name}: {data['num_rows']:,} rows, {data['num_cut']} cut, {data['num_refused']} refused"
+            text = (
+                f"{name}: {data['num_rows']:,} rows, {data['num_truncated']} truncated, {data['num_dropped']} dropped"
+            )
             text += f", {data['num_skipped']} skipped"
             self.console.print(text)
             if data["num_chars_lost"]:

@@ -9,7 +9,7 @@ import click
 from multitask.errors import InputError
 
 
-class Writing:
+class GenerationConsole:
     """Shows texts: one as it comes, several under headings, steps as tables."""
 
     def __init__(self, task: Any, top: int, wants_stream: bool | None) -> None:
@@ -47,14 +47,14 @@ class Writing:
             which = f"{len(unfinished)} of {len(records)} texts are" if len(records) > 1 else "the text is"
             click.echo(f"note: {which} unfinished, stopped at {max(unfinished)} tokens (--max-new-tokens)", err=True)
 
-    def converse(self, speaker: Any) -> None:
+    def converse(self, generator: Any) -> None:
         """Asks for prompts and answers them; Ctrl-C stops a text and stays, an empty line or Ctrl-D ends it all."""
-        from multitask.inference.prompt_input import Asked
+        from multitask.inference.prompt_input import PromptInput
 
         while (given := self._asked()) is not None:
-            to_stream = self.streaming(speaker.sampling.num_samples == speaker.sampling.beams == 1, given)
+            to_stream = self.streaming(generator.sampling.num_samples == generator.sampling.beams == 1, given)
             try:
-                self.show(speaker.write([Asked(given, "prompt")], self.top, to_stream), to_stream is not None)
+                self.show(generator.write([PromptInput(given, "prompt")], self.top, to_stream), to_stream is not None)
             except KeyboardInterrupt:
                 click.echo("\n(stopped)", err=True)
             except InputError as error:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import click
 
-from multitask.cli.console import Screen
-from multitask.cli.generation import Writing
+from multitask.cli.console import ProgressConsole
+from multitask.cli.generation import GenerationConsole
 from multitask.errors import InputError, Interrupted
 
 # Threads that wait spinning starve each other as soon as another program uses a core. A 1 M-parameter model on two
@@ -123,14 +123,14 @@ def train(
     named = _flags(
         flags, device=device, data__limit=limit, model__name=model, adapter__kind=adapter, adapter__merge=merge
     )
-    screen = Screen()
+    console = ProgressConsole()
     try:
-        api.train(config, flags=named, report=screen, **options)
+        api.train(config, flags=named, report=console, **options)
     except Interrupted as stopped:  # other folders' plugins are no part of the run's own settings
         plugins = [word for folder in options["tasks_dirs"] for word in ("--tasks-dir", folder)]
         raise Interrupted(shlex.join([str(stopped), *plugins])) from None
     finally:
-        screen.close()
+        console.close()
 
 
 @main.command()
@@ -160,13 +160,13 @@ def pretrain(
     from multitask import api
 
     named = _flags(flags, device=device, model__name=model, model__tokenizer=tokenizer, model__shape=shape)
-    screen = Screen()
+    console = ProgressConsole()
     try:
-        found = api.pretrain(config, flags=named, report=screen, find_learning_rate=find_learning_rate, **options)
+        found = api.pretrain(config, flags=named, report=console, find_learning_rate=find_learning_rate, **options)
     except Interrupted as stopped:
         raise Interrupted(shlex.quote(str(stopped))) from None
     finally:
-        screen.close()
+        console.close()
     if find_learning_rate:
         click.echo(f"the loss falls fastest at a learning rate of {found['suggested']:.1e}")
 
@@ -205,9 +205,9 @@ def evaluate(
     if window is not None or stride is not None:
         raise InputError("--window and --stride belong to --text FILE")
     named = _flags(flags, device=device, data__limit=limit, eval__split=split, eval__max_rows=max_rows)
-    screen = Screen()
-    results = api.evaluate(model, config, flags=named, report=screen, **options)
-    screen.table(results)
+    console = ProgressConsole()
+    results = api.evaluate(model, config, flags=named, report=console, **options)
+    console.table(results)
 
 
 @main.command()
@@ -246,12 +246,12 @@ def fewshot(
         eval__split=split,
         eval__max_rows=max_rows,
     )
-    screen = Screen()
+    console = ProgressConsole()
     try:
-        results = api.fewshot(model, config, flags=named, report=screen, **options)
+        results = api.fewshot(model, config, flags=named, report=console, **options)
     finally:
-        screen.close()
-    screen.shots(results)
+        console.close()
+    console.shots(results)
 
 
 @main.command()
@@ -274,18 +274,18 @@ def benchmark(
     """Run a suite of arms (trivial, prompted, tuned in several ways) and its report; a stopped suite goes on."""
     from multitask import api
 
-    screen = Screen()
+    console = ProgressConsole()
     try:
         results = api.benchmark(
-            config, out=out, arms=arms, dry_run=dry_run, flags=flags, tasks_dirs=tasks_dirs, report=screen
+            config, out=out, arms=arms, dry_run=dry_run, flags=flags, tasks_dirs=tasks_dirs, report=console
         )
     except Interrupted as stopped:
-        screen.close()
+        console.close()
         click.echo(f"saved below {stopped}; the same command goes on from there", err=True)
         sys.exit(130)
     finally:
-        screen.close()
-    screen.arms(results["arms"], dry_run)
+        console.close()
+    console.arms(results["arms"], dry_run)
     if "report" in results:
         click.echo(f"report: {results['report']}")
 
@@ -392,11 +392,11 @@ def generate(
         found = " and ".join(sources) or "none"
         raise InputError(f"found {found}, expected one of PROMPT, --file, --task with --field, --interactive")
     named: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    writing = Writing(chosen, top if explain else 0, stream)
+    writing = GenerationConsole(chosen, top if explain else 0, stream)
     if interactive:
         if out is not None or picture is not None:
             raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")
-        writing.converse(api.speaker(model, task, report=writing.report, **named))
+        writing.converse(api.generator(model, task, report=writing.report, **named))
         return
     prompts: list[Any] = [prompt]
     if flags:
@@ -462,7 +462,7 @@ def tokenizer(
     if curve is not None:
         given["curve"] = curve
     text = {"fields": list(fields) or None, "format": format, "encoding": encoding}
-    screen = Screen()
+    console = ProgressConsole()
     folders = {"held_out": held_out, "source": source, "export": export}
     found = api.tokenizer(
         files,
@@ -471,8 +471,8 @@ def tokenizer(
         text={name: value for name, value in text.items() if value is not None},
         overwrite=overwrite,
         tasks_dirs=tasks_dirs,
-        report=screen,
+        report=console,
         **folders,
     )
-    screen.vocabulary(found)
-    screen.console.print(f"written to {out}" + (f"; vocab.json and merges.txt to {export}" if export else ""))
+    console.vocabulary(found)
+    console.console.print(f"written to {out}" + (f"; vocab.json and merges.txt to {export}" if export else ""))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from multitask.batching.mixture import shares
+from multitask.batching.mixture import sampling_rates
 from multitask.config.run import RunConfig
 from multitask.device import choose_device
 from multitask.evaluation.evaluator import window
@@ -67,7 +67,7 @@ def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int],
             text.append("|" * len(waiting), "dim green")
         waiting = []
     record = examples.row(number)
-    text.append(f"   {record['where']}{', cut' if record['is_cut'] else ''}", "dim italic")
+    text.append(f"   {record['where']}{', truncated' if record['is_truncated'] else ''}", "dim italic")
     return text
 
 
@@ -80,8 +80,8 @@ def histogram(lengths: Any, num_bars: int = 16) -> str:
 def _summary(examples: Mapping[str, Examples], config: RunConfig) -> Table:
     sizes = {name: len(rows) for name, rows in examples.items()}
     train = config.train
-    share = shares(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
-    heads = ("task", "rows", "share", "cut", "refused", "skipped", "chars lost", "mean", "max")
+    share = sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
+    heads = ("task", "rows", "sampling rate", "truncated", "dropped", "skipped", "chars lost", "mean", "max")
     table = Table(*heads, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("lengths in tokens", no_wrap=True)
     for name, rows in examples.items():
@@ -90,7 +90,7 @@ def _summary(examples: Mapping[str, Examples], config: RunConfig) -> Table:
             name,
             f"{len(rows):,}",
             f"{share[name]:.1%}",
-            *(f"{report[key]:,}" for key in ("num_cut", "num_refused", "num_skipped", "num_chars_lost")),
+            *(f"{report[key]:,}" for key in ("num_truncated", "num_dropped", "num_skipped", "num_chars_lost")),
             f"{rows.lengths.mean():.0f}",
             f"{rows.lengths.max()}",
             histogram(rows.lengths),

@@ -1,12 +1,40 @@
-"""What all settings are: frozen pydantic models that refuse unknown keys."""
+"""What all settings are: frozen pydantic models that refuse unknown keys.
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-)
+A key that was renamed is read for one release, with a warning that names the new one: `SourceConfig(cut=...)` warns
+"'cut' is now called 'split_by'".
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Settings(BaseModel):
-    """Frozen; unknown keys are errors."""
+    """Frozen; unknown keys are errors.
+
+    renamed: old names of keys, of the release before, and their new ones.
+    replaces: keys whose new value makes others in the same section void; `--set model.shape=nano` on top of a file
+        that wrote `n_layer: 6` takes nano's number of layers.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    renamed: ClassVar[Mapping[str, str]] = {}
+    replaces: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not cls.renamed.keys() & values.keys():
+            return values
+        for old, new in cls.renamed.items():
+            if old in values and new in values:
+                raise ValueError(f"'{old}' is the old name of '{new}', and both are given; leave out '{old}'")
+            if old in values:
+                warnings.warn(
+                    f"'{old}' is now called '{new}'; the old name is read in this release only",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+        return {cls.renamed.get(name, name): value for name, value in values.items()}

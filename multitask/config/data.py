@@ -18,28 +18,32 @@ SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
 
 
-class CutConfig(Settings):
-    """How one set of rows is cut into three splits: by a stable hash of a column, so that no group crosses."""
+class SplitConfig(Settings):
+    """How one set of rows is split into train, validation and test: by a stable hash of a column."""
 
-    by: str
+    renamed = {"by": "column"}
+
+    column: str
     """Column, as the file names it, whose equal values stay together; for instance the article of a question."""
     validation: float = Field(0.05, ge=0, lt=1)
-    """Share of groups in validation."""
+    """Fraction of groups in validation."""
     test: float = Field(0.05, ge=0, lt=1)
-    """Share of groups in test."""
+    """Fraction of groups in test."""
 
     @model_validator(mode="after")
-    def _room(self) -> "CutConfig":
+    def _room(self) -> "SplitConfig":
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together leave no rows for train")
         return self
 
 
 class SourceConfig(Settings):
-    """Where rows come from. Exactly one of `files`, `hub`, `world`."""
+    """Where rows come from. Exactly one of `files`, `hub`, `synthetic`."""
+
+    renamed = {"world": "synthetic", "cut": "split_by"}
 
     files: dict[Literal["train", "validation", "test", "all"], list[str]] | None = None
-    """Local files of each split, relative to `data.root`; `all`: to be cut as `cut` says."""
+    """Local files of each split, relative to `data.root`; `all`: to be split as `split_by` says."""
     hub: str | None = None
     """Namespaced name on the Hugging Face hub, read through `datasets`; a local folder works too."""
     hub_config: str | None = None
@@ -50,8 +54,8 @@ class SourceConfig(Settings):
         "train": "train", "validation": "validation", "test": "test"
     }  # fmt: skip
     """The hub's name of each split."""
-    world: dict[Split, int] | None = None
-    """Number of rows of each split of the embedded procedural world."""
+    synthetic: dict[Split, int] | None = None
+    """Number of rows of each split of the synthetic dataset that ships with the package."""
     format: Literal["jsonl", "csv", "tsv", "parquet", "text"] | None = None
     """File format; None: by extension (`.gz` may follow). TSV has no quoting; text is one row `text` per line."""
     encoding: Literal["utf-8", "cp949"] = "utf-8"
@@ -67,8 +71,8 @@ class SourceConfig(Settings):
     rows of a text alone, without a label."""
     language: str = "en"
     """Language of the rows that do not carry a `language` of their own."""
-    cut: CutConfig | None = None
-    """How `all` is cut into splits."""
+    split_by: SplitConfig | None = None
+    """How `all` is split."""
     on_bad_row: Literal["raise", "skip"] | None = None
     """As `data.on_bad_row`, for this source alone; None: that one."""
 
@@ -79,20 +83,20 @@ class SourceConfig(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceConfig":
-        given = [k for k in ("files", "hub", "world") if getattr(self, k) is not None]
+        given = [k for k in ("files", "hub", "synthetic") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of files, hub, world is needed, found {', '.join(given) or 'none'}")
+            raise ValueError(f"exactly one of files, hub, synthetic is needed, found {', '.join(given) or 'none'}")
         splits: Any = self.files if self.files is not None else self.hub_splits if self.hub else {}
-        if ("all" in splits) != (self.cut is not None):
-            raise ValueError("`all` and `cut` belong together: rows of `all` are cut into splits as `cut` says")
+        if ("all" in splits) != (self.split_by is not None):
+            raise ValueError("`all` and `split_by` belong together: rows of `all` are split as `split_by` says")
         return self
 
 
 class DataConfig(Settings):
-    """What rows the tasks are taught and asked."""
+    """Which rows the tasks are trained and scored on."""
 
     sources: dict[str, list[str | SourceConfig]] = {}
-    """Task -> its sources: preset names (`configs/data`) or sources written out. Not named: the embedded world."""
+    """Task -> its sources: preset names (`configs/data`) or sources written out. Not named: the synthetic dataset."""
     root: Path | None = None
     """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
     on_bad_row: Literal["raise", "skip"] = "raise"
@@ -104,12 +108,14 @@ class DataConfig(Settings):
 
 
 class TextConfig(Settings):
-    """Running text: what a tokenizer and an empty model learn from. Exactly one of `files`, `world`."""
+    """A plain text corpus, for pretraining and for training tokenizers. Exactly one of `files`, `synthetic`."""
+
+    renamed = {"world": "synthetic"}
 
     files: dict[Literal["train", "validation"], list[str]] | None = None
     """Local files of each split, relative to `root`, read one after the other; `*`, `?` and `**` match names."""
-    world: dict[Literal["train", "validation"], PositiveInt] | None = None
-    """Number of documents of each split of the embedded world's running text."""
+    synthetic: dict[Literal["train", "validation"], PositiveInt] | None = None
+    """Number of documents of each split of the synthetic corpus that ships with the package."""
     root: Path | None = None
     """Folder that relative file names start from; None: the environment's MULTITASK_DATA, else the working folder."""
     format: Literal["text", "jsonl"] | None = None
@@ -125,8 +131,8 @@ class TextConfig(Settings):
     after: str | None = None
     """Token put after each document; None: the tokenizer's eos, empty: none."""
     validation: float = Field(0.1, ge=0, lt=1)
-    """Share of the characters, at the end of the training text, that is the validation text where none is named; the
-    document at the border is cut in two."""
+    """Fraction of the characters, at the end of the training text, that is the validation text where none is named; the
+    document at the border is divided."""
     cache: Path | None = None
     """Folder of encoded text; None: `multitask` in the user's cache folder (XDG_CACHE_HOME)."""
 
@@ -137,10 +143,10 @@ class TextConfig(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TextConfig":
-        given = [name for name in ("files", "world") if getattr(self, name) is not None]
+        given = [name for name in ("files", "synthetic") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of files, world is needed, found {', '.join(given) or 'none'}")
-        origin: Any = self.files if self.files is not None else self.world
+            raise ValueError(f"exactly one of files, synthetic is needed, found {', '.join(given) or 'none'}")
+        origin: Any = self.files if self.files is not None else self.synthetic
         for split in ("train", *origin):
             if not origin.get(split):
                 raise ValueError(f"{given[0]}: there is nothing for {split}; expected at least one")

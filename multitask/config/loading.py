@@ -1,9 +1,9 @@
 """From YAML and `--set` flags to checked settings, all problems reported at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -11,7 +11,6 @@ from pydantic import (
 )
 
 from multitask.config.base import Settings
-from multitask.config.data import SourceConfig
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 
@@ -48,8 +47,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def override(settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
-    """A copy of `settings` with `a.b=value` flags applied; values are read as YAML (`null`, `1e-3`, `[a, b]`)."""
+def override(kind: type[Settings], settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
+    """A copy of `settings` with `a.b=value` flags applied; values are read as YAML (`null`, `1e-3`, `[a, b]`).
+
+    What a key makes void (`Settings.replaces` of its section) is removed: later flags may set it again.
+    """
     result = {**settings}
     for flag in flags:
         path, sign, text = flag.partition("=")
@@ -67,16 +69,15 @@ def override(settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
             node[part] = {**node[part]} if isinstance(node.get(part), dict) else {}
             node = node[part]
         node[parts[-1]] = value
-        if parts[-1] == "shape":  # sizes that a file wrote give way, those of later flags do not
-            for name in ("n_layer", "n_head", "n_embd", "n_positions"):
-                node.pop(name, None)
+        for name in _section(kind, parts[:-1]).replaces.get(parts[-1], ()):
+            node.pop(name, None)
     return result
 
 
 def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None, where: str = "settings") -> T:
     """Check everything at once. Raises one InputError with a line per problem: path, what is wrong, nearest name."""
     try:
-        return kind.model_validate(override(settings, flags or []))
+        return kind.model_validate(override(kind, settings, flags or []))
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -85,23 +86,25 @@ def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None
             path = ".".join(str(p) for p in problem["loc"] if "Config" not in str(p))
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
-                text = f"no such setting; {suggest(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
+                known = _section(kind, problem["loc"][:-1]).model_fields
+                text = f"no such setting; {suggest(str(problem['loc'][-1]), known)}"
             elif problem["type"] != "value_error":
                 text = f"{text}, found {problem['input']!r}"
             lines.append(f"{where}: {path or '(top)'}: {text}")
         raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _fields(kind: type[Settings], loc: tuple[Any, ...]) -> list[str]:
-    """Names of the settings beside the one at `loc`."""
-    for part in loc:
-        if part in kind.model_fields:
-            inner = kind.model_fields[part].annotation
-            if isinstance(inner, type) and issubclass(inner, Settings):
-                kind = inner
-        elif "SourceConfig" in str(part):
-            kind = SourceConfig
-    return list(kind.model_fields)
+def _section(kind: type[Settings], path: Iterable[Any]) -> type[Settings]:
+    """The class of the section at `path`, a location as pydantic gives it; names of union members are class names."""
+    for part in path:
+        found: list[Any] = [kind.model_fields[part].annotation] if part in kind.model_fields else []
+        while found:
+            one = found.pop()
+            if isinstance(one, type) and issubclass(one, Settings):
+                kind = one
+                break
+            found += get_args(one)
+    return kind
 
 
 def describe(kind: type[Settings] = RunConfig, path: str = "") -> list[str]:

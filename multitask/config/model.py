@@ -27,7 +27,9 @@ _GPT2_ONLY = ("n_layer", "n_head", "n_embd", "initializer_range", "embedding_ran
 
 
 class ModelConfig(Settings):
-    """The one shared GPT-2."""
+    """The one shared model."""
+
+    replaces = {"shape": ("n_layer", "n_head", "n_embd", "n_positions")}
 
     name: str | None = None
     """Hub name or local folder; None: an empty GPT-2 of the size below."""

@@ -35,8 +35,8 @@ _FREE_IN_TRAIN = {
 
 
 def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[str] | None = None) -> RunConfig:
-    """A `RunConfig` from one, from a mapping, from a YAML file, or from nothing: the embedded default, `world.yaml`."""
-    given, where = given_settings(settings, "world")
+    """A `RunConfig` from one, from a mapping, from a YAML file, or the default, `demo.yaml`."""
+    given, where = given_settings(settings, "demo")
     if tasks is not None:
         given["tasks"] = list(tasks)
     return load(RunConfig, given, list(flags), where)

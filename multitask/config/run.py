@@ -62,7 +62,7 @@ Arm = Literal["trivial", "prompted", "single", "single-lora", "multitask", "mult
 class BenchmarkConfig(Settings):
     """A suite: the same rows scored for models tuned in several ways, for prompting, and for no model at all."""
 
-    base: str | None = "demo_base"
+    base: str | None = "demo_model"
     """What is prompted and tuned: the recipe of a base (`configs/<name>.yaml`, trained when it is first needed and
     kept), a hub name, or a model folder. None: tuned arms begin with an empty model, and nothing is prompted."""
     arms: list[Arm] = Field(["trivial", "prompted", "single", "multitask", "multitask-lora"], min_length=1)

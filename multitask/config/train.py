@@ -62,7 +62,7 @@ class TrainConfig(LoopConfig):
     """The loop over rows of tasks."""
 
     packing: Literal["packed", "none"] = "packed"
-    """packed: examples share blocks, isolated; none: padded rows, length-sorted. The same loss either way."""
+    """packed: examples share blocks, document_masking; none: padded rows, length-sorted. The same loss either way."""
     packing_window: int = Field(2048, ge=1)
     """Examples among which best fit looks for what fills a block."""
     prompt_weight: float = Field(0.0, ge=0, le=1)
@@ -80,14 +80,16 @@ class TrainConfig(LoopConfig):
 
 
 class BlockConfig(LoopConfig):
-    """The loop over running text."""
+    """The loop over a plain text corpus."""
+
+    renamed = {"isolated": "document_masking"}
 
     blocks: Literal["grid", "random"] = "grid"
     """grid: blocks begin every `stride` tokens, and all are seen, in a new order, before one comes again. random: they
     begin anywhere."""
     stride: int | None = Field(None, ge=1)
     """Tokens between the beginnings of two blocks of the grid; None: the block size, so that none overlap."""
-    isolated: bool = False
+    document_masking: bool = False
     """Documents that share a block neither attend to nor predict one another."""
     eval_max_blocks: int | None = Field(None, ge=1)
     """Blocks of the validation text looked at during training; None: all. The last score is always of all."""

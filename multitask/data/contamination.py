@@ -25,7 +25,7 @@ _CHUNK = 4096  # training texts at a time
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: an odd factor loses nothing modulo 2^64
 
 
-def hygiene(train_texts: Iterable[str], test_texts: Iterable[str], n: int = 8) -> dict[str, float | int]:
+def measure_contamination(train_texts: Iterable[str], test_texts: Iterable[str], n: int = 8) -> dict[str, float | int]:
     """Overlap of test with train. Memory follows the test set alone, about 24 bytes a word; train is streamed.
 
     A test text of fewer than `n` words, as many Korean sentences are, is one n-gram of all its words, and is looked for

@@ -89,11 +89,11 @@ def provenance(config: TextConfig, split: TextSplit) -> dict[str, Any]:
     """
     is_shared = _is_shared(config)
     source: TextSplit = "train" if is_shared else split
-    if config.world is not None:
+    if config.synthetic is not None:
+        from multitask.data.synthetic import dataset
         from multitask.data.synthetic import documents as written
-        from multitask.data.synthetic import world
 
-        code = [Path(str(module.__file__)) for module in (world, written)]
+        code = [Path(str(module.__file__)) for module in (dataset, written)]
         files, digests = [f"documents:{source}:{_named(config).get(source, 0)}"], [sha256_of(code)]
     else:
         files = _names(config, source)
@@ -105,7 +105,7 @@ def provenance(config: TextConfig, split: TextSplit) -> dict[str, Any]:
 def place_of(character: str, config: TextConfig, split: TextSplit) -> str:
     """`file:line` where a character first stands in a split's text after NFC; for a message: the text is read anew."""
     source: TextSplit = "train" if _is_shared(config) else split
-    if config.world is not None:
+    if config.synthetic is not None:
         return f"the world's documents ({source})"
     for name in _names(config, source):
         path, line = existing(name, _rows(config)), 1
@@ -164,11 +164,11 @@ def read(path: Path, encoding: str = "utf-8", size: int = _PART) -> Iterator[str
 
 def _named(config: TextConfig) -> Mapping[str, Any]:
     """What the settings name, by split."""
-    return cast(Mapping[str, Any], config.files if config.files is not None else config.world or {})
+    return cast(Mapping[str, Any], config.files if config.files is not None else config.synthetic or {})
 
 
 def _is_shared(config: TextConfig) -> bool:
-    """True where the validation text is cut from the training text."""
+    """True where the validation text is the end of the training text."""
     return "validation" not in _named(config) and config.validation > 0
 
 
@@ -210,7 +210,7 @@ def _format(path: Path, config: TextConfig) -> str:
 
 def _all_parts(config: TextConfig, split: TextSplit) -> Parts:
     """All that is named for a split."""
-    if config.world is not None:
+    if config.synthetic is not None:
         from multitask.data.synthetic import documents as written
 
         for text in written.documents(split, _named(config)[split]):

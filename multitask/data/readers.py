@@ -1,6 +1,6 @@
 """Records of a file, one by one, each with its line: JSONL, CSV, TSV, text and Parquet, plain or gzipped.
 
-Line 2 of `a.jsonl`, `{"text": "b"}` -> `Found("a.jsonl:2", ".../a.jsonl:2", {"text": "b"})`.
+Line 2 of `a.jsonl`, `{"text": "b"}` -> `RawRecord("a.jsonl:2", ".../a.jsonl:2", {"text": "b"})`.
 
 Our own line reader: a general loader names neither file nor line, and merges rows of files such as NSMC's
 `ratings_*.txt`, where a quote is only a quote. Nothing here holds more than one record, or one Parquet batch.
@@ -36,7 +36,7 @@ ROOT_HINT = "relative names start from data.root, else MULTITASK_DATA, else the 
 CSV_CELL = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)')
 
 
-class Found(NamedTuple):
+class RawRecord(NamedTuple):
     """What a reader found at one place: a mapping, or why there is none (a generator that raised could not go on)."""
 
     id: str
@@ -77,7 +77,7 @@ def _format(path: Path, source: SourceConfig) -> Format:
     return found
 
 
-def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[Found]:
+def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[RawRecord]:
     """Every record of one file, good or bad; raises InputError for a file that cannot be read at all."""
     path = existing(name, data)
     kind = _format(path, source)
@@ -116,7 +116,7 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
                 raise InputError(f"{error} (in the header)") from None
             found = error
         is_first = False
-        yield Found(f"{path.name}:{number}", where, found)
+        yield RawRecord(f"{path.name}:{number}", where, found)
 
 
 def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
@@ -226,7 +226,7 @@ def _table_record(cells: list[str], header: list[str], where: str) -> Record:
     return dict(zip(header, cells, strict=True))
 
 
-def _parquet_records(path: Path) -> Iterator[Found]:
+def _parquet_records(path: Path) -> Iterator[RawRecord]:
     import pyarrow
     import pyarrow.parquet
 
@@ -236,6 +236,6 @@ def _parquet_records(path: Path) -> Iterator[Found]:
             for batch in file.iter_batches(batch_size=1000):
                 for found in batch.to_pylist():
                     number += 1
-                    yield Found(f"{path.name}:{number}", f"{path}: row {number}", found)
+                    yield RawRecord(f"{path.name}:{number}", f"{path}: row {number}", found)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({next(iter(str(error).splitlines()), '')})") from None

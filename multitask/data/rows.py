@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import rows as data_rows
 from multitask.data import sources as data_sources
-from multitask.data.readers import Found, Record, short
+from multitask.data.readers import RawRecord, Record, short
 from multitask.data.sources import column_value, source_name, source_records
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
@@ -31,7 +31,7 @@ class Row:
     language: the row's own, else the source's.
     choices: words of the closed label set in the row's language, in order; () without labels.
     classes: language-independent names of the choices: the English word if there is one, else the first.
-    keep: span of the cut field, in characters, that training must keep.
+    keep: span of the `truncate` field, in characters, that training must keep.
     where: `path:line`, for errors.
     """
 
@@ -135,7 +135,7 @@ class _Schema:
                     f"{', '.join(task.choices)}{_near(word, task.choices)}"
                 )
 
-    def row(self, record: Found) -> Row | None:
+    def row(self, record: RawRecord) -> Row | None:
         """The checked row; None for one that `skip_labels` leaves out. Raises RowError."""
         where, found = record.where, record.found
         if isinstance(found, RowError):
@@ -252,13 +252,13 @@ class _Schema:
                 raise RowError(f"{where}: a reference is {short(reference)}, expected text")
             _check_text(reference, "references", where)
         keep = found.get("keep")
-        if keep is None or self.task.cut is None:
+        if keep is None or self.task.truncate is None:
             return references, None
         start, end = keep
-        length = len(fields[self.task.cut])
+        length = len(fields[self.task.truncate])
         if not 0 <= start <= end <= length:
             raise RowError(
-                f"{where}: the answer is said to be at characters {start} to {end} of field '{self.task.cut}', "
+                f"{where}: the answer is said to be at characters {start} to {end} of field '{self.task.truncate}', "
                 f"which has {length}"
             )
         return references, (start, end)
@@ -278,10 +278,10 @@ def _check_text(text: str, field: str, where: str) -> None:
 def _labels(task: Task, source: SourceConfig) -> Mapping[str | int, str | dict[str, str]]:
     if task.label is None:
         return {}
-    if source.world is not None and not source.labels and task.choices is None:
-        from multitask.data.synthetic import world
+    if source.synthetic is not None and not source.labels and task.choices is None:
+        from multitask.data.synthetic import dataset
 
-        return cast(Mapping[str | int, str | dict[str, str]], world.LABELS)
+        return cast(Mapping[str | int, str | dict[str, str]], dataset.LABELS)
     return source.labels
 
 

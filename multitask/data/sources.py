@@ -10,13 +10,13 @@ from typing import Any, cast
 
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.config.loading import load, read_yaml
-from multitask.data.readers import Found, existing, file_records
+from multitask.data.readers import RawRecord, existing, file_records
 from multitask.errors import InputError, RowError, suggest
 from multitask.files import sha256_of, shipped
 from multitask.pattern import fields
 from multitask.task import Task
 
-WORLD = SourceConfig(world={"train": 20000, "validation": 500, "test": 500})
+SYNTHETIC = SourceConfig(synthetic={"train": 20000, "validation": 500, "test": 500})
 
 
 def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
@@ -25,13 +25,13 @@ def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
     Raises InputError for an unknown preset, with the nearest one.
     """
     if task.name not in data.sources:
-        return [WORLD]
+        return [SYNTHETIC]
     return [_preset(task, s) if isinstance(s, str) else s for s in data.sources[task.name]]
 
 
 def has_split(source: SourceConfig, split: str) -> bool:
     """True when the source promises rows of `split`."""
-    return bool(_parts(source, split)) if source.world is None else bool(_world_count(source, split))
+    return bool(_parts(source, split)) if source.synthetic is None else bool(_synthetic_count(source, split))
 
 
 def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
@@ -39,15 +39,15 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, 
 
     Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
     """
-    if source.world is not None:
-        from multitask.data.synthetic import world
+    if source.synthetic is not None:
+        from multitask.data.synthetic import dataset
 
-        code = [Path(world.__file__)]
+        code = [Path(dataset.__file__)]
         if is_documents(source):
             from multitask.data.synthetic import documents
 
             code.append(Path(documents.__file__))
-        files, digests = [f"world:{split}:{_world_count(source, split)}"], [sha256_of(code)]
+        files, digests = [f"synthetic:{split}:{_synthetic_count(source, split)}"], [sha256_of(code)]
     elif source.hub is not None:
         files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
         arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
@@ -75,7 +75,7 @@ def source_name(source: SourceConfig) -> str:
     """What errors call a source."""
     if source.hub is not None:
         return "/".join(filter(None, (source.hub, source.hub_config)))
-    return ", ".join(n for names in source.files.values() for n in names) if source.files else "world"
+    return ", ".join(n for names in source.files.values() for n in names) if source.files else "synthetic"
 
 
 def _preset(task: Task, name: str) -> SourceConfig:
@@ -94,11 +94,11 @@ def _preset(task: Task, name: str) -> SourceConfig:
 
 
 def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
-    """(file or hub split, whether it is one to be cut) that hold rows of `split`."""
+    """(file or hub split, whether it is one to be split) that hold rows of `split`."""
     named = cast(Mapping[str, Any], source.files if source.files is not None else source.hub_splits)
     parts: list[tuple[str, bool]] = []
     for key in (split, "all"):
-        if key == "all" and (source.cut is None or not _share(source, split)):
+        if key == "all" and (source.split_by is None or not _share(source, split)):
             continue
         names = named.get(key, [])
         parts += [(name, key == "all") for name in ([names] if isinstance(names, str) else names)]
@@ -107,8 +107,8 @@ def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
 
 def _share(source: SourceConfig, split: str) -> float:
     """Share of the groups of `all` that goes to `split`."""
-    assert source.cut is not None
-    shares = {"validation": source.cut.validation, "test": source.cut.test}
+    assert source.split_by is not None
+    shares = {"validation": source.split_by.validation, "test": source.split_by.test}
     return shares.get(split, 1 - sum(shares.values()))
 
 
@@ -118,33 +118,33 @@ def _split_of(group: object, source: SourceConfig) -> str:
     The first 8 bytes of SHA-256 of the value's text, as a fraction of 2^64: below `test` it is test, below
     `test + validation` validation, else train. New rows never move old ones.
     """
-    assert source.cut is not None
+    assert source.split_by is not None
     digest = hashlib.sha256(str(group).encode("utf-8", "surrogatepass")).digest()
     at = int.from_bytes(digest[:8], "big") / 2**64
-    if at < source.cut.test:
+    if at < source.split_by.test:
         return "test"
-    return "validation" if at < source.cut.test + source.cut.validation else "train"
+    return "validation" if at < source.split_by.test + source.split_by.validation else "train"
 
 
-def source_records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[Found]:
+def source_records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[RawRecord]:
     """Every record of one split of a source, good or bad; raises InputError for a split that it does not have."""
     if not has_split(source, split):
         has = [s for s in ("train", "validation", "test") if has_split(source, s)]
         raise InputError(f"{source_name(source)}: there is no split '{split}', only {', '.join(has) or 'none at all'}")
-    if source.world is not None:
-        yield from _world_records(task, source, split)
+    if source.synthetic is not None:
+        yield from _synthetic_records(task, source, split)
         return
-    for name, is_cut in _parts(source, split):
+    for name, is_truncated in _parts(source, split):
         is_empty = True
         records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
         for record in records:
             is_empty = False
-            if is_cut and isinstance(record.found, dict):
-                assert source.cut is not None
-                group = column_value(record.found, source.cut.by)
+            if is_truncated and isinstance(record.found, dict):
+                assert source.split_by is not None
+                group = column_value(record.found, source.split_by.column)
                 if group is None:
-                    missing = f"{record.where}: column '{source.cut.by}', by which splits are cut, is missing"
-                    record = Found(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
+                    missing = f"{record.where}: column '{source.split_by.column}', by which rows are split, is missing"
+                    record = RawRecord(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
                 elif _split_of(group, source) != split:
                     continue
             yield record
@@ -152,8 +152,8 @@ def source_records(task: Task, source: SourceConfig, split: str, data: DataConfi
             raise InputError(f"{name}: there are no rows in it, expected at least one")
 
 
-def _world_count(source: SourceConfig, split: str) -> int:
-    return cast(dict[str, int], source.world or {}).get(split, 0)
+def _synthetic_count(source: SourceConfig, split: str) -> int:
+    return cast(dict[str, int], source.synthetic or {}).get(split, 0)
 
 
 def is_documents(source: SourceConfig) -> bool:
@@ -161,20 +161,20 @@ def is_documents(source: SourceConfig) -> bool:
     return list(source.columns.values()) == ["document"]
 
 
-def _world_records(task: Task, source: SourceConfig, split: str) -> Iterator[Found]:
-    from multitask.data.synthetic import world
+def _synthetic_records(task: Task, source: SourceConfig, split: str) -> Iterator[RawRecord]:
+    from multitask.data.synthetic import dataset
 
-    count = _world_count(source, split)
+    count = _synthetic_count(source, split)
     try:
         if is_documents(source):
             from multitask.data.synthetic import documents
 
             records = documents.rows(split, count)
         else:
-            records = world.rows(frozenset(fields(task.stream)), split, count)
+            records = dataset.rows(frozenset(fields(task.stream)), split, count)
         for number, found in enumerate(records, 1):
-            where = f"world:{split}:{number}"
-            yield Found(where, where, found)
+            where = f"synthetic:{split}:{number}"
+            yield RawRecord(where, where, found)
     except InputError as error:
         raise InputError(f"task '{task.name}': {error}") from None
 
@@ -193,9 +193,11 @@ def _hub_set(source: SourceConfig, split: str) -> Any:
         raise InputError(f"hub set {name}, split '{split}': cannot be loaded: {reason}; {step}") from error
 
 
-def _hub_records(source: SourceConfig, split: str) -> Iterator[Found]:
+def _hub_records(source: SourceConfig, split: str) -> Iterator[RawRecord]:
     """Rows of a hub split, batch by batch from its memory-mapped file; ClassLabel columns stay integers."""
     batches = _hub_set(source, split).with_format("arrow").iter(batch_size=1000)
     rows = (found for batch in batches for found in batch.to_pylist())
     for number, found in enumerate(rows, 1):
-        yield Found(f"{source_name(source)}:{split}:{number}", f"{source_name(source)}, {split}: row {number}", found)
+        yield RawRecord(
+            f"{source_name(source)}:{split}:{number}", f"{source_name(source)}, {split}: row {number}", found
+        )

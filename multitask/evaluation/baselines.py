@@ -16,7 +16,7 @@ from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.data.sources import has_split, provenance, resolve
 from multitask.evaluation import bootstrap, metrics
-from multitask.evaluation.ngram_counts import Counted
+from multitask.evaluation.bigram_counts import BigramCounts
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples
 
@@ -36,11 +36,11 @@ def random_span(text: str, num_words: int, number: int) -> str:
     return " ".join(words[start : start + num_words])
 
 
-def counted_targets(train: Examples, vocab_size: int) -> Counted:
+def count_target_bigrams(train: Examples, vocab_size: int) -> BigramCounts:
     """The target tokens of training rows and those before them, counted."""
     rows = [(train.ids(n), int(train.num_prompts[n])) for n in range(len(train))]
     before = [ids[num - 1 : -1] for ids, num in rows]
-    return Counted(np.concatenate(before), np.concatenate([ids[num:] for ids, num in rows]), vocab_size)
+    return BigramCounts(np.concatenate(before), np.concatenate([ids[num:] for ids, num in rows]), vocab_size)
 
 
 def as_record(row: Row) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def trivial_scores(
             continue
         record = as_record(row)
         for name, by_metric in numbers.items():
-            made = fitted.predict(name, record, task.cut, num_rows)
+            made = fitted.predict(name, record, task.truncate, num_rows)
             for metric, rows in by_metric.items():
                 tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
                 rows.append(metrics.build(metric, row.language, tokenizer).per_example(made, record["references"]))
@@ -84,8 +84,8 @@ def trivial_scores(
         "revision": next((source["revision"] for source in found if source.get("revision")), None),
         "split": split,
         "num_rows": num_rows,
-        "num_cut": 0,
-        "num_refused": 0,
+        "num_truncated": 0,
+        "num_dropped": 0,
         "num_skipped": counts.num_skipped,
     }
     return data, {
@@ -120,9 +120,9 @@ class Fitted:
         self,
         rows: Iterable[Mapping[str, Any]],
         target: str,
-        counted: Counted | None = None,
+        bigram_counts: BigramCounts | None = None,
     ) -> None:
-        self.counted = counted
+        self.bigram_counts = bigram_counts
         self.target = target
         self._classes: Counter[str] = Counter()
         self.answer_words = array("i")
@@ -141,11 +141,11 @@ class Fitted:
         """The commonest class; None where there are none."""
         return self._classes.most_common(1)[0][0] if self._classes else None
 
-    def predict(self, name: str, row: Mapping[str, Any], cut: str | None, number: int) -> str:
+    def predict(self, name: str, row: Mapping[str, Any], field: str | None, number: int) -> str:
         """The prediction of a baseline by name: majority, lead1, lead3, random_span; a class name or a text."""
         if name == "majority":
             return self.majority or ""
-        text = row["fields"][cut] if cut else ""
+        text = row["fields"][field] if field else ""
         if name.startswith("lead"):
             return lead(text, int(name.removeprefix("lead")))
         return random_span(text, self.answer_words[number % len(self.answer_words)], number)

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,12 +18,13 @@ from multitask.config.data import DataConfig
 from multitask.config.evaluation import EvalConfig
 from multitask.config.run import RunConfig
 from multitask.config.train import LoopConfig
-from multitask.data.contamination import hygiene
+from multitask.data.contamination import measure_contamination
 from multitask.data.sources import has_split, resolve
 from multitask.errors import InputError, suggest
 from multitask.evaluation import bootstrap, free_generation, metrics
-from multitask.evaluation.baselines import Fitted, counted_targets
+from multitask.evaluation.baselines import Fitted, count_target_bigrams
 from multitask.evaluation.results_file import cost_of, envelope, write_results
+from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choose, example_nll
 from multitask.models.lora import plain_model
@@ -61,7 +62,7 @@ def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:
 def examples_of(
     tasks: Mapping[str, Task], split: str, tokenizer: Any, block_size: int, data: DataConfig, limit: int | None
 ) -> dict[str, Examples]:
-    """Each task's rows of a split, their prompts cut blindly so that `max_new_tokens` fit behind them."""
+    """Each task's rows of a split, their prompts truncated so that `max_new_tokens` fit behind them."""
     for name, task in tasks.items():
         if task.max_new_tokens >= block_size:
             raise InputError(
@@ -69,7 +70,7 @@ def examples_of(
                 f"left for a prompt; raise train.block_size (or model.n_positions) above {task.max_new_tokens}"
             )
     return {
-        name: prepare(task, split, tokenizer, block_size, data, answer_room=task.max_new_tokens, limit=limit)
+        name: prepare(task, split, tokenizer, block_size, data, max_answer_tokens=task.max_new_tokens, limit=limit)
         for name, task in tasks.items()
     }
 
@@ -81,7 +82,7 @@ def score_model(
     config: RunConfig,
     predictions: Path | None,
     block_size: int,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """`data` and `tasks` of a results file. Predictions go to `predictions/<task>.jsonl`, line by line."""
     rows = examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
@@ -91,7 +92,7 @@ def score_model(
         fitted = train = None  # of a set for testing only: its baselines are left out
         if any(has_split(source, "train") for source in resolve(task, config.data)):
             train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-            fitted = Fitted(train.rows(), task.target, counted_targets(train, len(tokenizer)))
+            fitted = Fitted(train.rows(), task.target, count_target_bigrams(train, len(tokenizer)))
         scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed)
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def score_model(
         result |= _freely(model, tokenizer, task, tasks, rows[name], config, block_size)
         scored["data"][name] = {**rows[name].report, "num_tokens": int(rows[name].lengths.sum())}
         if train is not None:
-            scored["data"][name]["hygiene"] = hygiene(_texts(train), _texts(rows[name]))
+            scored["data"][name]["contamination"] = measure_contamination(_texts(train), _texts(rows[name]))
         scored["tasks"][name] = result
         report({"event": "task", "task": name, "result": result, "elapsed_s": time.perf_counter() - started})
     return scored
@@ -200,9 +201,12 @@ class TaskScorer:
                 languages.append(record["language"])
                 if record["nll"]:
                     own["nll"].append(record["nll"])
-                    if fitted is not None and fitted.counted is not None:
+                    if fitted is not None and fitted.bigram_counts is not None:
                         before, targets = sequence[num_prompt - 1 : -1], sequence[num_prompt:]
-                        unigram, bigram = fitted.counted.unigram(targets), fitted.counted.bigram(before, targets)
+                        unigram, bigram = (
+                            fitted.bigram_counts.unigram(targets),
+                            fitted.bigram_counts.bigram(before, targets),
+                        )
                         floors["unigram"]["nll"].append({**record["nll"], "nll": float(unigram.sum())})
                         floors["bigram"]["nll"].append({**record["nll"], "nll": float(bigram.sum())})
                 record["prompt"] = self.tokenizer.decode(sequence[:num_prompt].tolist()).strip()
@@ -215,7 +219,7 @@ class TaskScorer:
                     for_hub[1].append(record["references"])
                 if fitted is not None:
                     for name in self.task.baselines:
-                        self._measure(record, fitted.predict(name, record, self.task.cut, number), floors[name])
+                        self._measure(record, fitted.predict(name, record, self.task.truncate, number), floors[name])
                 if file is not None:
                     file.write(json.dumps(self._line(record), ensure_ascii=False, allow_nan=False) + "\n")
         return {
@@ -341,7 +345,7 @@ class TaskScorer:
         kept = (
             "id",
             "prompt",
-            "is_cut",
+            "is_truncated",
             "completion",
             "prediction",
             "references",
@@ -361,7 +365,7 @@ def evaluate(
     tasks: Mapping[str, Task],
     config: RunConfig,
     out: Path | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Scores a loaded model; with `out`, writes `out` and `out.predictions/`. Returns what the file holds."""
     started = time.perf_counter()

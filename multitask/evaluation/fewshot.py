@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,6 +26,7 @@ from multitask.evaluation.baselines import as_record, trivial_scores
 from multitask.evaluation.evaluator import check_metrics
 from multitask.evaluation.prompts import Prompted, Prompter, draw
 from multitask.evaluation.results_file import cost_of, envelope, write_results
+from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import Floats, choice_nll
 from multitask.models.lora import plain_model
@@ -34,7 +35,6 @@ from multitask.tokenization.tokenizer import lost_characters
 
 RULES = ("raw", "per_token", "per_byte", "calibrated")
 _CHUNK = 256  # rows whose prompts are in memory at a time
-Report = Callable[[dict[str, Any]], None]
 
 
 def fewshot(
@@ -44,7 +44,7 @@ def fewshot(
     tasks: Mapping[str, Task],
     config: RunConfig,
     out: Path | None = None,
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Prompts a loaded model; with `out`, writes `out` and `out.predictions/`. Returns what the file holds.
 
@@ -114,7 +114,7 @@ class _Prompting:
             )
         arms = self.arms()
         own = {arm: _Scores(self.task, self.config) for arm in arms}
-        counts = {"num_rows": 0, "num_cut": 0, "num_refused": 0, "num_chars_lost": 0}
+        counts = {"num_rows": 0, "num_truncated": 0, "num_dropped": 0, "num_chars_lost": 0}
         rows = itertools.islice(read(self.task, split, self.config.data, Counts()), self.config.eval.max_rows)
         with ExitStack() as files:
             sinks = {}
@@ -126,8 +126,8 @@ class _Prompting:
             while chunk := list(itertools.islice(rows, _CHUNK)):
                 kept = [(row, p) for row in chunk if (p := self.prompter.encode(row, [], 0)) is not None]
                 counts["num_rows"] += len(kept)
-                counts["num_cut"] += sum(p.is_cut for _, p in kept)
-                counts["num_refused"] += len(chunk) - len(kept)
+                counts["num_truncated"] += sum(p.is_truncated for _, p in kept)
+                counts["num_dropped"] += len(chunk) - len(kept)
                 texts = [text for row in chunk for text in row.fields.values()]
                 counts["num_chars_lost"] += lost_characters(texts, self.tokenizer, self.prompter.plain).total()
                 for arm in arms:
@@ -138,7 +138,7 @@ class _Prompting:
         if not counts["num_rows"]:
             raise InputError(
                 f"task '{self.task.name}', {split}: no question fits the model's window of {self.prompter.window} "
-                f"tokens, {counts['num_refused']} were refused; use a model with a longer window"
+                f"tokens, {counts['num_dropped']} were refused; use a model with a longer window"
             )
         data, floors = trivial_scores(self.task, self.config, lambda row: self.prompter.encode(row, [], 0) is not None)
         data |= counts
@@ -192,7 +192,7 @@ class _Prompting:
                 "id": p.row.id,
                 "prompt": p.text,
                 "num_fitted": len(p.shown),
-                "is_cut": p.is_cut,
+                "is_truncated": p.is_truncated,
                 **line,
                 "language": p.row.language,
                 "where": p.row.where,

@@ -30,7 +30,7 @@ _SPARE = 8  # demonstrations in reserve, for rows whose own duplicate was drawn
 class Prompted:
     """One query with its demonstrations, as ids.
 
-    ids: demonstrations and query. choices: ids of each continuation. row: the query; its cut field may be shortened.
+    ids: demonstrations and query. choices: ids of each continuation. row: the query; it may be truncated.
     shown: the demonstrations. text: what `ids` say.
     """
 
@@ -39,7 +39,7 @@ class Prompted:
     row: Row
     shown: tuple[Row, ...]
     text: str
-    is_cut: bool
+    is_truncated: bool
 
 
 def draw(
@@ -145,7 +145,7 @@ class Prompter:
         asked = self._asked(row)
         others = (other for other in ranking if self._asked(other) != asked)  # ids of two files may be the same
         shown = [other for other, _ in zip(others, range(num_shots), strict=False)]
-        is_cut = False
+        is_truncated = False
         while True:
             text = self.text(shown, row)
             ids = [*self.first_ids, *self._ids(text)]
@@ -160,14 +160,14 @@ class Prompter:
             room = max(map(len, choices)) if self.task.is_closed else self.task.max_new_tokens
             excess = len(ids) + room - self.window
             if excess <= 0:
-                return Prompted(ids, choices, row, tuple(shown), text, is_cut)
+                return Prompted(ids, choices, row, tuple(shown), text, is_truncated)
             if shown:
                 shown.pop()
                 continue
             shorter = self._shortened(row, excess)
             if shorter is None:
                 return None
-            row, is_cut = shorter, True
+            row, is_truncated = shorter, True
 
     def content_free(self, prompted: Prompted) -> list[list[int]]:
         """The same demonstrations before questions that say nothing; those that fit the window."""
@@ -187,12 +187,12 @@ class Prompter:
 
     def _shortened(self, row: Row, excess: int) -> Row | None:
         """The row with at least `excess` tokens less in its `cut` field; None when it has none to give."""
-        value = row.fields.get(self.task.cut or "", "")
+        value = row.fields.get(self.task.truncate or "", "")
         offsets = self.plain.encode(value, add_special_tokens=False).offsets
-        if self.task.cut is None or len(offsets) <= excess:
+        if self.task.truncate is None or len(offsets) <= excess:
             return None
         shorter = value[: offsets[len(offsets) - excess][0]].rstrip()
-        return replace(row, fields=row.fields | {self.task.cut: shorter}) if shorter else None
+        return replace(row, fields=row.fields | {self.task.truncate: shorter}) if shorter else None
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids  # fast: without offsets

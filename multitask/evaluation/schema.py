@@ -55,7 +55,7 @@ class Data(_Part):
     sha256: list[str] = []
     split: str
     num_rows: int
-    num_refused: int = 0
+    num_dropped: int = 0
 
 
 class Results(_Part):

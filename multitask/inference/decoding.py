@@ -18,7 +18,14 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from multitask.batching.collate import Ids
 from multitask.errors import InputError
-from multitask.inference.kv_cache import Prefix, Slots, common_prefix, families, logits, reads_exactly
+from multitask.inference.kv_cache import (
+    DecodingBatch,
+    PrefixCache,
+    common_prefix,
+    logits,
+    prefix_groups,
+    supports_shared_prefix,
+)
 from multitask.models.lora import plain_model
 
 IsDone = Callable[[list[int]], bool]
@@ -49,7 +56,7 @@ def generate(
         prompts: ids, at least one each.
         max_new_tokens: most ids written, at least 1; for all prompts or for each.
         end_ids: ids that end an answer and are no part of it.
-        batch_tokens: most tokens of all rows in work; a limit on memory.
+        batch_tokens: most tokens of all rows in work; a limit on cache.
         is_done: whether the ids written so far are a whole answer; they are kept.
         max_rows: most rows in work; None: as many as `batch_tokens` holds.
         uniform: None: greedy. Else each token is drawn from the model's distribution, with the number in [0, 1) that
@@ -66,7 +73,7 @@ def generate(
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     was_training = model.training
     model.eval()
-    is_exact = reads_exactly(model)
+    is_exact = supports_shared_prefix(model)
     shared = common_prefix(prompts) if is_exact else 0
     longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True)) - shared  # its beginning: once
     size = min(len(prompts), max_rows or max(1, batch_tokens // longest))
@@ -74,7 +81,7 @@ def generate(
     picker = _Picker([torch.from_numpy(np.array(prompt, np.int64)) for prompt in prompts], uniform, reshape, watch)
     ends = _Ends(limits, end_ids, is_done)
     if is_exact:
-        rows = _in_slots(model, prompts, shared, ends, size, longest, picker)
+        rows = _in_decoding_batch(model, prompts, shared, ends, size, longest, picker)
     else:
         rows = _in_batches(model, prompts, ends, size, picker)
     for number, new, finished in rows:
@@ -137,14 +144,14 @@ class _Ends:
         return False if len(new) == self.limits[number] else None
 
 
-def _in_slots(
+def _in_decoding_batch(
     model: Any, prompts: Sequence[Ids], shared: int, ends: _Ends, size: int, room: int, picker: _Picker
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Rows in `size` places, longest prompts first. A family that begins alike enters together, when it has room."""
-    prefix = Prefix(model, prompts[0][:shared])
+    prefix = PrefixCache(model, prompts[0][:shared])
     tails = [prompt[shared:] for prompt in prompts]
-    waiting = sorted(families(tails, size), key=lambda family: max(len(tails[n]) for n in family[0]))
-    slots = Slots(prefix, size, room)
+    waiting = sorted(prefix_groups(tails, size), key=lambda family: max(len(tails[n]) for n in family[0]))
+    slots = DecodingBatch(prefix, size, room)
     rows: list[tuple[int, list[int]]] = []  # number and ids written, by place
     while waiting or rows:
         written, entering = [new[-1] for _, new in rows], []
@@ -167,7 +174,7 @@ def _in_slots(
 def _in_batches(
     model: Any, prompts: Sequence[Ids], ends: _Ends, size: int, picker: _Picker
 ) -> Iterator[tuple[int, list[int], bool]]:
-    """Transformers' own `generate`, padded on the left, for models that cannot read through `Memory`."""
+    """Transformers' own `generate`, padded on the left, for models that cannot read through `KVCache`."""
     # Rows of one limit: a row that is done is read on with the others, and must not run out of positions.
     order = sorted(range(len(prompts)), key=lambda n: (ends.limits[n], -len(prompts[n])))
     for limit, alike in groupby(order, key=lambda n: ends.limits[n]):

@@ -1,6 +1,6 @@
 """Let a model write: free text, or the answer to a task's prompt; as it comes, explained step by step, or all at once.
 
-`Speaker(model, tokenizer, "runs/demo", task=summ).write([Asked({"document": "A cat sat. It purred."}, "row 1")])` ->
+`Generator(model, tokenizer, "runs/demo", task=summ).write([PromptInput({"document": "A cat sat. ..."}, "row 1")])` ->
 `[{"prompt": "A cat sat. It purred.<|summarize|>", "completion": "A cat purred.", "is_finished": True, ...}]`.
 """
 
@@ -25,8 +25,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from multitask.config.evaluation import SamplingConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
+from multitask.events import Report, ignore
 from multitask.inference.decoding import Watch, beam_search, generate
-from multitask.inference.prompt_input import Asked, checked_text, prompt_values
+from multitask.inference.prompt_input import PromptInput, checked_text, prompt_values
 from multitask.inference.scoring import choice_nll
 from multitask.models.lora import plain_model
 from multitask.pattern import markers, render
@@ -38,7 +39,6 @@ MAX_FREE_TOKENS = 100
 """Most tokens of a free text when nothing is said."""
 _CONTEXT = 8  # tokens of the prompt that are decoded along with what follows them
 _BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
-Report = Callable[[dict[str, Any]], None]
 
 
 # ---------------------------------------------------------------- what is asked
@@ -48,17 +48,17 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class _Ready:
+class EncodedPrompt:
     """A prompt as ids, and the most tokens that may follow."""
 
     ids: list[int]
     text: str
     limit: int
     values: dict[str, str] | None = None
-    is_cut: bool = False
+    is_truncated: bool = False
 
 
-class Speaker:
+class Generator:
     """A model, and how it is to write.
 
     Args:
@@ -70,7 +70,7 @@ class Speaker:
         max_new_tokens: most tokens of a text; None: the task's, or for free text what is left of the window, at most
             `MAX_FREE_TOKENS`.
         window: most tokens of a prompt and its answer; None: the model's positions.
-        batch_tokens: most tokens in work; a limit on memory.
+        batch_tokens: most tokens in work; a limit on cache.
         report: called with warnings.
 
     Raises:
@@ -87,7 +87,7 @@ class Speaker:
         max_new_tokens: int | None = None,
         window: int | None = None,
         batch_tokens: int = 8192,
-        report: Report = lambda record: None,
+        report: Report = ignore,
     ) -> None:
         self.model, self.tokenizer, self.name, self.task = model, tokenizer, name, task
         self.sampling = sampling or SamplingConfig()
@@ -107,7 +107,7 @@ class Speaker:
         self.end_ids = self._end_ids()
 
     def write(
-        self, asked: Sequence[Asked], explain: int = 0, stream: Callable[[str], None] | None = None
+        self, asked: Sequence[PromptInput], explain: int = 0, stream: Callable[[str], None] | None = None
     ) -> list[dict[str, Any]]:
         """`num_samples` texts for each prompt, in order, as the lines of `generate --out` hold them.
 
@@ -191,10 +191,10 @@ class Speaker:
         quoted = json.dumps(piece.replace("▁", " "), ensure_ascii=False)
         return re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", quoted)
 
-    def _ready(self, asked: Asked) -> _Ready:
+    def _ready(self, asked: PromptInput) -> EncodedPrompt:
         return self._free(asked) if self.task is None else self._answer(self.task, asked)
 
-    def _free(self, asked: Asked) -> _Ready:
+    def _free(self, asked: PromptInput) -> EncodedPrompt:
         """Free text, read as `tokenizer(text)` does; a marker in it is a marker."""
         if not isinstance(asked.given, str):
             raise InputError(f"{asked.where}: fields, and no task to read them; name one with --task")
@@ -206,17 +206,17 @@ class Speaker:
         if room < 1:
             raise InputError(
                 f"{asked.where}: the prompt has {len(ids)} tokens and the window {self.window}: no room is left to "
-                "write in; shorten the prompt, free text is never cut"
+                "write in; shorten the prompt, free text is never truncated"
             )
         if self.max_new_tokens is not None and self.max_new_tokens > room:
             raise InputError(
                 f"{asked.where}: the prompt has {len(ids)} tokens, {self.max_new_tokens} more may be written, and the "
                 f"window has {self.window}; give --max-new-tokens {room} or less, or shorten the prompt"
             )
-        return _Ready(ids, text, self.max_new_tokens or min(room, MAX_FREE_TOKENS))
+        return EncodedPrompt(ids, text, self.max_new_tokens or min(room, MAX_FREE_TOKENS))
 
-    def _answer(self, task: Task, asked: Asked) -> _Ready:
-        """A task's prompt, encoded as for scoring, cut where it must be."""
+    def _answer(self, task: Task, asked: PromptInput) -> EncodedPrompt:
+        """A task's prompt, encoded as for scoring, truncated where it must be."""
         values = prompt_values(task, asked)
         limit = self.max_new_tokens or task.max_new_tokens
         self._warn_of_lost(values.values(), asked.where)
@@ -227,30 +227,34 @@ class Speaker:
             1 if p.is_marker else len(self.plain.encode(p.literal + p.text, add_special_tokens=False)) for p in pieces
         )
         if encoded is None:
-            cut = f"cutting its {task.cut} does not make enough" if task.cut else "it has no field that may be cut"
+            truncated = (
+                f"truncating its {task.truncate} does not make enough"
+                if task.truncate
+                else "it has no field that may be truncated"
+            )
             raise InputError(
                 f"{asked.where}: the prompt has {length} tokens; of the window's {self.window}, {limit} are kept for "
-                f"the answer, and {cut}; shorten it, or give a smaller --max-new-tokens"
+                f"the answer, and {truncated}; shorten it, or give a smaller --max-new-tokens"
             )
         ids = encoded.input_ids[: encoded.num_prompt]
-        if encoded.is_cut:
-            text = f"{asked.where}: {task.cut} is cut at its end: the prompt had {length} tokens, {len(ids)} fit"
+        if encoded.is_truncated:
+            text = f"{asked.where}: {task.truncate} is truncated: the prompt had {length} tokens, {len(ids)} fit"
             self.report({"event": "warning", "text": text})
-        return _Ready(ids, self.tokenizer.decode(ids).strip(), limit, values, encoded.is_cut)
+        return EncodedPrompt(ids, self.tokenizer.decode(ids).strip(), limit, values, encoded.is_truncated)
 
-    def _record(self, asked: Asked, ready: _Ready, new: list[int]) -> dict[str, Any]:
+    def _record(self, asked: PromptInput, ready: EncodedPrompt, new: list[int]) -> dict[str, Any]:
         record: dict[str, Any] = {"where": asked.where, "prompt": ready.text}
         record["completion"] = self.text(new, ready.ids)
         if self.task is not None:
             record["prediction"] = (self.task.parse or str.strip)(record["completion"])
-            record |= {"task": self.task.name, "fields": ready.values, "is_cut": ready.is_cut}
+            record |= {"task": self.task.name, "fields": ready.values, "is_truncated": ready.is_truncated}
         return record
 
     def _uniform(self, row: int, step: int) -> float:
         place, sample = divmod(row, self.sampling.num_samples)
         return float(np.random.default_rng([self.sampling.seed, place, sample, step]).random())
 
-    def _nll(self, ready: Sequence[_Ready], written: Sequence[list[int]]) -> list[float]:
+    def _nll(self, ready: Sequence[EncodedPrompt], written: Sequence[list[int]]) -> list[float]:
         """Nats of each text's tokens, without its end, as the model alone expects them."""
         num = self.sampling.num_samples
         texts = [[new for new in written[place * num : (place + 1) * num] if new] for place in range(len(ready))]
@@ -324,8 +328,8 @@ def _together(watches: Sequence[Watch]) -> Watch | None:
 class Explanation:
     """Of each row and step: the token taken and the likeliest ones, with their shares before and after reshaping."""
 
-    def __init__(self, speaker: Speaker, num: int, top: int) -> None:
-        self.speaker, self.top = speaker, top
+    def __init__(self, generator: Generator, num: int, top: int) -> None:
+        self.generator, self.top = generator, top
         self.steps: list[list[dict[str, Any]]] = [[] for _ in range(num)]
 
     def watch(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
@@ -335,10 +339,10 @@ class Explanation:
         for n, ((row, _), token) in enumerate(zip(at, picked, strict=True)):
             ids = likeliest[n] if token in likeliest[n] else [*likeliest[n], token]
             candidates = [
-                {"id": i, "token": self.speaker.token(i), "before": b, "after": a}
+                {"id": i, "token": self.generator.token(i), "before": b, "after": a}
                 for i, b, a in zip(ids, before[n, ids].tolist(), after[n, ids].tolist(), strict=True)
             ]
-            self.steps[row].append({"id": token, "token": self.speaker.token(token), "candidates": candidates})
+            self.steps[row].append({"id": token, "token": self.generator.token(token), "candidates": candidates})
 
 
 class TextStreamer:
@@ -348,16 +352,16 @@ class TextStreamer:
     decoder may pull a token towards the one before it.
     """
 
-    def __init__(self, speaker: Speaker, before: Sequence[int], stream: Callable[[str], None]) -> None:
-        self.speaker, self.before, self.stream = speaker, before, stream
+    def __init__(self, generator: Generator, before: Sequence[int], stream: Callable[[str], None]) -> None:
+        self.generator, self.before, self.stream = generator, before, stream
         self.ids: list[int] = []
         self.text = self.shown = ""
 
     def watch(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
         """Called by `decoding.generate`."""
-        if picked[0] not in self.speaker.end_ids:
+        if picked[0] not in self.generator.end_ids:
             self.ids.append(picked[0])
-            last, self.text = self.text, self.speaker.text(self.ids, self.before)
+            last, self.text = self.text, self.generator.text(self.ids, self.before)
             alike = takewhile(lambda pair: pair[0] == pair[1], zip(last, self.text, strict=False))
             self._show("".join(char for char, _ in alike).rstrip("\N{REPLACEMENT CHARACTER}"))
 

@@ -18,46 +18,46 @@ from multitask.batching.collate import Ids
 from multitask.models.attention import group_by_length, using
 from multitask.models.lora import plain_model
 
-_NAME = "multitask_memory"
+_NAME = "multitask_kv_cache"
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """Keeps no scores: 2 to 4 times as fast from 48 tokens on. PyTorch's public function for it gives no log-sum-exp."""
 _MOST_SCORES = 1 << 23  # float32 attention scores held at a time: 32 MiB
 _LEAST_SHARED = 8  # ids; a shorter common beginning is cheaper read again
 
 
-class Memory(Protocol):
+class KVCache(Protocol):
     """What a flat row of tokens may look at."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query, key, value (H, T, D) of one layer -> (T, H, D)."""
 
 
-def _remembering(
+def _attend_with_cache(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    memory: Memory,
+    cache: KVCache,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention that transformers calls: (1, H, T, D) -> (1, T, H, D)."""
     if (times := query.shape[1] // key.shape[1]) > 1:  # several query heads for one of keys and values
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    return memory.attend(module.layer_idx, query[0], key[0], value[0], scaling).unsqueeze(0), None
+    return cache.attend(module.layer_idx, query[0], key[0], value[0], scaling).unsqueeze(0), None
 
 
-AttentionInterface.register(_NAME, _remembering)
+AttentionInterface.register(_NAME, _attend_with_cache)
 
 
-def read(model: Any, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+def forward(model: Any, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
     """Final hidden states (T, C) of a flat row of tokens; ids and positions (T,)."""
     base = plain_model(model)
     with using(base, _NAME):
         # Embedded here: given ids, transformers would take the pad token at an end for padding, and warn.
         embedded = base.get_input_embeddings()(ids[None])
-        output = base.base_model(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, memory=memory)
+        output = base.base_model(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, cache=cache)
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
 
@@ -92,7 +92,7 @@ def _joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
     return torch.lerp(other[0], one[0], share)
 
 
-class Prefix:
+class PrefixCache:
     """Keys and values of ids that many rows begin with, by layer (H, P, D)."""
 
     def __init__(self, model: Any, ids: Ids) -> None:
@@ -101,7 +101,7 @@ class Prefix:
         self.length = len(ids)
         if self.length:
             device = next(model.parameters()).device
-            read(
+            forward(
                 model,
                 torch.tensor(np.asarray(ids), dtype=torch.long, device=device),
                 torch.arange(len(ids)).to(device),
@@ -116,15 +116,15 @@ class Prefix:
         )
         return attended[0].transpose(0, 1)
 
-    def beginning(self, length: int) -> "Prefix":
+    def truncated(self, length: int) -> "PrefixCache":
         """Its first `length` ids alone; nothing is read anew."""
-        part = Prefix.__new__(Prefix)
+        part = PrefixCache.__new__(PrefixCache)
         part.length = length
         part.keys = {layer: key[:, :length] for layer, key in self.keys.items()}
         part.values = {layer: value[:, :length] for layer, value in self.values.items()}
         return part
 
-    def seen_from(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    def attend_to_prefix(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """What queries (H, T, D) find here, and the log-sum-exp of their scores, a stretch of queries at a time."""
         size = max(1, _MOST_SCORES // (query.shape[0] * self.length))
         parts = [
@@ -134,13 +134,13 @@ class Prefix:
         return torch.cat([out for out, _ in parts], 1), torch.cat([total for _, total in parts], 1)
 
 
-class Branches:
+class SharedPrefixBatch:
     """Rows of a prompt and several answers each, laid end to end in one flat row: `[prompt, answer, answer, ...]`.
 
     An answer sees its prompt and itself; no row sees another. All of them see the prefix.
     """
 
-    def __init__(self, prefix: Prefix, rows: Sequence[tuple[Ids, Sequence[Ids]]], device: torch.device) -> None:
+    def __init__(self, prefix: PrefixCache, rows: Sequence[tuple[Ids, Sequence[Ids]]], device: torch.device) -> None:
         self.prefix = prefix
         lengths = np.array([len(prompt) + sum(map(len, answers)) for prompt, answers in rows])
         ids = np.concatenate([np.asarray(part) for prompt, answers in rows for part in (prompt, *answers)])
@@ -179,22 +179,22 @@ class Branches:
         own = torch.cat(outs, 1).index_select(1, self.scatter)
         if self.prefix.length:
             total = torch.cat(totals, 1).index_select(1, self.scatter)
-            own = _joined((own, total), self.prefix.seen_from(layer, parts[0], scaling))
+            own = _joined((own, total), self.prefix.attend_to_prefix(layer, parts[0], scaling))
         return own.transpose(0, 1)
 
 
-class Slots:
+class DecodingBatch:
     """Rows that grow: keys and values of up to `size` rows of up to `room` tokens each, after a common prefix.
 
     Rows 0 to `num - 1` are in use. A row that is done gives its place to the last one.
     """
 
-    def __init__(self, prefix: Prefix, size: int, room: int) -> None:
+    def __init__(self, prefix: PrefixCache, size: int, room: int) -> None:
         self.prefix, self.size, self.room = prefix, size, room
         self.keys: dict[int, Tensor] = {}  # (size, H, room, D)
         self.values: dict[int, Tensor] = {}
         self.lengths: list[int] = []
-        self._new: Branches | None = None
+        self._new: SharedPrefixBatch | None = None
         self._places: list[Tensor] = []  # of each new row, where its ids stand among all new ones
         self._at = self._mask = torch.empty(0)
 
@@ -203,10 +203,10 @@ class Slots:
         """Rows in use."""
         return len(self.lengths)
 
-    def advance(self, model: Any, ids: Sequence[int], families: Sequence[tuple[Ids, Sequence[Ids]]]) -> Tensor:
+    def advance(self, model: Any, ids: Sequence[int], prefix_groups: Sequence[tuple[Ids, Sequence[Ids]]]) -> Tensor:
         """One pass: adds a token to every row, and reads new rows, which take the next places.
 
-        families: how rows begin, read once for all of them, and how each goes on (an end of no ids is a row, too).
+        prefix_groups: how rows begin, read once for all of them, and how each goes on (an end of no ids is a row, too).
         Returns the last hidden states (n, C) of old and new rows.
         """
         device = next(model.parameters()).device
@@ -218,17 +218,17 @@ class Slots:
         flat, positions = torch.tensor(ids, dtype=torch.long, device=device), self._at + self.prefix.length
         last = list(range(len(ids)))
         self._new, self._places = None, []
-        if families:
-            self._new = Branches(self.prefix, families, device)
+        if prefix_groups:
+            self._new = SharedPrefixBatch(self.prefix, prefix_groups, device)
             flat, positions = torch.cat([flat, self._new.ids]), torch.cat([positions, self._new.positions])
             start = 0
-            for beginning, ends in families:
+            for beginning, ends in prefix_groups:
                 whole = torch.arange(start, start := start + len(beginning), device=device)
                 for end in ends:
                     rest = torch.arange(start, start := start + len(end), device=device)
                     self._places.append(torch.cat([whole, rest]))
             last += [len(ids) + int(place[-1]) for place in self._places]
-        hidden = read(model, flat, positions, self)
+        hidden = forward(model, flat, positions, self)
         self.lengths += [len(place) for place in self._places]
         return hidden[torch.tensor(last, device=device)]
 
@@ -270,11 +270,11 @@ class Slots:
         )
         out, total = (part[:, :, 0].transpose(0, 1) for part in found)  # (H, n, D), (H, n, 1)
         if self.prefix.length:
-            out = _joined((out, total), self.prefix.seen_from(layer, query.contiguous(), scaling))
+            out = _joined((out, total), self.prefix.attend_to_prefix(layer, query.contiguous(), scaling))
         return out.transpose(0, 1)
 
 
-def _alike(one: Ids, other: Ids) -> int:
+def _common_length(one: Ids, other: Ids) -> int:
     """How many ids both begin with."""
     most = min(len(one), len(other))
     differing = np.flatnonzero(np.asarray(one[:most]) != np.asarray(other[:most]))
@@ -287,11 +287,11 @@ def common_prefix(prompts: Sequence[Ids]) -> int:
         return 0
     shared = min(map(len, prompts)) - 1
     for prompt in prompts:
-        shared = min(shared, _alike(prompts[0], prompt))
+        shared = min(shared, _common_length(prompts[0], prompt))
     return shared if shared >= _LEAST_SHARED else 0
 
 
-def families(prompts: Sequence[Ids], most: int) -> list[tuple[list[int], int]]:
+def prefix_groups(prompts: Sequence[Ids], most: int) -> list[tuple[list[int], int]]:
     """Numbers of prompts that begin alike, at most so many together, and how many ids they share.
 
     What is not shared is together no longer than what is, so that reading a family as one stretch stays cheap.
@@ -302,7 +302,7 @@ def families(prompts: Sequence[Ids], most: int) -> list[tuple[list[int], int]]:
         length = len(prompts[number])
         if found:
             members, shared = found[-1]
-            together = min(shared, _alike(prompts[members[0]], prompts[number]))
+            together = min(shared, _common_length(prompts[members[0]], prompts[number]))
             ends = sum(len(prompts[n]) for n in (*members, number)) - together * (len(members) + 1)
             if len(members) < most and together >= max(_LEAST_SHARED, ends):
                 found[-1] = [*members, number], together
@@ -312,8 +312,8 @@ def families(prompts: Sequence[Ids], most: int) -> list[tuple[list[int], int]]:
 
 
 @torch.no_grad()
-def reads_exactly(model: Any) -> bool:
-    """True for a model that reads through `Memory` as it does by itself, found by trying it on a few ids.
+def supports_shared_prefix(model: Any) -> bool:
+    """True for a model that reads through `KVCache` as it does by itself, found by trying it on a few ids.
 
     Most architectures of transformers call a registered attention; those with windows, biases or caps of their own do
     not fit, and one without attention cannot.
@@ -324,6 +324,6 @@ def reads_exactly(model: Any) -> bool:
     device = next(model.parameters()).device
     ids = [(7 * n + 3) % base.config.vocab_size for n in range(12)]
     own = base(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
-    rows = Branches(Prefix(model, ids[:5]), [(ids[5:], ())], device)
-    ours = logits(model, read(model, rows.ids, rows.positions, rows))
+    rows = SharedPrefixBatch(PrefixCache(model, ids[:5]), [(ids[5:], ())], device)
+    ours = logits(model, forward(model, rows.ids, rows.positions, rows))
     return bool((own[5:] - ours).abs().max() <= 1e-3 * own.abs().max().clamp_min(1.0))

@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 from multitask.batching.collate import Ids
 from multitask.data import corpus
 from multitask.errors import InputError
-from multitask.evaluation import metrics
+from multitask.inference.likelihood import FINISH_NLL
 from multitask.inference.scoring import choice_nll, example_nll
 from multitask.models.lora import plain_model
 from multitask.tokenization.chunks import pieces
@@ -84,7 +84,7 @@ def perplexity_of_text(
         "words": float(counts["num_words"]),
         "bytes": float(counts["num_bytes"]),
     }
-    scores = {name: metrics.build(name, "en").finish(sums) for name in metrics.FROM_NLL}
+    scores = {name: finish(sums) for name, finish in FINISH_NLL.items()}
     return {**{name: float(value) for name, value in scores.items()}, **counts, "window": window, "stride": stride}
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from multitask.config.data import DataConfig, SourceConfig
-from multitask.data.readers import Found, file_records, short
+from multitask.data.readers import RawRecord, file_records, short
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
 from multitask.task import Task
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptInput:
     """One prompt, a free text or the fields of a task, and where it stands, for errors."""
 
     given: str | Mapping[str, Any]
@@ -24,7 +24,7 @@ class Asked:
 
 def read_prompts(
     source: Path | BinaryIO, task: Task | None = None, encoding: Literal["utf-8", "cp949"] = "utf-8"
-) -> list[Asked]:
+) -> list[PromptInput]:
     """Prompts of a file, or of standard input, by line: free text, or JSON.
 
     `.jsonl` holds the field `prompt`, or the fields of `task`; what is read for a task is JSON in any case. Empty lines
@@ -48,13 +48,13 @@ def read_prompts(
                 f"is {short(given)}, expected text" if "prompt" in found else f"is missing, found {', '.join(found)}"
             )
             raise InputError(f"{where}: field 'prompt' {wrong}; with --task NAME a line holds the task's fields")
-        asked.append(Asked(given, where))
+        asked.append(PromptInput(given, where))
     if not asked:
         raise InputError(f"{name}: there are no prompts in it, expected at least one line")
     return asked
 
 
-def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[Found]:
+def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[RawRecord]:
     for number, raw in enumerate(stream, 1):
         where = f"standard input:{number}"
         try:
@@ -69,7 +69,7 @@ def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[Found]:
             raise InputError(f"{where}: not valid JSON: {error}; with --task each line is a JSON object") from None
         if not isinstance(found, dict):
             raise InputError(f"{where}: a JSON object was expected, found {short(found)}")
-        yield Found(where, where, found)
+        yield RawRecord(where, where, found)
 
 
 def prompt_fields(task: Task) -> list[str]:
@@ -77,7 +77,7 @@ def prompt_fields(task: Task) -> list[str]:
     return [name for name in fields(task.stream) if name != task.target]
 
 
-def prompt_values(task: Task, asked: Asked) -> dict[str, str]:
+def prompt_values(task: Task, asked: PromptInput) -> dict[str, str]:
     """The checked fields of a task's prompt."""
     given, needed = asked.given, prompt_fields(task)
     if not isinstance(given, Mapping):

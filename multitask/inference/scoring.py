@@ -13,7 +13,14 @@ import numpy.typing as npt
 import torch
 
 from multitask.batching.collate import Ids, collate
-from multitask.inference.kv_cache import Branches, Prefix, common_prefix, logits, read, reads_exactly
+from multitask.inference.kv_cache import (
+    PrefixCache,
+    SharedPrefixBatch,
+    common_prefix,
+    forward,
+    logits,
+    supports_shared_prefix,
+)
 from multitask.models.attention import name_for, using
 from multitask.models.lora import plain_model
 from multitask.models.loss import TokenNLL
@@ -76,12 +83,12 @@ def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_toke
     was_training = model.training
     model.eval()
     nats = [[0.0] * len(choices) for _, choices in rows]
-    if reads_exactly(model):
+    if supports_shared_prefix(model):
         shared = common_prefix([prompt for prompt, _ in rows])
-        prefix = Prefix(model, rows[0][0][:shared] if rows else [])
+        prefix = PrefixCache(model, rows[0][0][:shared] if rows else [])
         tails = [(prompt[shared:], choices) for prompt, choices in rows]
         for numbers in _by_length([len(p) + sum(map(len, choices)) for p, choices in tails], batch_tokens):
-            for (number, choice), nll in _branching(model, prefix, [tails[n] for n in numbers]):
+            for (number, choice), nll in _shared_prefix_nll(model, prefix, [tails[n] for n in numbers]):
                 nats[numbers[number]][choice] = nll
     else:
         flat = [
@@ -98,12 +105,12 @@ def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_toke
     return nats
 
 
-def _branching(
-    model: Any, prefix: Prefix, rows: Sequence[tuple[Ids, Sequence[Ids]]]
+def _shared_prefix_nll(
+    model: Any, prefix: PrefixCache, rows: Sequence[tuple[Ids, Sequence[Ids]]]
 ) -> Iterator[tuple[tuple[int, int], float]]:
     """((row, choice), nats) of one pass."""
     device = next(model.parameters()).device
-    row = Branches(prefix, rows, device)
+    row = SharedPrefixBatch(prefix, rows, device)
     owners, before, labels = [], [], []
     start = 0
     for number, (prompt, choices) in enumerate(rows):
@@ -114,7 +121,7 @@ def _branching(
             before.append(np.array([last, *range(start, start + len(ids) - 1)]))
             labels.append(np.asarray(ids))
             start += len(ids)
-    hidden = read(model, row.ids, row.positions, row)[torch.from_numpy(np.concatenate(before)).to(device)]
+    hidden = forward(model, row.ids, row.positions, row)[torch.from_numpy(np.concatenate(before)).to(device)]
     gold = torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(device)
     nll = _nll(model, hidden, gold).cpu().numpy()
     at = np.repeat(np.arange(len(owners)), [len(ids) for ids in labels])

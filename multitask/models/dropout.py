@@ -13,7 +13,7 @@ _LEVELS = 1 << 16
 def kept(values: Tensor, p: float) -> tuple[Tensor, float]:
     """1 where an element of `values` is kept, else 0, in its shape and dtype; and the factor that keeps the mean.
 
-    `p` is rounded to a multiple of 2**-16, and the factor is that of the rounded one. Drawn from torch's generator. To
+    `p` is rounded to a multiple of 2**-16, and the factor is that of the rounded one. Uses torch's generator. To
     multiply by numbers is several times faster on a CPU than to fill where a mask says so.
     """
     level = min(round(p * _LEVELS), _LEVELS - 1)
@@ -39,7 +39,7 @@ class Dropout(nn.Dropout):
         return drop(input, self.p) if is_ours else super().forward(input)
 
 
-def hasten(model: nn.Module) -> bool:
+def use_fast_dropout(model: nn.Module) -> bool:
     """Puts `Dropout` in the place of `nn.Dropout`; returns whether anything is dropped at all."""
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Dropout) and part.p > 0]
     for name, part in found:

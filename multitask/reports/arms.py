@@ -51,7 +51,7 @@ class Arm:
         return [path for found in files for path in found] if all(files) else []
 
     @property
-    def num_tasks_taught(self) -> int | None:
+    def num_tasks_trained(self) -> int | None:
         """1 for a single-task arm, more for a multitask arm, None where a model was not taught here."""
         first, _, _ = self.name.replace("-", " ").partition(" ")
         if first in ("single", "multitask"):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from multitask.data.sources import has_split, provenance, resolve
 from multitask.device import choose_device, forget_peak
 from multitask.errors import InputError, suggest
 from multitask.evaluation import baselines, fewshot, results_file
+from multitask.events import Report, ignore
 from multitask.files import shipped
 from multitask.models.io import load_causal, model_folder
 from multitask.registry import fingerprint
 from multitask.task import Task
 from multitask.training import finetune
-from multitask.training.demo_model import base_model
+from multitask.training.demo_model import demo_model
 
-Report = Callable[[dict[str, Any]], None]
 _NOT_ASKED = {
     "api",
     "benchmark",
@@ -89,7 +89,7 @@ def benchmark(
     out: Path,
     where: str,
     only: Sequence[str] | None = None,
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> list[dict[str, Any]]:
     """Runs what is missing; returns, for each arm, its name, folder, whether it was kept, and seconds.
 
@@ -133,7 +133,7 @@ def chosen(arms: Sequence[ArmRun], only: Sequence[str] | None) -> list[ArmRun]:
 def _base(suite: BenchmarkConfig, report: Report) -> str | None:
     """The base as a name that loads: a recipe is trained if it has not been."""
     if suite.base is not None and (shipped("configs") / f"{suite.base}.yaml").exists():
-        return str(base_model(suite.base, report))
+        return str(demo_model(suite.base, report))
     return suite.base
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from multitask.batching.mixture import shares
+from multitask.batching.mixture import sampling_rates
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.rows import Counts, read
@@ -72,7 +72,9 @@ def _measure(
     lengths = {name: float(each.lengths.mean()) for name, each in rows.items()}
     if s_per_token is not None:
         sizes = {name: len(each) for name, each in rows.items()}
-        share = shares(sizes, config.train.mixing_temperature, config.train.mixture_cap, config.train.mixture_weights)
+        share = sampling_rates(
+            sizes, config.train.mixing_temperature, config.train.mixture_cap, config.train.mixture_weights
+        )
         mean = sum(share[name] * lengths[name] for name in rows)
         steps = config.train.max_steps
         trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean

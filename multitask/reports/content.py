@@ -90,7 +90,7 @@ def content_of(tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: s
         "few_shot": _few_shot(tasks, compared),
         "gain": _gain(tasks, compared),
         "confusion": _confusion(tasks, compared),
-        "hygiene": _hygiene(compared),
+        "contamination": _contamination(compared),
         "settings": _settings(compared),
         **_provenance(compared),
     }
@@ -149,7 +149,7 @@ def _verdict(task: ComparedTask, found: Effect, p: float) -> str:
 
 def _gain(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:
     """Each multitask arm against each arm that was taught one task alone."""
-    taught = {arm.name: arm.num_tasks_taught for arm in compared if arm.shots is None}
+    taught = {arm.name: arm.num_tasks_trained for arm in compared if arm.shots is None}
     pairs = [
         (task, many.name, one.name)
         for task in tasks
@@ -224,7 +224,7 @@ def model_name(arm: Arm) -> str:
     return arm.name if arm.shots is None else arm.group or "prompted"
 
 
-def _hygiene(compared: Sequence[Arm]) -> list[Content]:
+def _contamination(compared: Sequence[Arm]) -> list[Content]:
     """Counts of rows by task and split; arms whose tokenizers and windows led to the same counts share a line."""
     lines: dict[str, tuple[Content, list[str]]] = {}
     for arm in compared:
@@ -236,8 +236,8 @@ def _hygiene(compared: Sequence[Arm]) -> list[Content]:
                     if isinstance(part, dict):
                         line = {"task": task} | {key: part.get(key) for key in ("split", *pages.COUNTS, "sha256")}
                         found, names = lines.setdefault(json.dumps(line, sort_keys=True), (line, []))
-                        hygiene = part.get("hygiene") or {}  # of the rows: measured once, true of every arm
-                        found |= {key: hygiene.get(key, found.get(key)) for key in pages.HYGIENE}
+                        contamination = part.get("contamination") or {}  # of the rows: measured once, true of every arm
+                        found |= {key: contamination.get(key, found.get(key)) for key in pages.CONTAMINATION}
                         names += [name] if name not in names else []
     return sorted(
         ({**line, "arms": names} for line, names in lines.values()),

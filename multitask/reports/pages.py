@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Content = Mapping[str, Any]
-COUNTS = ("num_rows", "num_cut", "num_refused", "num_skipped", "num_chars_lost")
-HYGIENE = ("num_duplicates", "num_contained", "ngram", "overlap")
+COUNTS = ("num_rows", "num_truncated", "num_dropped", "num_skipped", "num_chars_lost")
+CONTAMINATION = ("num_duplicates", "num_contained", "ngram", "overlap")
 
 
 def number(value: float | None) -> str:
@@ -48,7 +48,7 @@ EXPLAINED = {
     "demonstrations. ▲ ▼: better, worse than the arm compared with, after correction. ↑ more is better, ↓ less is.",
     "significance": "Paired bootstrap over rows ({:,} resamples, the same for all arms), two-sided; an arm of several "
     "seeds or draws scores their mean. p (Holm) is corrected for the {} comparisons with this arm.",
-    "refused": "{}: windows differ, so arms scored between {:,} and {:,} rows; tests use the {:,} that all have.",
+    "dropped": "{}: windows differ, so arms scored between {:,} and {:,} rows; tests use the {:,} that all have.",
     "few_shot": "Two different uncertainties: sd, drawn as error bars, is over draws of demonstrations; the interval, "
     "drawn as a band, is over rows. Fitted: demonstrations that the window had room for.",
     "learning": "Thin: training. Dots: validation. A loss counts tokens: curves compare only where tokenizers are one.",
@@ -75,7 +75,12 @@ def page(content: Content, drawn: Mapping[str, str], costs: Mapping[str, str]) -
         environment.filters[show.__name__] = show
     inline = {name: re.sub(r' xmlns="[^"]*"', "", svg, count=1) for name, svg in drawn.items()}
     return environment.get_template("report.html").render(
-        report=content, figures=inline, costs=costs, counts=COUNTS, hygiene=HYGIENE, explained=EXPLAINED
+        report=content,
+        figures=inline,
+        costs=costs,
+        counts=COUNTS,
+        contamination_keys=CONTAMINATION,
+        explained=EXPLAINED,
     )
 
 
@@ -152,7 +157,7 @@ def _significance(content: Content) -> str:
     for name, task in content["tasks"].items():
         if len(task["num_rows"]) > 1:
             few, many = task["num_rows"][0], task["num_rows"][-1]
-            parts.append(EXPLAINED["refused"].format(_text(name), few, many, task["num_paired"]))
+            parts.append(EXPLAINED["dropped"].format(_text(name), few, many, task["num_paired"]))
     parts.append("\n".join(_text(f"Not tested, {why}: {', '.join(arms)}.") + "\n" for why, arms in reasons.items()))
     return "\n\n".join(parts).strip()
 
@@ -197,11 +202,16 @@ def _cost(content: Content, costs: Mapping[str, str]) -> str:
 
 
 def _data(content: Content) -> str:
-    head = ["task", "split", *(key.removeprefix("num_").replace("_", " ") for key in (*COUNTS, *HYGIENE)), "sha256"]
+    head = [
+        "task",
+        "split",
+        *(key.removeprefix("num_").replace("_", " ") for key in (*COUNTS, *CONTAMINATION)),
+        "sha256",
+    ]
     rows = []
-    for line in content["hygiene"]:
+    for line in content["contamination"]:
         digests = ", ".join(digest[:12] for digest in line["sha256"] or ())
-        counts = [amount(line[key]) if key != "overlap" else number(line[key]) for key in (*COUNTS, *HYGIENE)]
+        counts = [amount(line[key]) if key != "overlap" else number(line[key]) for key in (*COUNTS, *CONTAMINATION)]
         rows.append([line["task"], line["split"], *counts, digests, ", ".join(line["arms"])])
     return _table([*head, "arms"], rows)
 

@@ -177,7 +177,7 @@ def _differing(one: Run, other: Run, task: str) -> Iterator[tuple[str, Any, Any]
         if getattr(mine, name) != getattr(theirs, name):
             yield name, getattr(mine, name), getattr(theirs, name)
     fewer, more = sorted((mine, theirs), key=lambda data: data.num_rows)
-    if fewer.num_rows + fewer.num_refused < more.num_rows:
+    if fewer.num_rows + fewer.num_dropped < more.num_rows:
         yield "num_rows", mine.num_rows, theirs.num_rows
     if _counts_rouge(one, task) and _counts_rouge(other, task):
         words = [run.results.config.get("eval", {}).get("rouge_tokenizer") for run in (one, other)]

@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
         "where": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "num_prompt": pa.int32(),
-        "is_cut": pa.bool_(),
+        "is_truncated": pa.bool_(),
     }
 )
 
@@ -79,7 +79,7 @@ class Examples:
         return ids
 
     def row(self, number: int) -> dict[str, Any]:
-        """One row with its texts: id, fields, references, language, choices, classes, where, is_cut."""
+        """One row with its texts: id, fields, references, language, choices, classes, where, is_truncated."""
         batch = int(np.searchsorted(self._starts, number, side="right")) - 1
         at = number - int(self._starts[batch])
         record: dict[str, Any] = self._batches[batch].slice(at, 1).to_pylist()[0]
@@ -98,12 +98,12 @@ def prepare(
     block_size: int,
     config: DataConfig,
     *,
-    answer_room: int | None = None,
+    max_answer_tokens: int | None = None,
     limit: int | None = None,
 ) -> Examples:
     """Examples of a task's split, from the cache or encoded now.
 
-    answer_room: as in `RowEncoder`; None in training. limit: the first so many usable rows.
+    max_answer_tokens: as in `RowEncoder`; None in training. limit: the first so many usable rows.
     Raises InputError when no row is usable.
     """
     sources = [source for source in data_sources.resolve(task, config) if data_sources.has_split(source, split)]
@@ -113,10 +113,10 @@ def prepare(
             f"give `files: {{{split}: ...}}`"
         )
     provenance = [data_sources.provenance(source, split, config) for source in sources]
-    key = _key(task, sources, provenance, split, tokenizer, block_size, config, answer_room, limit)
+    key = _key(task, sources, provenance, split, tokenizer, block_size, config, max_answer_tokens, limit)
     path = cache_folder(config) / f"{task.name}-{split}-{key}.arrow"
     if not path.exists():
-        encoder = RowEncoder(task, tokenizer, block_size, answer_room)
+        encoder = RowEncoder(task, tokenizer, block_size, max_answer_tokens)
         report = {
             "files": [name for item in provenance for name in item["files"]],
             "sha256": [digest for item in provenance for digest in item["sha256"]],
@@ -141,7 +141,7 @@ def _key(
     tokenizer: PreTrainedTokenizerFast,
     block_size: int,
     config: DataConfig,
-    answer_room: int | None,
+    max_answer_tokens: int | None,
     limit: int | None,
 ) -> str:
     """A hash of everything the file depends on: data, task, tokenizer, settings and the code that encodes."""
@@ -150,7 +150,7 @@ def _key(
         registry.fingerprint(task),
         tokenizer.backend_tokenizer.to_str(),
         json.dumps([source.model_dump(mode="json") for source in sources]),  # unsorted: labels stand in order
-        json.dumps([provenance, split, block_size, config.on_bad_row, answer_room, limit], sort_keys=True),
+        json.dumps([provenance, split, block_size, config.on_bad_row, max_answer_tokens, limit], sort_keys=True),
         *(hashlib.sha256(text).hexdigest() for text in [*code, Path(__file__).read_bytes()]),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -168,7 +168,7 @@ def _write(
 ) -> None:
     """Encode in batches and write; the file appears under its name only when it is whole."""
     counts = Counts()
-    num_cut = num_refused = num_rows = 0
+    num_truncated = num_dropped = num_rows = 0
     lost: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, beside = path.with_suffix(f".{os.getpid()}.tmp"), path.with_suffix(f".{os.getpid()}.json.tmp")
@@ -180,17 +180,17 @@ def _write(
                 records = []
                 for row, example in zip(batch, encoder.encode(batch), strict=True):
                     if example is None:
-                        num_refused += 1
+                        num_dropped += 1
                     else:
                         num_rows += 1
-                        num_cut += example.is_cut
+                        num_truncated += example.is_truncated
                         records.append(_record(row, example))
                 writer.write_batch(pa.RecordBatch.from_pylist(records, schema=_SCHEMA))
                 lost.update(lost_characters([t for r in batch for t in r.fields.values()], tokenizer, encoder.plain))
         report |= {
             "num_rows": num_rows,
-            "num_cut": num_cut,
-            "num_refused": num_refused,
+            "num_truncated": num_truncated,
+            "num_dropped": num_dropped,
             "num_skipped": counts.num_skipped,
             "num_chars_lost": sum(lost.values()),
             "chars_lost": dict(lost.most_common(20)),
@@ -215,5 +215,5 @@ def _record(row: Row, example: Encoded) -> dict[str, Any]:
         "where": row.where,
         "input_ids": example.input_ids,
         "num_prompt": example.num_prompt,
-        "is_cut": example.is_cut,
+        "is_truncated": example.is_truncated,
     }

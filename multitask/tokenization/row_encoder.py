@@ -1,4 +1,4 @@
-"""From pieces to ids: every field encoded alone, marker ids put in by id, long rows cut in their one `cut` field.
+"""From pieces to ids: every field is encoded alone, markers are put in by id, long rows are truncated in one field.
 
 `A<|sep|>B<|nli|>neutral<|end|>` -> `Encoded(input_ids=(65, 302, 66, 303, 78, ..., 301), num_prompt=4)`: the first four
 ids are the prompt, the rest is learned. Labels are not stored: they are `input_ids` from `num_prompt` on.
@@ -22,29 +22,29 @@ class Encoded:
 
     input_ids: prompt, target and `<|end|>`.
     num_prompt: ids before the target; the loss falls on the others.
-    is_cut: the `cut` field was shortened.
+    is_truncated: the `cut` field was shortened.
     """
 
     input_ids: list[int]
     num_prompt: int
-    is_cut: bool = False
+    is_truncated: bool = False
 
 
 class RowEncoder:
     """Encodes rows of one task for one tokenizer and one window.
 
     block_size: most ids of an example.
-    answer_room: None in training, where the target is known, counts, and a known answer stays inside the kept window.
-        In evaluation the ids to leave free for the answer: the prompt is cut blindly, at its end, to
-        `block_size - answer_room`.
+    max_answer_tokens: None in training, where the target is known and a known answer stays inside the kept window.
+        In evaluation the ids to leave free for the answer: the prompt is truncated at its end, to
+        `block_size - max_answer_tokens`.
     """
 
     def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerFast, block_size: int, answer_room: int | None = None
+        self, task: Task, tokenizer: PreTrainedTokenizerFast, block_size: int, max_answer_tokens: int | None = None
     ) -> None:
         self.task = task
         self.block_size = block_size
-        self.answer_room = answer_room
+        self.max_answer_tokens = max_answer_tokens
         self.marker_ids: dict[str, int] = dict(tokenizer.get_added_vocab())
         self.plain = plain_reader(tokenizer)
 
@@ -69,12 +69,14 @@ class RowEncoder:
         at_target = next(n for n, piece in enumerate(pieces) if piece.field == self.task.target)
         if not ids[at_target]:
             return None
-        blind = self.answer_room is not None
-        limit = self.block_size - (self.answer_room or 0)
+        blind = self.max_answer_tokens is not None
+        limit = self.block_size - (self.max_answer_tokens or 0)
         excess = sum(map(len, ids[:at_target] if blind else ids)) - limit
-        is_cut = excess > 0
-        if is_cut:
-            at_cut = next((n for n, piece in enumerate(pieces) if piece.field and piece.field == self.task.cut), None)
+        is_truncated = excess > 0
+        if is_truncated:
+            at_cut = next(
+                (n for n, piece in enumerate(pieces) if piece.field and piece.field == self.task.truncate), None
+            )
             if at_cut is None:
                 return None
             encoding = encodings[at_cut]
@@ -86,12 +88,12 @@ class RowEncoder:
         num_prompt = sum(map(len, ids[:at_target]))
         if num_prompt == 0:  # the first token of an example is never learned
             return None
-        return Encoded([i for part in ids for i in part], num_prompt, is_cut)
+        return Encoded([i for part in ids for i in part], num_prompt, is_truncated)
 
     def _shorten(self, piece: Piece, encoding: Encoding, room: int, keep: tuple[int, int] | None) -> list[int] | None:
         """The ids of a stretch of the piece's text that has at most `room` ids; None when no such stretch will do.
 
-        The text is cut, not the ids, and encoded anew, so that the tokenizer reads the rendered string as we do.
+        The text is truncated, not the ids, and encoded anew, so that the tokenizer reads the rendered string as we do.
         """
         text, lead, limit = piece.literal + piece.text, len(piece.literal), room
         offsets = encoding.offsets

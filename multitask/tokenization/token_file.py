@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -29,13 +29,13 @@ from multitask.config.data import DataConfig, TextConfig
 from multitask.data import corpus, readers
 from multitask.data.corpus import TextSplit
 from multitask.errors import InputError, suggest
+from multitask.events import Report, ignore
 from multitask.files import cache_folder
 from multitask.tokenization import row_encoder
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.survey import CharacterSurvey, TextCounts, UnknownCharacter
 from multitask.tokenization.tokenizer import plain_reader
 
-Report = Callable[[dict[str, Any]], None]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 or uint32, (T,)."""
 
@@ -66,7 +66,7 @@ def token_file(
     tokenizer: PreTrainedTokenizerFast,
     config: TextConfig,
     split: TextSplit,
-    report: Report = lambda record: None,
+    report: Report = ignore,
 ) -> TokenFile:
     """The ids of a split, from the cache or encoded now.
 

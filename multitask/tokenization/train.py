@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from multitask.config.data import TextConfig
 from multitask.config.model import TokenizerConfig
 from multitask.data import corpus
 from multitask.errors import InputError
+from multitask.events import Report, ignore
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
 from multitask.tokenization.tokenizer import assemble, lost_characters, plain_reader, probe_identity, train_bpe
@@ -41,7 +42,7 @@ def tokenizer(
     source: Path | None = None,
     export: Path | None = None,
     overwrite: bool = False,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Report = ignore,
 ) -> dict[str, Any]:
     """Trains or imports a tokenizer, measures and saves it; returns what `tokenizer_report.json` holds.
 
@@ -145,8 +146,8 @@ def _held_out(text: TextConfig) -> list[str]:
 
 
 def _held_out_name(config: TokenizerConfig, text: TextConfig, source: Path | None) -> str:
-    if text.world is not None:
-        return f"{text.world.get('validation', 0):,} documents of the embedded world's validation split"
+    if text.synthetic is not None:
+        return f"{text.synthetic.get('validation', 0):,} documents of the embedded world's validation split"
     if text.files is not None and "validation" in text.files:
         return ", ".join(text.files["validation"])
     if source is not None:

@@ -1,6 +1,6 @@
 """The embedded base: a small GPT-2 to prompt, trained on the little world's documents when it is first asked for.
 
-`base_model()` -> `~/.cache/multitask/demo_base-3f2a.../`, a model folder. The name holds a hash of the recipe, of the
+`demo_model()` -> `~/.cache/multitask/demo_base-3f2a.../`, a model folder. The name holds a hash of the recipe, of the
 world and of the code that trains: a change of any of them trains anew, all else finds the folder and returns at once.
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import RunConfig
 from multitask.errors import Interrupted
+from multitask.events import Report, ignore
 from multitask.files import cache_folder, shipped
 from multitask.registry import choose, fingerprint, load_tasks
 from multitask.task import Task
 from multitask.training import finetune
-from multitask.training.loop import Report
 
 _CODE = (
     "models/attention",
@@ -34,12 +34,12 @@ _CODE = (
     "training/run_dir",
     "training/finetune",
     "tokenization/tokenizer",
-    "data/synthetic/world",
+    "data/synthetic/dataset",
 )
 """Modules that decide the weights."""
 
 
-def base_model(config_name: str = "demo_base", report: Report = lambda record: None) -> Path:
+def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path:
     """The folder of the embedded base; the first call trains it, and tells `report` of every step.
 
     A training that was stopped goes on where it stopped. The folder appears under its name only when it is whole, so

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from multitask.batching.collate import collate
-from multitask.batching.mixture import Mixture, shares
+from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream, micro_steps
 from multitask.config.run import RunConfig
 from multitask.device import choose_precision, peak_memory_bytes
@@ -22,7 +22,7 @@ def estimate(
     """What training would take, measured on three real micro-steps: tokens, seconds a token, bytes, parameters."""
     train = config.train
     sizes = {name: len(rows) for name, rows in examples.items()}
-    share = shares(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
+    share = sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
     stream = BlockStream(examples, Mixture(sizes, share, config.seed), block_size, train.packing_window)
     rows = list(examples.values())
     precision = choose_precision(train.precision, device, plain_model(model).config.n_embd)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from multitask.batching.mixture import Mixture, shares
+from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream, check_window
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, read
 from multitask.errors import InputError
 from multitask.evaluation import evaluator, results_file
+from multitask.events import Report, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
@@ -27,7 +28,7 @@ from multitask.models.lora import add_lora, is_adapter, plain_model
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.training import run_dir
-from multitask.training.loop import Lesson, Loop, Report
+from multitask.training.loop import Loop, TrainingInputs
 
 
 def train(
@@ -37,7 +38,7 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    report: Report = lambda record: None,
+    report: Report = ignore,
     arm: str | None = None,
 ) -> dict[str, Any]:
     """Trains one model on `tasks` and leaves a run folder; returns what `results.json` holds.
@@ -54,14 +55,14 @@ def train(
     def finish(config: RunConfig, loop: Loop, prepared: _Prepared) -> dict[str, Any]:
         return _finish(loop, prepared, config, tasks, started, arm)
 
-    return run_dir.carry_out(config, out, overwrite, resume, report, prepare, finish)
+    return run_dir.run_training(config, out, overwrite, resume, report, prepare, finish)
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """What the loop teaches, with what only the end needs."""
 
-    lesson: Lesson
+    inputs: TrainingInputs
     model: Any
     tokenizer: Any
     examples: Mapping[str, Examples]
@@ -84,7 +85,7 @@ def _prepare(
         if accelerator.is_main_process:  # what the last scoring would refuse is said now, not after hours
             evaluator.examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
     sizes = {name: len(rows) for name, rows in examples.items()}
-    share = shares(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
+    share = sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
     fitting = {
         name: [(rows.ids(n), int(rows.num_prompts[n])) for n in np.flatnonzero(rows.lengths <= block_size).tolist()]
         for name, rows in validation.items()
@@ -95,26 +96,26 @@ def _prepare(
             "train.block_size (or model.n_positions)"
         )
 
-    def look() -> dict[str, Any]:
+    def on_validation() -> dict[str, Any]:
         if train.select_by == "loss":
             return {}
         return {"score": evaluator.first_metrics(model, tokenizer, tasks, validation, config, block_size)}
 
-    lesson = Lesson(
+    inputs = TrainingInputs(
         names=list(tasks),
         stream=BlockStream(examples, Mixture(sizes, share, config.seed), block_size, train.packing_window),
         validation=fitting,
         block_size=block_size,
         layout=train.packing,
         prompt_weight=train.prompt_weight,
-        look=look,
-        chooses_by_score=train.select_by == "score",
+        on_validation=on_validation,
+        selects_by_score=train.select_by == "score",
         facts={
-            "shares": {name: round(part, 4) for name, part in share.items()},
+            "sampling_rates": {name: round(part, 4) for name, part in share.items()},
             "data": {name: rows.report for name, rows in examples.items()},
         },
     )
-    return _Prepared(lesson, model, tokenizer, examples, validation)
+    return _Prepared(inputs, model, tokenizer, examples, validation)
 
 
 def _finish(
@@ -122,7 +123,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes the best model and its scores; returns what `results.json` holds."""
     out, tokenizer = loop.out, prepared.tokenizer
-    loop.take_best()
+    loop.load_best()
     finished = loop.model
     if is_adapter(finished) and config.adapter.merge:
         finished = finished.merge_and_unload()
@@ -135,7 +136,7 @@ def _finish(
         finished, tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report
     )
     results["data"] = {n: results["data"][n] | {"train": prepared.examples[n].report} for n in tasks}
-    shares_used = {"shares": prepared.lesson.facts["shares"]}
+    shares_used = {"sampling_rates": prepared.inputs.facts["sampling_rates"]}
     results["cost"] = loop.cost | shares_used | {"wall_s": round(time.perf_counter() - started, 1)}
     results_file.write_results(out / "results.json", results)
     return results
@@ -143,7 +144,7 @@ def _finish(
 
 def _shown(rows: Examples) -> Mapping[str, str]:
     """The texts of a row for the model card, one that fits the window if there is any."""
-    record = next((row for row in rows.rows(limit=100) if not row["is_cut"]), None) or rows.row(0)
+    record = next((row for row in rows.rows(limit=100) if not row["is_truncated"]), None) or rows.row(0)
     fields: Mapping[str, str] = record["fields"]
     return fields
 

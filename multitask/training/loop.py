@@ -22,19 +22,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from multitask.batching.collate import Batch, Ids, collate
-from multitask.batching.packing import Block, Drawn, micro_steps
+from multitask.batching.packing import Block, SampledExample, micro_steps
 from multitask.config.train import LoopConfig
 from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
+from multitask.events import Report
 from multitask.inference.scoring import example_nll
-from multitask.models.dropout import hasten
+from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
 from multitask.training import checkpoint
 from multitask.training.optim import learning_rate, make_optimizer
 from multitask.training.plots import draw_loss
 
-Report = Callable[[dict[str, Any]], None]
-"""Called with records such as `{"event": "step", "step": 20, "loss": {"nli": 1.2}, ...}`."""
 _NUM_WORSE = 3  # validations without a better one before the reader is told
 
 
@@ -46,7 +45,7 @@ class Stream(Protocol):
     def next_blocks(self, num_blocks: int) -> list[Block]:
         """The next blocks; moves the cursor."""
 
-    def ids(self, drawn: Drawn) -> Ids:
+    def ids(self, drawn: SampledExample) -> Ids:
         """Ids of a drawn example, (length + 1,)."""
 
     def epochs(self) -> dict[str, float]:
@@ -58,11 +57,11 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingInputs:
     """What is learned and what is looked at on the way.
 
-    names: tasks, in the order of `Drawn.task`, or `text`. validation: of each name examples (ids, length of the
-    prompt) that fit the window. layout, prompt_weight: as in `collate`. look: called by the main process at each
+    names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples (ids, length of
+    the prompt) that fit the window. layout, prompt_weight: as in `collate`. look: called by the main process at each
     validation; what it returns joins the record, and its `score` (by name, higher is better) chooses the best weights
     in place of the loss. facts: what the first record tells of the data.
     """
@@ -73,8 +72,8 @@ class Lesson:
     block_size: int
     layout: Literal["packed", "none"] = "packed"
     prompt_weight: float = 0.0
-    look: Callable[[], dict[str, Any]] = dict
-    chooses_by_score: bool = False
+    on_validation: Callable[[], dict[str, Any]] = dict
+    selects_by_score: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,19 +84,19 @@ class Loop:
         self,
         config: LoopConfig,
         seed: int,
-        lesson: Lesson,
+        inputs: TrainingInputs,
         out: Path,
         accelerator: Accelerator,
         model: Any,
         report: Report,
     ) -> None:
-        self.config, self.seed, self.lesson, self.out = config, seed, lesson, out
+        self.config, self.seed, self.inputs, self.out = config, seed, inputs, out
         self.accelerator, self.model, self.report = accelerator, model, report
-        self.stream, self.block_size = lesson.stream, lesson.block_size
+        self.stream, self.block_size = inputs.stream, inputs.block_size
         self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
         by_epochs = math.ceil(config.epochs * self.stream.tokens_per_epoch / self.tokens_per_step)
         self.max_steps = config.max_steps or max(1, by_epochs)
-        self.has_dropout = hasten(model)
+        self.has_dropout = use_fast_dropout(model)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model), make_optimizer(model, config, accelerator.device)
         )
@@ -107,13 +106,13 @@ class Loop:
         self.best: dict[str, Any] | None = None
         self.num_worse = 0
         # Nats and target tokens of each name since the last log line.
-        self.sums = np.zeros((len(lesson.names), 2))
+        self.sums = np.zeros((len(inputs.names), 2))
         self._wants_stop = False
 
     @property
     def _digests(self) -> dict[str, Any]:
         """What the data was read from, by content."""
-        return {name: report.get("sha256") for name, report in self.lesson.facts.get("data", {}).items()}
+        return {name: report.get("sha256") for name, report in self.inputs.facts.get("data", {}).items()}
 
     @property
     def tokens_per_step(self) -> int:
@@ -175,12 +174,12 @@ class Loop:
         """One optimizer step; returns its learning rate: the one given, or that of the schedule."""
         passes = micro_steps(
             self.stream.next_blocks(self.blocks_per_step),
-            self.lesson.layout,
+            self.inputs.layout,
             self.config.micro_batch_tokens,
             self.block_size,
         )
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        part = self.lesson.prompt_weight
+        part = self.inputs.prompt_weight
         weight = sum(d.length + 1 - d.num_prompt + part * (d.num_prompt - 1) for p in passes for d in p)
         rate = learning_rate(self.config, self.step, self.max_steps) if rate is None else rate
         for group in self.optimizer.param_groups:
@@ -195,7 +194,7 @@ class Loop:
             if self.has_dropout:
                 torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
             batch = collate(
-                [(self.stream.ids(d), d.num_prompt) for d in drawn], self.lesson.layout, self.lesson.prompt_weight
+                [(self.stream.ids(d), d.num_prompt) for d in drawn], self.inputs.layout, self.inputs.prompt_weight
             )
             # Gradients of all processes are averaged, hence `world`; the last micro-step alone sends them around.
             quiet = self.accelerator.no_sync(self.forward) if turn < num_rounds - 1 else nullcontext()
@@ -211,9 +210,9 @@ class Loop:
         self.num_tokens += sum(d.length for p in passes for d in p)
         return rate
 
-    def _count(self, batch: Batch, drawn: list[Drawn], nll: Tensor) -> None:
+    def _count(self, batch: Batch, drawn: list[SampledExample], nll: Tensor) -> None:
         """Adds the nats of target tokens to their tasks."""
-        task_of, num_tasks = np.array([d.task for d in drawn]), len(self.lesson.names)
+        task_of, num_tasks = np.array([d.task for d in drawn]), len(self.inputs.names)
         task = task_of[batch.owners.numpy()[batch.is_target.numpy()]]
         self.sums[:, 0] += np.bincount(task, nll.cpu().numpy()[batch.is_target.numpy()], num_tasks)
         self.sums[:, 1] += np.bincount(task, minlength=num_tasks)
@@ -229,7 +228,7 @@ class Loop:
     def _log(self, rate: float, tokens_per_s: float) -> None:
         sums = self._summed()
         self.sums[:] = 0
-        loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.lesson.names, sums, strict=True) if s[1] > 0}
+        loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.inputs.names, sums, strict=True) if s[1] > 0}
         self._check(loss)
         record = {
             "step": self.step,
@@ -264,7 +263,7 @@ class Loop:
         self.forward.eval()
         loss = {}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for name, examples in self.lesson.validation.items():
+        for name, examples in self.inputs.validation.items():
             mine = [examples[n] for n in range(rank, len(examples), world)]
             nll, num = example_nll(self.model, mine, self.config.micro_batch_tokens, self.accelerator.autocast)
             total = torch.tensor([float(nll.sum()), float(num.sum())], device=self.accelerator.device)
@@ -273,16 +272,16 @@ class Loop:
                 loss[name] = round(nats / tokens, 5)
         self._check(loss)
         record: dict[str, Any] = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
-        merit = -sum(loss.values()) / len(loss)
-        seen = self.lesson.look() if self.accelerator.is_main_process else {}
-        if self.lesson.chooses_by_score:
+        selection_score = -sum(loss.values()) / len(loss)
+        seen = self.inputs.on_validation() if self.accelerator.is_main_process else {}
+        if self.inputs.selects_by_score:
             score = torch.zeros(1, device=self.accelerator.device)
             if seen:
                 score += sum(seen["score"].values()) / len(seen["score"])
-            merit = float(self.accelerator.reduce(score, "sum"))
-        is_best = self.best is None or merit > self.best["merit"]
+            selection_score = float(self.accelerator.reduce(score, "sum"))
+        is_best = self.best is None or selection_score > self.best["selection_score"]
         if is_best:
-            self.best = {"step": self.step, "merit": merit}
+            self.best = {"step": self.step, "selection_score": selection_score}
             self.num_worse = 0
             if self.accelerator.is_main_process:
                 weights = checkpoint.trained_weights(self.model)
@@ -303,7 +302,7 @@ class Loop:
         """Of the best weights; those of the last checkpoint's best stay until a newer checkpoint names others."""
         return self.out / "checkpoints" / f"best-{self.best['step'] if self.best else 0}"
 
-    def take_best(self) -> None:
+    def load_best(self) -> None:
         """Puts the best weights back and draws the curves."""
         if self.best is not None:
             checkpoint.load_weights(self._best_folder, self.model)
@@ -390,7 +389,7 @@ class Loop:
             raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
         if self.config.tracker and self.accelerator.is_main_process:
             self.accelerator.init_trackers(
-                "multitask", config={"tasks": ",".join(self.lesson.names), "seed": self.seed}
+                "multitask", config={"tasks": ",".join(self.inputs.names), "seed": self.seed}
             )
         self.forward.train()
         if self.accelerator.is_main_process:
@@ -402,7 +401,7 @@ class Loop:
                     "device": str(self.accelerator.device),
                     "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
                     "tokens_per_step": self.tokens_per_step,
-                    **self.lesson.facts,
+                    **self.inputs.facts,
                     "parameters": sum(p.numel() for p in self.model.parameters()),
                     "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
                 }

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
 from multitask.evaluation import results_file
+from multitask.events import Report, ignore
 from multitask.task import Task
 from multitask.training import run_dir
-from multitask.training.loop import Loop, Report
+from multitask.training.loop import Loop
 from multitask.training.pretrain import _prepare
 
 _LEAST_RATES = 5
@@ -22,7 +23,7 @@ _RATES = {"learning_rate.json", "learning_rate.png"}
 
 
 def find_learning_rate(
-    config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = lambda record: None
+    config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = ignore
 ) -> dict[str, Any]:
     """A rising learning rate, step by step, and the loss with each (Smith, 2015): `out/learning_rate.json` and `.png`.
 
@@ -43,7 +44,7 @@ def find_learning_rate(
     accelerator, config, out = run_dir.begin(config.model_copy(update={"train": train}), out, False, False)
     try:
         prepared = _prepare(config, tasks, out, False, accelerator, report)
-        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
+        loop = Loop(config.train, config.seed, prepared.inputs, out, accelerator, prepared.model, report)
         tried = loop.try_rates(1e-6, 1.0, num_steps)
         accelerator.wait_for_everyone()
     finally:

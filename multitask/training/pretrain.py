@@ -15,13 +15,14 @@ import numpy as np
 from accelerate import Accelerator
 
 from multitask.batching.collate import Ids
-from multitask.batching.packing import Drawn, check_window
+from multitask.batching.packing import SampledExample, check_window
 from multitask.batching.text_blocks import TextStream
 from multitask.config.evaluation import EvalConfig
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
 from multitask.evaluation import bootstrap, evaluator, free_generation, metrics, results_file
-from multitask.evaluation.ngram_counts import Counted
+from multitask.evaluation.bigram_counts import BigramCounts
+from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.attention import name_for
@@ -35,7 +36,7 @@ from multitask.tokenization import train as tokenization_train
 from multitask.tokenization.token_file import TokenFile, token_file
 from multitask.tokenization.tokenizer import load_tokenizer
 from multitask.training import run_dir
-from multitask.training.loop import Lesson, Loop, Report
+from multitask.training.loop import Loop, TrainingInputs
 
 NAME = "text"
 """What running text is called where a task's name stands."""
@@ -43,7 +44,7 @@ NAME = "text"
 
 @dataclass(frozen=True)
 class _Prepared:
-    lesson: Lesson
+    inputs: TrainingInputs
     model: Any
     tokenizer: Any
     train: TokenFile
@@ -56,7 +57,7 @@ class _Blocks(Sequence[tuple[Ids, int]]):
 
     def __init__(self, stream: TextStream, limit: int | None = None) -> None:
         self.stream = stream
-        self.drawn: list[Drawn] = [d for block in stream.in_order(limit) for d in block]
+        self.drawn: list[SampledExample] = [d for block in stream.in_order(limit) for d in block]
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -72,7 +73,7 @@ def pretrain(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    report: Report = lambda record: None,
+    report: Report = ignore,
     arm: str | None = None,
 ) -> dict[str, Any]:
     """Trains a model on running text and leaves a run folder; returns what `results.json` holds.
@@ -88,7 +89,7 @@ def pretrain(
     def finish(config: PretrainConfig, loop: Loop, prepared: _Prepared) -> dict[str, Any]:
         return _finish(loop, prepared, config, started, arm)
 
-    return run_dir.carry_out(config, out, overwrite, resume, report, prepare, finish)
+    return run_dir.run_training(config, out, overwrite, resume, report, prepare, finish)
 
 
 def _prepare(
@@ -115,22 +116,24 @@ def _prepare(
                 f"a block needs {least}; lower train.block_size ({block_size}), or give more text"
             )
     border = train.before_id if train.before_id is not None else train.after_id
-    if config.train.isolated and border is None:
-        raise InputError("train.isolated: nothing stands between documents; name a token in text.after or text.before")
-    border = border if config.train.isolated else None
+    if config.train.document_masking and border is None:
+        raise InputError(
+            "train.document_masking: nothing stands between documents; name a token in text.after or text.before"
+        )
+    border = border if config.train.document_masking else None
     stream = TextStream(
         train.ids, block_size, config.seed, config.train.stride, config.train.blocks == "random", border
     )
     whole = TextStream(validation.ids, block_size, config.seed, border_id=border)
-    lesson = Lesson(
+    inputs = TrainingInputs(
         names=[NAME],
         stream=stream,
         validation={NAME: _Blocks(whole, config.train.eval_max_blocks)},
         block_size=block_size,
-        look=_sampler(model, tokenizer, config, train),
-        facts={"shares": {NAME: 1.0}, "data": {NAME: train.report}},
+        on_validation=_sampler(model, tokenizer, config, train),
+        facts={"sampling_rates": {NAME: 1.0}, "data": {NAME: train.report}},
     )
-    return _Prepared(lesson, model, tokenizer, train, validation, _Blocks(whole))
+    return _Prepared(inputs, model, tokenizer, train, validation, _Blocks(whole))
 
 
 def _tokenizer(
@@ -166,20 +169,20 @@ def _sampler(model: Any, tokenizer: Any, config: PretrainConfig, train: TokenFil
             f"sample_prompt: {len(prompt)} tokens leave no room in a window of {room + len(prompt)}; shorten it"
         )
 
-    def look() -> dict[str, Any]:
+    def on_validation() -> dict[str, Any]:
         if not config.sample_tokens:
             return {}
         uniform = free_generation.numbers(config.seed)
         ((ids, _),) = generate(model, [prompt], min(config.sample_tokens, room), ends, 8192, uniform=uniform)
         return {"sample": config.sample_prompt + tokenizer.decode(ids)}
 
-    return look
+    return on_validation
 
 
 def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: float, arm: str | None) -> dict[str, Any]:
     """Writes the best model and how likely it finds the whole validation text; returns what `results.json` holds."""
     out, model, tokenizer = loop.out, loop.model, prepared.tokenizer
-    loop.take_best()
+    loop.load_best()
     save_plain(model, tokenizer, out / "model", config.sample_prompt)
     results = results_file.envelope(config, "pretrain", arm or config.model.arch, {"name": str(out / "model")})
     results["data"] = {
@@ -187,7 +190,7 @@ def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: fl
         | {"num_rows": prepared.validation.report["num_documents"], "train": prepared.train.report}
     }
     results["tasks"] = {NAME: _score(loop, prepared, config)}
-    sample = prepared.lesson.look()
+    sample = prepared.inputs.on_validation()
     results["tasks"][NAME] |= sample
     results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
     results_file.write_results(out / "results.json", results)
@@ -201,7 +204,7 @@ def _score(loop: Loop, prepared: _Prepared, config: PretrainConfig) -> dict[str,
     """
     blocks, ids = prepared.in_order, prepared.train.ids
     nats, tokens = example_nll(loop.model, blocks, config.train.micro_batch_tokens, loop.accelerator.autocast)
-    counted = Counted(ids[:-1], ids[1:], len(prepared.tokenizer))
+    counted = BigramCounts(ids[:-1], ids[1:], len(prepared.tokenizer))
     held = prepared.validation.report
     own, floors = metrics.Numbers(), {"unigram": metrics.Numbers(), "bigram": metrics.Numbers()}
     for number, (sequence, _) in enumerate(blocks):

@@ -23,9 +23,10 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_objec
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, Interrupted, suggest
+from multitask.events import Report
 from multitask.models.io import model_folder
 from multitask.training import checkpoint
-from multitask.training.loop import Lesson, Loop, Report
+from multitask.training.loop import Loop, TrainingInputs
 
 Config = TypeVar("Config", RunConfig, PretrainConfig)
 
@@ -60,7 +61,7 @@ class Prepared(Protocol):
     """What a kind of training makes ready: what the loop teaches, and the model that learns it."""
 
     @property
-    def lesson(self) -> Lesson:
+    def inputs(self) -> TrainingInputs:
         """What is taught."""
 
     @property
@@ -71,7 +72,7 @@ class Prepared(Protocol):
 P = TypeVar("P", bound=Prepared)
 
 
-def carry_out(
+def run_training(
     config: Config,
     out: Path,
     overwrite: bool,
@@ -88,7 +89,7 @@ def carry_out(
     accelerator, config, out = begin(config, out, overwrite, resume)
     try:
         prepared = prepare(config, out, accelerator)
-        loop = Loop(config.train, config.seed, prepared.lesson, out, accelerator, prepared.model, report)
+        loop = Loop(config.train, config.seed, prepared.inputs, out, accelerator, prepared.model, report)
         if resume:
             loop.restore(checkpoint.newest(out))
     except BaseException:

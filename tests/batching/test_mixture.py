@@ -7,37 +7,39 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from multitask.batching.mixture import STRATUM, Mixture, shares
+from multitask.batching.mixture import STRATUM, Mixture, sampling_rates
 from multitask.errors import InputError
 
 SIZES = {"a": 700, "b": 300, "c": 11}
 
 
 def mixture(sizes: dict[str, int], seed: int = 7, **changes: float) -> Mixture:
-    return Mixture(sizes, shares(sizes, **changes), seed)
+    return Mixture(sizes, sampling_rates(sizes, **changes), seed)
 
 
 def test_shares_follow_the_formulas() -> None:
-    assert shares({"a": 3000, "b": 1000}) == pytest.approx({"a": 0.75, "b": 0.25})
+    assert sampling_rates({"a": 3000, "b": 1000}) == pytest.approx({"a": 0.75, "b": 0.25})
     # 10000^(1/2) = 100 and 100^(1/2) = 10
-    assert shares({"a": 10000, "b": 100}, mixing_temperature=2) == pytest.approx({"a": 100 / 110, "b": 10 / 110})
-    assert shares({"a": 10000, "b": 100}, cap=300) == pytest.approx({"a": 0.75, "b": 0.25})
-    assert shares({"a": 10000, "b": 100}, 2, cap=400) == pytest.approx({"a": 20 / 30, "b": 10 / 30})
-    assert shares({"a": 10**6, "b": 1}, mixing_temperature=1e6)["b"] == pytest.approx(0.5, abs=1e-4)
-    assert shares({"a": 5, "b": 5}, weights={"b": 3, "a": 1}) == pytest.approx({"a": 0.25, "b": 0.75})
+    assert sampling_rates({"a": 10000, "b": 100}, mixing_temperature=2) == pytest.approx(
+        {"a": 100 / 110, "b": 10 / 110}
+    )
+    assert sampling_rates({"a": 10000, "b": 100}, cap=300) == pytest.approx({"a": 0.75, "b": 0.25})
+    assert sampling_rates({"a": 10000, "b": 100}, 2, cap=400) == pytest.approx({"a": 20 / 30, "b": 10 / 30})
+    assert sampling_rates({"a": 10**6, "b": 1}, mixing_temperature=1e6)["b"] == pytest.approx(0.5, abs=1e-4)
+    assert sampling_rates({"a": 5, "b": 5}, weights={"b": 3, "a": 1}) == pytest.approx({"a": 0.25, "b": 0.75})
 
 
 @pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
 def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
     with pytest.raises(InputError, match=r"^train\.mixture_weights: task 'b' needs a weight above 0$"):
-        shares(SIZES, weights={"a": 1, "b": weight, "c": 1})
+        sampling_rates(SIZES, weights={"a": 1, "b": weight, "c": 1})
 
 
 def test_weights_name_every_task_and_no_other() -> None:
     with pytest.raises(InputError, match=r"unknown task 'sum'; did you mean 'summ'\?"):
-        shares({"qa": 5, "summ": 5}, weights={"qa": 1, "sum": 1})
+        sampling_rates({"qa": 5, "summ": 5}, weights={"qa": 1, "sum": 1})
     with pytest.raises(InputError, match="task 'summ' needs a weight above 0"):
-        shares({"qa": 5, "summ": 5}, weights={"qa": 1})
+        sampling_rates({"qa": 5, "summ": 5}, weights={"qa": 1})
 
 
 def test_any_slicing_gives_the_same_draws() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from multitask.batching.collate import collate
-from multitask.batching.mixture import Mixture, shares
-from multitask.batching.packing import BlockStream, Drawn, best_fit, check_window, micro_steps
+from multitask.batching.mixture import Mixture, sampling_rates
+from multitask.batching.packing import BlockStream, SampledExample, best_fit, check_window, micro_steps
 from multitask.batching.text_blocks import TextStream
 from multitask.errors import InputError
 from multitask.models.attention import group_by_length
@@ -27,7 +27,7 @@ def stream(seed: int = 7, window: int = 128) -> BlockStream:
     for name, size in sizes.items():
         lengths = rng.integers(3, 50, size)
         examples[name] = SimpleNamespace(lengths=lengths, num_prompts=rng.integers(1, lengths - 1))
-    return BlockStream(examples, Mixture(sizes, shares(sizes), seed), block_size=64, window=window)
+    return BlockStream(examples, Mixture(sizes, sampling_rates(sizes), seed), block_size=64, window=window)
 
 
 def test_packing_by_hand() -> None:
@@ -57,7 +57,7 @@ def test_an_example_longer_than_a_block_is_a_bug() -> None:
 
 def test_every_draw_of_a_window_is_in_one_block() -> None:
     made = stream()
-    blocks: list[list[Drawn]] = []
+    blocks: list[list[SampledExample]] = []
     while made.cursor[0] < 2:
         blocks += made.next_blocks(1)
     tasks, _, rows = made.mixture.draws(0, 256)
@@ -201,7 +201,7 @@ def test_blocks_longer_than_the_model_are_refused() -> None:
 TEXT = np.arange(1000, dtype=np.uint16)
 
 
-def seen(made: TextStream, blocks: list[list[Drawn]]) -> list[int]:
+def seen(made: TextStream, blocks: list[list[SampledExample]]) -> list[int]:
     return [int(i) for block in blocks for d in block for i in made.ids(d)[1:]]
 
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from helpers import FACTS, ROOT, WORLD, files, learned, python, settings, untrained
+from helpers import FACTS, ROOT, SYNTHETIC, files, learned, python, settings, untrained
 
 import multitask
 from multitask import evaluate, load_tasks, train
@@ -58,7 +58,14 @@ def test_a_task_is_learned_by_heart_and_scored(tmp_path: Path) -> None:
     learning = ("--set", "train.max_steps=150", "--set", "train.learning_rate=3e-3", "--set", "train.batch_tokens=256")
     result = command("train", "--tasks", "qa", "--config", path, *learning, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    for shown in ("qa: 6 rows, 0 cut, 0 refused", "step 150/150", "validation qa", "exact_match", "better", "written"):
+    for shown in (
+        "qa: 6 rows, 0 truncated, 0 dropped",
+        "step 150/150",
+        "validation qa",
+        "exact_match",
+        "better",
+        "written",
+    ):
         assert shown in result.output
     result = command("evaluate", tmp_path / "run", "--split", "train", "--out", tmp_path / "scores.json")
     assert result.exit_code == 0, result.output
@@ -78,7 +85,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
         json.loads(line) for line in (tmp_path / "run" / "predictions" / "translate.jsonl").open(encoding="utf-8")
     ]
     assert {record["language"] for record in records} == {"ko", "en"}
-    assert all(record["prompt"].endswith("<|translate|>") and not record["is_cut"] for record in records)
+    assert all(record["prompt"].endswith("<|translate|>") and not record["is_truncated"] for record in records)
     assert "`{source}<\\|translate\\|>`" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert "unknown task 'translate'" in refused("evaluate", tmp_path / "run")
     assert command("evaluate", tmp_path / "run", "--tasks-dir", TRANSLATE).exit_code == 0
@@ -86,7 +93,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
 
 def test_python_returns_what_the_results_file_holds(tmp_path: Path) -> None:
     assert set(multitask.__all__) == {"train", "evaluate", "load_tasks"}
-    given = settings("cls", data={"sources": {"nli": [WORLD]}})
+    given = settings("cls", data={"sources": {"nli": [SYNTHETIC]}})
     results = train(given, tasks=["nli"], flags=["train.max_steps=2"], out=tmp_path / "run")
     assert results == json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["tasks"]) == ["nli"]

@@ -2,13 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from multitask.config.data import CutConfig, SourceConfig, TextConfig
+from multitask.config.base import Settings
+from multitask.config.data import SourceConfig, SplitConfig, TextConfig
 from multitask.config.evaluation import SamplingConfig
 from multitask.config.loading import describe, load, override, read_yaml
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
+from multitask.config.train import BlockConfig
 from multitask.errors import InputError
 from multitask.files import shipped
 
@@ -34,13 +37,13 @@ def test_flags_win_and_leave_the_settings_alone() -> None:
     assert (config.train.epochs, config.train.clip_norm, config.train.learning_rate) == (1, 3, 3e-4)
     assert (config.model.name, config.tasks) == (None, ["qa"])
     assert settings == {"train": {"epochs": 2, "clip_norm": 3}}
-    assert override({}, ["model.name=12ab"]) == {"model": {"name": "12ab"}}
+    assert override(RunConfig, {}, ["model.name=12ab"]) == {"model": {"name": "12ab"}}
 
 
 @pytest.mark.parametrize(("flag", "said"), [("train.epochs", "expected name=value"), ("a=[1", "not a YAML value")])
 def test_a_flag_that_cannot_be_read(flag: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        override({}, [flag])
+        override(RunConfig, {}, [flag])
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -74,7 +77,33 @@ def test_every_shipped_run_loads(path: Path) -> None:
 
 def test_every_setting_says_what_it_means_and_the_page_lists_it() -> None:
     page = DOCS.read_text("utf-8")
-    kinds = (RunConfig, SourceConfig, CutConfig, PretrainConfig, TextConfig, SamplingConfig, BenchmarkConfig)
+    kinds = (RunConfig, SourceConfig, SplitConfig, PretrainConfig, TextConfig, SamplingConfig, BenchmarkConfig)
     for line in (line for kind in kinds for line in describe(kind)):
         assert line in page, "docs/settings.md is older than multitask/config"
         assert len(re.split(r"(?<!\\)\|", line)[-2].strip()) > 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (SourceConfig, {"world": {"train": 3}}, {"synthetic": {"train": 3}}),
+        (
+            SourceConfig,
+            {"files": {"all": "a.jsonl"}, "cut": {"by": "title", "test": 0}},
+            {"files": {"all": "a.jsonl"}, "split_by": {"column": "title", "test": 0}},
+        ),
+        (TextConfig, {"world": {"train": 3}}, {"synthetic": {"train": 3}}),
+        (BlockConfig, {"isolated": True}, {"document_masking": True}),
+    ],
+)
+def test_old_names_are_read_with_a_warning(kind: type[Settings], old: dict[str, Any], new: dict[str, Any]) -> None:
+    with pytest.warns(FutureWarning, match="is now called"):
+        assert load(kind, old) == load(kind, new)
+    with pytest.raises(InputError, match=r"is the old name of .*, and both are given; leave out"):
+        load(kind, {**new, **old})
+
+
+def test_an_old_name_in_a_flag_is_read_too() -> None:
+    with pytest.warns(FutureWarning, match="'isolated' is now called 'document_masking'"):
+        config = load(PretrainConfig, {"text": {"files": {"train": "a"}}}, ["train.isolated=true"])
+    assert config.train.document_masking

@@ -86,8 +86,8 @@ def test_local_presets_are_those_counted() -> None:
 @pytest.mark.parametrize("name", ["e9t/nsmc", "e9t/nsmc_ratings", "klue/klue/nli", "klue/klue/ynat"])
 def test_published_splits_are_kept(name: str) -> None:
     source = preset(name)
-    assert source.cut is not None
-    assert source.cut.test == 0  # `test` is what was published, nothing else
+    assert source.split_by is not None
+    assert source.split_by.test == 0  # `test` is what was published, nothing else
     assert all(has_split(source, split) for split in SPLITS)
 
 

@@ -105,14 +105,14 @@ def test_rows_of_jsonl_are_documents(tmp_path, monkeypatch):
 
 
 def test_the_worlds_documents():
-    config = TextConfig(world={"train": 5, "validation": 3})
+    config = TextConfig(synthetic={"train": 5, "validation": 3})
     assert list(documents(config, "train")) == list(world_documents("train", 5))
     assert list(documents(config, "validation")) == list(world_documents("validation", 3))
     found = provenance(config, "validation")
     assert found["files"] == ["documents:validation:3"]
     assert found["validation_share"] is None
     text = "".join(world_documents("train", 5))
-    shared = TextConfig(world={"train": 5}, validation=0.25)
+    shared = TextConfig(synthetic={"train": 5}, validation=0.25)
     assert "".join(documents(shared, "validation")) == text[int(0.75 * len(text)) :]
 
 
@@ -124,7 +124,7 @@ def test_the_worlds_documents():
 def test_a_share_is_exact_in_characters(kind, share, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "_PART", 20)
     rng = random.Random(2)
-    num_cut = 0
+    num_truncated = 0
     for _ in range(40):
         names = [f"{n}.txt" for n in range(3)]
         for name in names:
@@ -135,13 +135,13 @@ def test_a_share_is_exact_in_characters(kind, share, tmp_path, monkeypatch):
         whole = "".join(every)
         border = int(len(whole) * (1 - share))  # as nanoGPT and the textbook count
         assert ("".join(before), "".join(after)) == (whole[:border], whole[border:])
-        is_cut = len(before) + len(after) > len(every)
-        if is_cut:
+        is_truncated = len(before) + len(after) > len(every)
+        if is_truncated:
             assert [*before[:-1], before[-1] + after[0], *after[1:]] == every
         else:
             assert before + after == every
-        num_cut += is_cut
-    assert num_cut > 10
+        num_truncated += is_truncated
+    assert num_truncated > 10
 
 
 def test_a_share_must_leave_something(tmp_path):
@@ -252,11 +252,11 @@ def test_settings_that_cannot_be():
             load(PretrainConfig, {"text": settings})
         return str(raised.value).removeprefix("settings: ")
 
-    assert refusal() == "text: exactly one of files, world is needed, found none"
-    both = {"files": {"train": "a"}, "world": {"train": 1}}
-    assert refusal(**both) == "text: exactly one of files, world is needed, found files, world"
+    assert refusal() == "text: exactly one of files, synthetic is needed, found none"
+    both = {"files": {"train": "a"}, "synthetic": {"train": 1}}
+    assert refusal(**both) == "text: exactly one of files, synthetic is needed, found files, synthetic"
     assert refusal(files={"validation": "a"}) == "text: files: there is nothing for train; expected at least one"
     empty = {"train": "a", "validation": []}
     assert refusal(files=empty) == "text: files: there is nothing for validation; expected at least one"
-    assert refusal(world={"train": 0}).startswith("text.world.train: Input should be greater than 0, found 0")
+    assert refusal(synthetic={"train": 0}).startswith("text.synthetic.train: Input should be greater than 0, found 0")
     assert refusal(files={"train": "a"}, validation=1) == "text.validation: Input should be less than 1, found 1"

@@ -29,11 +29,11 @@ def prepare(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "answer": answers[0], "references": answers, "keep": [start, start + len(answers[0])]}
 
 
-CLS = Task("cls", "{text}<|classify|>{label}<|end|>", "label", cut="text", label="label")
+CLS = Task("cls", "{text}<|classify|>{label}<|end|>", "label", truncate="text", label="label")
 GEN = Task("gen", "<|start|>{label} {text}<|end|>", "text", label="label", optional=("label",))
-SUMM = Task("summ", "{document}<|summarize|>{summary}<|end|>", "summary", cut="document")
+SUMM = Task("summ", "{document}<|summarize|>{summary}<|end|>", "summary", truncate="document")
 NLI = Task("nli", "{premise}<|nli|>{label}<|end|>", "label", label="label", choices=("entailment", "neutral"))
-QA = Task("qa", "{context}<|q|>{question}<|a|>{answer}<|end|>", "answer", cut="context", prepare=prepare)
+QA = Task("qa", "{context}<|q|>{question}<|a|>{answer}<|end|>", "answer", truncate="context", prepare=prepare)
 SENTIMENT: dict[str | int, Any] = {0: {"ko": "부정", "en": "negative"}, 1: {"ko": "긍정", "en": "positive"}}
 
 
@@ -485,15 +485,15 @@ def test_missing_split(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- splits
 
 
-def cut_source(folder: Path, num_groups: int = 2000, **shares: float) -> SourceConfig:
+def split_source(folder: Path, num_groups: int = 2000, **fractions: float) -> SourceConfig:
     rows = [{"document": f"d{i}", "summary": "s", "article": f"글 {i // 3}"} for i in range(3 * num_groups)]
     write(folder, "all.jsonl", rows)
-    settings: Any = {"files": {"all": "all.jsonl"}, "cut": {"by": "article", **shares}}
+    settings: Any = {"files": {"all": "all.jsonl"}, "split_by": {"column": "article", **fractions}}
     return SourceConfig.model_validate(settings)
 
 
-def test_the_cut_loses_doubles_and_crosses_nothing(tmp_path: Path) -> None:
-    source = cut_source(tmp_path, validation=0.1, test=0.2)
+def test_the_split_loses_doubles_and_crosses_nothing(tmp_path: Path) -> None:
+    source = split_source(tmp_path, validation=0.1, test=0.2)
     splits = {s: [r.id for r in read(SUMM, source, tmp_path, split=s)] for s in ("train", "validation", "test")}
     lines = sorted(int(i.split(":")[1]) for ids in splits.values() for i in ids)
     assert lines == list(range(1, 6001))
@@ -504,23 +504,23 @@ def test_the_cut_loses_doubles_and_crosses_nothing(tmp_path: Path) -> None:
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
 
 
-def test_the_cut_is_the_documented_function(tmp_path: Path) -> None:
+def test_the_split_is_the_documented_function(tmp_path: Path) -> None:
     # `printf '글 0' | sha256sum`: the first 16 digits as a fraction of 16^16; test up to 0.2, validation up to 0.3.
-    source = cut_source(tmp_path, validation=0.1, test=0.2)
-    assert source.cut is not None
+    source = split_source(tmp_path, validation=0.1, test=0.2)
+    assert source.split_by is not None
     places = {g: data_sources._split_of(g, source) for g in ("글 0", "글 1", "글 2", 17, "17")}
     # 글 0: 0.886, 글 1: 0.446, 글 2: 0.125, 17: 0.270
     assert places == {"글 0": "train", "글 1": "train", "글 2": "test", 17: "validation", "17": "validation"}
-    bigger = source.model_copy(update={"cut": source.cut.model_copy(update={"test": 0.4})})
+    bigger = source.model_copy(update={"split_by": source.split_by.model_copy(update={"test": 0.4})})
     before = {r.id for r in read(SUMM, source, tmp_path, split="test")}
     assert before < {r.id for r in read(SUMM, bigger, tmp_path, split="test")}
 
 
-def test_a_named_split_beside_one_to_be_cut(tmp_path: Path) -> None:
-    # Published train and test, no validation: cut that from train.
-    cut_source(tmp_path)
+def test_a_named_split_beside_one_to_be_split(tmp_path: Path) -> None:
+    # Published train and test, no validation: split that off train.
+    split_source(tmp_path)
     write(tmp_path, "test.jsonl", [{"document": "own", "summary": "s"}])
-    settings: Any = {"files": {"all": "all.jsonl", "test": "test.jsonl"}, "cut": {"by": "article", "test": 0}}
+    settings: Any = {"files": {"all": "all.jsonl", "test": "test.jsonl"}, "split_by": {"column": "article", "test": 0}}
     source = SourceConfig.model_validate(settings)
     assert [r.fields["document"] for r in read(SUMM, source, tmp_path, split="test")] == ["own"]
     sizes = [len(read(SUMM, source, tmp_path, split=s)) for s in ("train", "validation")]
@@ -532,9 +532,9 @@ def test_a_named_split_beside_one_to_be_cut(tmp_path: Path) -> None:
 
 def test_rows_without_a_group(tmp_path: Path) -> None:
     write(tmp_path, "all.jsonl", GOOD)
-    source = SourceConfig.model_validate({"files": {"all": "all.jsonl"}, "cut": {"by": "article"}})
+    source = SourceConfig.model_validate({"files": {"all": "all.jsonl"}, "split_by": {"column": "article"}})
     text = error(SUMM, source, tmp_path)
-    assert text == "all.jsonl:1: column 'article', by which splits are cut, is missing; found document, summary"
+    assert text == "all.jsonl:1: column 'article', by which rows are split, is missing; found document, summary"
 
 
 # ---------------------------------------------------------------- hub, world, presets, provenance
@@ -600,40 +600,40 @@ def test_file_provenance_is_the_sha256_of_the_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """A stand-in for `multitask.data.synthetic.world`."""
+    """A stand-in for `multitask.data.synthetic.dataset`."""
 
     def rows(fields: frozenset[str], split: str, count: int) -> Any:
         assert fields == {"text", "label"}
         for i in range(count):
             yield {"id": f"{split}-{i}", "language": ("ko", "en")[i % 2], "text": "t", "label": "cat"}
 
-    (tmp_path / "world.py").write_text("# code")
+    (tmp_path / "dataset.py").write_text("# code")
     labels = {"dog": {"ko": "개", "en": "dog"}, "cat": {"ko": "고양이", "en": "cat"}}
-    fake = types.SimpleNamespace(rows=rows, LABELS=labels, __file__=str(tmp_path / "world.py"))
-    monkeypatch.setitem(sys.modules, "multitask.data.synthetic.world", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(multitask.data.synthetic, "world", fake, raising=False)
+    fake = types.SimpleNamespace(rows=rows, LABELS=labels, __file__=str(tmp_path / "dataset.py"))
+    monkeypatch.setitem(sys.modules, "multitask.data.synthetic.dataset", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(multitask.data.synthetic, "dataset", fake, raising=False)
     return fake
 
 
 def test_the_world_is_the_default_source(world: types.SimpleNamespace) -> None:
     [source] = resolve(CLS, DataConfig())
-    assert source.world == {"train": 20000, "validation": 500, "test": 500}
+    assert source.synthetic == {"train": 20000, "validation": 500, "test": 500}
     rows = read(CLS, source, None, split="test")
     assert len(rows) == 500
     assert [r.fields["label"] for r in rows[:2]] == ["고양이", "cat"]
     assert rows[0].choices == ("개", "고양이")
-    assert rows[0].where == "world:test:1"
-    small = SourceConfig(world={"train": 3})
+    assert rows[0].where == "synthetic:test:1"
+    small = SourceConfig(synthetic={"train": 3})
     assert [has_split(small, s) for s in ("train", "test")] == [True, False]
     before = provenance(small, "train", DataConfig())
-    assert before["files"] == ["world:train:3"]
+    assert before["files"] == ["synthetic:train:3"]
     Path(world.__file__).write_text("# other code")
     assert provenance(small, "train", DataConfig())["sha256"] != before["sha256"]
 
 
 def test_a_task_that_the_world_does_not_know() -> None:
     task = Task(name="poem", stream="{theme}<|poem|>{poem}<|end|>", target="poem")
-    text = error(task, SourceConfig(world={"train": 3}), None)
+    text = error(task, SourceConfig(synthetic={"train": 3}), None)
     assert text.startswith("task 'poem': the embedded world has no rows of the fields poem, theme; it has rows of: ")
     assert text.endswith("Name files or a hub set for this task in data.sources")
 

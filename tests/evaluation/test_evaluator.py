@@ -16,7 +16,7 @@ from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.evaluation import baselines, evaluator, results_file
 from multitask.evaluation.baselines import Fitted
-from multitask.evaluation.ngram_counts import Counted
+from multitask.evaluation.bigram_counts import BigramCounts
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choose, example_nll
 from multitask.models.io import load_trained
@@ -92,7 +92,7 @@ def test_perplexity_is_the_models_own_loss(run: tuple[Path, dict[str, Any]]) -> 
     _, tokenizer = load_trained(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     for name in ("nli", "qa"):
-        assert trained["data"][name]["num_cut"] == 0
+        assert trained["data"][name]["num_truncated"] == 0
         nats, tokens, num_bytes = 0.0, 0, 0
         for line in (folder / "predictions" / f"{name}.jsonl").read_text("utf-8").splitlines():
             record = json.loads(line)
@@ -173,7 +173,7 @@ def test_the_results_file(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> N
         assert results["versions"]["torch"] == torch.__version__
         for name, task in results["tasks"].items():
             data = results["data"][name]
-            assert {"files", "sha256", "revision", "split", "num_rows", "num_cut", "num_refused"} <= set(data)
+            assert {"files", "sha256", "revision", "split", "num_rows", "num_truncated", "num_dropped"} <= set(data)
             assert {"num_skipped", "num_chars_lost"} <= set(data)
             assert (data["split"], data["num_rows"], task["num_examples"]) == ("test", 16, 16)
             first, *_ = load_tasks()[name].metrics
@@ -231,7 +231,7 @@ def test_a_target_longer_than_the_window_is_counted(tmp_path: Path) -> None:
     given = settings("summ", data={"sources": {"summ": [source]}})
     results = evaluate(model, given, out=tmp_path / "out.json")
     task = results["tasks"]["summ"]
-    assert (task["num_examples"], task["num_unscored"], results["data"]["summ"]["num_cut"]) == (3, 1, 1)
+    assert (task["num_examples"], task["num_unscored"], results["data"]["summ"]["num_truncated"]) == (3, 1, 1)
     records = [json.loads(line) for line in (tmp_path / "out.json.predictions" / "summ.jsonl").open()]
     assert [bool(record["nll"]) for record in records] == [True, False, True]
     assert all("rougeL" in record["scores"] for record in records)
@@ -247,7 +247,7 @@ def test_labels_of_more_tokens_than_an_answer_may_have(tmp_path: Path) -> None:
     source = {**files(tmp_path, train=rows, test=rows), "labels": words}
     model = untrained(tmp_path / "model", "cls", n_positions=64)
     results = evaluate(model, settings("cls", data={"sources": {"cls": [source]}}))
-    assert results["data"]["cls"]["num_cut"] == 2
+    assert results["data"]["cls"]["num_truncated"] == 2
     assert results["tasks"]["cls"]["num_examples"] == 4
     assert results["tasks"]["cls"]["num_unscored"] == 1
 
@@ -334,7 +334,7 @@ def test_counted_floors_by_hand(tmp_path: Path) -> None:
     total = sum(seen.values()) + len(tokenizer)
     nats = sum(-math.log((seen[token] + 1) / total) for token in asked)
     assert found["baselines"]["unigram"]["perplexity"]["value"] == pytest.approx(math.exp(nats / len(asked)), rel=1e-5)
-    counted = Counted(*map(np.array, zip(*pairs(FACTS[:4]), strict=True)), len(tokenizer))
+    counted = BigramCounts(*map(np.array, zip(*pairs(FACTS[:4]), strict=True)), len(tokenizer))
     nats = float(counted.bigram(*map(np.array, zip(*pairs(FACTS[4:]), strict=True))).sum())
     assert found["baselines"]["bigram"]["perplexity"]["value"] == pytest.approx(math.exp(nats / len(asked)), rel=1e-5)
 

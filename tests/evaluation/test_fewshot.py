@@ -22,7 +22,7 @@ from multitask import api
 from multitask.cli import main as cli_main
 from multitask.config.loading import load
 from multitask.config.run import RunConfig
-from multitask.data.synthetic import world
+from multitask.data.synthetic import dataset
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.fewshot import fewshot
@@ -81,7 +81,7 @@ def nats(model: Any, before: list[int], after: list[int]) -> float:
 
 def words_of(task: Task, language: str) -> list[str]:
     words = task.prompts[language].words
-    return list(words) if words else [f" {kind[language]}" for kind in world.LABELS.values()]
+    return list(words) if words else [f" {kind[language]}" for kind in dataset.LABELS.values()]
 
 
 def answers(model: Any, tokenizer: Any, prompt: str, words: Iterable[str]) -> list[float]:
@@ -104,7 +104,7 @@ def test_choices_are_scored_as_a_plain_loop_scores_them(
 ) -> None:
     """Likelihoods of every choice, and what each of the four rules predicts of them; Korean and English."""
     tokenizer, task = tokenizer_of("byte-level"), TASKS[name]
-    fields = {f"world-test-{n}": row for n, row in enumerate(world.rows(_fields(task), "test", 8))}
+    fields = {f"world-test-{n}": row for n, row in enumerate(dataset.rows(_fields(task), "test", 8))}
     expected: dict[str, list[str]] = {rule: [] for rule in RULES}
     gold: list[str] = []
     for rule in RULES:
@@ -125,7 +125,7 @@ def test_choices_are_scored_as_a_plain_loop_scores_them(
                     "per_byte": [n / len(word.encode()) for n, word in zip(found, words, strict=True)],
                     "calibrated": calibrated(model, tokenizer, task, line, question, words, found),
                 }
-                classes = task.choices or tuple(kind["en"] for kind in world.LABELS.values())
+                classes = task.choices or tuple(kind["en"] for kind in dataset.LABELS.values())
                 for way, values in ways.items():
                     expected[way].append(classes[int(np.argmin(values))])
                 (reference,) = line["references"]
@@ -220,7 +220,7 @@ def test_answers_are_written_as_generate_writes_them(model: GPT2LMHeadModel, tmp
     tokenizer, task = tokenizer_of("byte-level"), TASKS["qa"]
     results, lines = run(model, tokenizer, "qa", tmp_path, fewshot={"shots": [0]}, eval={"max_rows": 8})
     f1s, matches, told, tokens = [], [], 0.0, 0
-    rows = list(world.rows(frozenset({"context", "question", "answer"}), "test", 8))
+    rows = list(dataset.rows(frozenset({"context", "question", "answer"}), "test", 8))
     for line, row in zip(lines(0), rows, strict=True):
         language = row["language"]
         prompt = render_plain(task, row, language)
@@ -440,7 +440,7 @@ def test_refused_rows_are_counted(tiny_model: Made, tmp_path: Path) -> None:
     given: dict[str, Any] = {"data": {"sources": {"sums": [files(tmp_path / "data", train=rows, test=rows)]}}}
     results, lines = run(model, tokenizer, {"sums": SUMS}, tmp_path, fewshot={"shots": [0, 2], "draws": 1}, **given)
     data = results["data"]["sums"]
-    assert (data["num_rows"], data["num_refused"], data["num_cut"]) == (3, 3, 0)
+    assert (data["num_rows"], data["num_dropped"], data["num_truncated"]) == (3, 3, 0)
     assert len(lines(0)) == len(lines(2)) == results["tasks"]["sums"]["num_examples"] == 3
     with pytest.raises(
         InputError, match="sums', test: no question fits the model's window of 12 tokens, 6 were refused"
@@ -460,8 +460,8 @@ def test_questions_are_cut_and_demonstrations_dropped(tiny_model: Made, tmp_path
     ]
     given: dict[str, Any] = {"data": {"sources": {"qa": [files(tmp_path / "data", train=rows, test=rows)]}}}
     results, lines = run(model, tokenizer, "qa", tmp_path, fewshot={"shots": [4], "draws": 2}, **given)
-    assert results["data"]["qa"]["num_cut"] == 1
-    (cut,) = (line for line in lines(4) if line["is_cut"])
+    assert results["data"]["qa"]["num_truncated"] == 1
+    (cut,) = (line for line in lines(4) if line["is_truncated"])
     assert (cut["where"], cut["num_fitted"]) == (f"{tmp_path}/data/test.jsonl:4", 0)
     for draw, shown in enumerate(results["tasks"]["qa"]["per_shot"]["4"]["draws"]):
         assert shown["num_fitted"] == pytest.approx(fmean(line["num_fitted"] for line in lines(4, draw)), abs=1e-3)
@@ -497,7 +497,7 @@ def test_what_cannot_be_prompted_says_so(
 @pytest.mark.parametrize("name", ["nli", "qa", "gen"])
 def test_a_model_of_broken_weights_is_refused(model: GPT2LMHeadModel, tmp_path: Path, name: str) -> None:
     model.transformer.wte.weight.data[5] = float("nan")
-    with pytest.raises(InputError, match="world:test:1: the model finds no finite likelihood of an answer"):
+    with pytest.raises(InputError, match="synthetic:test:1: the model finds no finite likelihood of an answer"):
         run(model, tokenizer_of("byte-level"), name, tmp_path, fewshot={"shots": [0]})
 
 
@@ -519,7 +519,9 @@ def test_the_results_file(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     assert (results["schema"], results["kind"], results["model"]) == (1, "fewshot", {"name": "a model"})
     for name in chosen:
         data, task = results["data"][name], results["tasks"][name]
-        assert {"files", "sha256", "revision", "split", "num_rows", "num_cut", "num_refused", "num_skipped"} <= {*data}
+        assert {"files", "sha256", "revision", "split", "num_rows", "num_truncated", "num_dropped", "num_skipped"} <= {
+            *data
+        }
         assert data["num_chars_lost"] == 0
         assert len(data["sha256"]) == len(data["files"]) == 1
         assert task["num_examples"] == 4
@@ -644,13 +646,13 @@ def test_an_unknown_model_is_named(tmp_path: Path) -> None:
 def test_no_sum_of_test_is_in_train() -> None:
     fields = frozenset({"first", "second", "sum"})
     pairs = {
-        split: {frozenset((row["first"], row["second"])) for row in world.rows(fields, split, 2000)}
+        split: {frozenset((row["first"], row["second"])) for row in dataset.rows(fields, split, 2000)}
         for split in ("train", "validation", "test")
     }
     assert all(len(each) > 300 for each in pairs.values())
     for one, other in pairwise((*pairs.values(), pairs["train"])):
         assert not one & other
-    for row in world.rows(fields, "test", 200):
+    for row in dataset.rows(fields, "test", 200):
         assert len(row["first"]) == len(row["second"]) == 2
         assert int(row["first"]) + int(row["second"]) == int(row["sum"])
 
@@ -658,7 +660,7 @@ def test_no_sum_of_test_is_in_train() -> None:
 def test_closed_questions_ask_of_those_whom_train_tells_of() -> None:
     fields = frozenset({"question", "answer"})
     asked = {
-        split: {row["question"]: row["answer"] for row in world.rows(fields, split, 1000)}
+        split: {row["question"]: row["answer"] for row in dataset.rows(fields, split, 1000)}
         for split in ("train", "validation", "test")
     }
     for one, other in pairwise((*asked.values(), asked["train"])):
@@ -666,11 +668,11 @@ def test_closed_questions_ask_of_those_whom_train_tells_of() -> None:
     for question, answer in list(asked["test"].items())[:100]:
         facts = [
             one.value(attribute, language)
-            for name in world.names("train")
+            for name in dataset.names("train")
             if name[0] in question or name[1] in question
-            for one in (world.Being(kind, name) for kind in world.LABELS)
-            for attribute in world.ATTRIBUTES
-            for language in world.LANGUAGES
+            for one in (dataset.Being(kind, name) for kind in dataset.LABELS)
+            for attribute in dataset.ATTRIBUTES
+            for language in dataset.LANGUAGES
             if one.ask(attribute, language) == question
         ]
         assert facts == [answer], "one being of train, one fact"

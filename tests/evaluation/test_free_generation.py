@@ -120,9 +120,9 @@ def test_the_confusion_matrix_is_that_of_the_predictions(run: tuple[Path, dict[s
 def test_every_task_says_how_much_of_its_test_stands_in_train(run: tuple[Path, dict[str, Any]]) -> None:
     _, results = run
     for data in results["data"].values():
-        assert data["hygiene"]["num_test"] == data["num_rows"]
-        assert data["hygiene"]["num_duplicates"] == 0
-        assert 0 <= data["hygiene"]["overlap"] <= 1
+        assert data["contamination"]["num_test"] == data["num_rows"]
+        assert data["contamination"]["num_duplicates"] == 0
+        assert 0 <= data["contamination"]["overlap"] <= 1
 
 
 def test_words_have_a_perplexity_where_answers_are_open(run: tuple[Path, dict[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A short run on the embedded world: its folder, its results and predictions, and its rows as strings."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; see this file's beginning")
     work = tmp_path_factory.mktemp("peers")
-    source = {"world": {"train": 200, "validation": 12, "test": ROWS}}
+    source = {"synthetic": {"train": 200, "validation": 12, "test": ROWS}}
     given = settings(*TASKS, data={"sources": {name: [source] for name in TASKS}}, train={"max_steps": 60})
     train(given, out=work / "run")
     results = evaluate(work / "run", given, out=work / "results.json")
@@ -84,7 +84,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         literal = parse(task.stream)[-2].literal
         rows[name] = []
         for row in examples.rows():
-            assert not row["is_cut"]  # the harness would read a longer prompt
+            assert not row["is_truncated"]  # the harness would read a longer prompt
             choices = [literal + word + END for word in row["choices"]]
             target = literal + row["fields"][task.target] + END
             gold = choices.index(target) if choices else 0

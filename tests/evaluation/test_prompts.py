@@ -175,7 +175,7 @@ def test_demonstrations_are_dropped_whole_from_the_end() -> None:
     for window in range(80, 1200, 40):
         prompter = Prompter(QA, tokenizer, window)
         prompted = prompter.encode(asked, ranking, 8)
-        if prompted is None or prompted.is_cut:
+        if prompted is None or prompted.is_truncated:
             continue
         num = len(prompted.shown)
         assert prompted.shown == tuple(ranking[:num])
@@ -193,14 +193,14 @@ def test_demonstrations_are_dropped_whole_from_the_end() -> None:
 
 def test_the_question_is_cut_only_where_it_may_be_and_only_alone() -> None:
     tokenizer, ranking = tokenizer_of("byte-level"), rows(QA, 3)
-    num_cut = 0
+    num_truncated = 0
     for number in range(30):
         asked = row(QA, number, context=" ".join(random.Random(number).choices(WORDS, k=60)))
         room = QA.max_new_tokens
         least = len(tokenizer(render_plain(QA, asked.fields | {"context": "a"}, "en"))["input_ids"]) + room
         prompted = Prompter(QA, tokenizer, least + 20).encode(asked, ranking, 3)
         assert prompted is not None
-        assert prompted.is_cut
+        assert prompted.is_truncated
         assert not prompted.shown
         assert least <= len(prompted.ids) + room <= least + 20
         short = prompted.row.fields["context"]
@@ -208,9 +208,9 @@ def test_the_question_is_cut_only_where_it_may_be_and_only_alone() -> None:
         assert short == short.rstrip() != ""
         assert prompted.text == render_plain(QA, asked.fields | {"context": short}, "en")
         assert prompted.row == replace(asked, fields=asked.fields | {"context": short})
-        num_cut += 1
+        num_truncated += 1
         assert Prompter(QA, tokenizer, least - 2).encode(asked, ranking, 3) is None, "the question itself is never cut"
-    assert num_cut == 30
+    assert num_truncated == 30
 
 
 def test_a_task_without_a_cut_field_refuses() -> None:

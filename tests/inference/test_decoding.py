@@ -24,7 +24,7 @@ from multitask.config.evaluation import SamplingConfig
 from multitask.errors import InputError
 from multitask.inference.decoding import beam_search, generate
 from multitask.inference.generator import reshaping
-from multitask.inference.kv_cache import reads_exactly
+from multitask.inference.kv_cache import supports_shared_prefix
 
 V = 50
 SMALL = {"vocab_size": V, "initializer_range": 0.3}
@@ -113,7 +113,7 @@ def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
 
 
 def test_both_ways_of_writing_are_tried() -> None:
-    found = {name: reads_exactly(make().eval()) for name, make in MODELS.items()}
+    found = {name: supports_shared_prefix(make().eval()) for name, make in MODELS.items()}
     assert found == {"gpt2": True, "lora": True, "mistral": False, "bigram": False}
 
 
@@ -198,7 +198,7 @@ def test_rows_that_are_done_do_not_run_out_of_positions(monkeypatch: pytest.Monk
     model = gpt2(n_positions=32).eval()
     given, limits = [[1] * 30, [2], [3] * 28], [2, 31, 4]
     expected = generate(model, given, limits, set(), 5000)
-    monkeypatch.setattr("multitask.inference.decoding.reads_exactly", lambda model: False)
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: False)
     assert generate(model, given, limits, set(), 5000) == expected
 
 

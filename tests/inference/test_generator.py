@@ -20,8 +20,8 @@ from multitask.cli import main as cli_main
 from multitask.config.evaluation import SamplingConfig
 from multitask.errors import InputError
 from multitask.inference import prompt_input
-from multitask.inference.generator import Speaker, TextStreamer
-from multitask.inference.prompt_input import Asked
+from multitask.inference.generator import Generator, TextStreamer
+from multitask.inference.prompt_input import PromptInput
 from multitask.tokenization.row_encoder import RowEncoder
 
 DRAWN: dict[str, Any] = {"temperature": 1.2, "top_p": 0.95}
@@ -47,18 +47,18 @@ def folder() -> Path:
     return untrained(FOLDER / "speaking", "gen", "summ", "nli", "qa")
 
 
-def speaker(task: str | None = None, max_new_tokens: int | None = None, **sampling: Any) -> Speaker:
-    return api.speaker(folder(), task, max_new_tokens=max_new_tokens, **sampling)
+def generator(task: str | None = None, max_new_tokens: int | None = None, **sampling: Any) -> Generator:
+    return api.generator(folder(), task, max_new_tokens=max_new_tokens, **sampling)
 
 
-def wild(kind: str, **shape: Any) -> Speaker:
+def wild(kind: str, **shape: Any) -> Generator:
     """A model with random opinions on the tokens of one kind of tokenizer."""
     torch.manual_seed(0)
     tokenizer = tokenizer_of(kind)
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64, "initializer_range": 0.5}
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **(sizes | ends | shape)))
-    return Speaker(model, tokenizer, kind, SamplingConfig(temperature=1.5))
+    return Generator(model, tokenizer, kind, SamplingConfig(temperature=1.5))
 
 
 # ---------------------------------------------------------------- the same as others
@@ -93,7 +93,7 @@ def test_answers_are_those_of_scoring(tmp_path: Path) -> None:
     for key in ("prompt", "completion", "prediction"):
         assert [one[key] for one in found] == [one[key] for one in scored]
     assert [one["prediction"] for one in found] == [fact["answers"][0] for fact in FACTS]
-    assert all(one["is_finished"] and not one["is_cut"] for one in found)
+    assert all(one["is_finished"] and not one["is_truncated"] for one in found)
     assert found[0]["fields"] == {"context": FACTS[0]["context"], "question": FACTS[0]["question"]}
     assert (found[0]["task"], found[0]["seed"], found[0]["sample"]) == ("qa", 0, 0)
     assert found[0]["where"] == f"{rows}:1"
@@ -106,19 +106,21 @@ def test_answers_are_those_of_scoring(tmp_path: Path) -> None:
 
 def test_a_prompt_is_encoded_as_for_scoring_whatever_it_holds() -> None:
     given = {"document": "A<|summarize|>B 한국어\n ", "summary": "never read"}
-    writer = speaker("summ")
+    writer = generator("summ")
     expected = RowEncoder(TASKS["summ"], writer.tokenizer, 128, 96).encode([make_row(TASKS["summ"], given)])[0]
     assert expected is not None
-    ready = writer._ready(Asked(given, "here"))
+    ready = writer._ready(PromptInput(given, "here"))
     assert ready.ids == expected.input_ids[: expected.num_prompt]
     marker = writer.tokenizer.convert_tokens_to_ids("<|summarize|>")
     assert ready.ids.count(marker) == 1, "one in the text stays text"
-    assert speaker()._ready(Asked("A<|summarize|>B", "here")).ids.count(marker) == 1, "in free text it is a marker"
+    assert generator()._ready(PromptInput("A<|summarize|>B", "here")).ids.count(marker) == 1, (
+        "in free text it is a marker"
+    )
 
 
 def test_an_optional_field_takes_its_space_along() -> None:
-    writer = speaker("gen")
-    with_label, without = (writer._ready(Asked(given, "here")) for given in ({"label": "긍정"}, {}))
+    writer = generator("gen")
+    with_label, without = (writer._ready(PromptInput(given, "here")) for given in ({"label": "긍정"}, {}))
     assert without.ids == [writer.tokenizer.convert_tokens_to_ids("<|start|>")]
     assert with_label.ids[:1] == without.ids
     assert with_label.text.endswith("긍정")
@@ -138,9 +140,9 @@ def test_a_sample_is_a_function_of_seed_place_and_number() -> None:
         del one["nll"]  # rounded otherwise in other company
     assert two == [one for one in five if one["sample"] < 2]
     assert alone == two[:2]
-    writer = speaker(max_new_tokens=12, num_samples=5, **DRAWN)
+    writer = generator(max_new_tokens=12, num_samples=5, **DRAWN)
     writer.batch_tokens = 40
-    small = writer.write([Asked(prompt, f"prompt {n}") for n, prompt in enumerate(prompts, 1)])
+    small = writer.write([PromptInput(prompt, f"prompt {n}") for n, prompt in enumerate(prompts, 1)])
     assert [one["completion"] for one in small] == [one["completion"] for one in five]
     other = api.generate(folder(), prompts, num_samples=5, seed=1, **named)
     assert not {one["completion"] for one in other} & {one["completion"] for one in five}
@@ -179,7 +181,7 @@ def test_a_streamed_text_is_the_text(kind: str) -> None:
     writer = wild(kind)
     for number in range(5):
         parts: list[str] = []
-        (found,) = writer.write([Asked(f"the cat {number}", "here")], stream=parts.append)
+        (found,) = writer.write([PromptInput(f"the cat {number}", "here")], stream=parts.append)
         assert "".join(parts) == found["completion"]
         assert len(parts) > 3 or found["num_tokens"] < 8
 
@@ -257,11 +259,11 @@ def test_prompts_by_line(tmp_path: Path) -> None:
     text = tmp_path / "prompts.txt"
     text.write_text("Ada has\n\n  한 줄 \r\n", "utf-8-sig")
     found = prompt_input.read_prompts(text)
-    assert found == [Asked("Ada has", f"{text}:1"), Asked("  한 줄 ", f"{text}:3")]
+    assert found == [PromptInput("Ada has", f"{text}:1"), PromptInput("  한 줄 ", f"{text}:3")]
     lines = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Ada\nhas", "more": 1}])
-    assert prompt_input.read_prompts(Path(lines)) == [Asked("Ada\nhas", f"{lines}:1")]
+    assert prompt_input.read_prompts(Path(lines)) == [PromptInput("Ada\nhas", f"{lines}:1")]
     piped = prompt_input.read_prompts(io.BytesIO("Ada has\r\n\n한".encode()))
-    assert piped == [Asked("Ada has", "standard input:1"), Asked("한", "standard input:3")]
+    assert piped == [PromptInput("Ada has", "standard input:1"), PromptInput("한", "standard input:3")]
     korean = tmp_path / "korean.txt"
     korean.write_bytes("한 줄".encode("cp949"))
     assert prompt_input.read_prompts(korean, encoding="cp949")[0].given == "한 줄"
@@ -286,13 +288,13 @@ def test_a_row_that_lacks_its_answer_is_asked_all_the_same() -> None:
 
 
 def test_free_text_is_never_cut_and_has_100_tokens_or_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = speaker()
+    writer = generator()
     monkeypatch.setattr(writer, "end_ids", set())
     word = next(w for w in ("a", "b", "c") if len(writer.tokenizer(w)["input_ids"]) == 1)
     long = " ".join([word] * 100)
     num = len(writer.tokenizer(long)["input_ids"])
     assert 100 <= num < 128
-    found = writer.write([Asked(word, "short"), Asked(long, "long")])
+    found = writer.write([PromptInput(word, "short"), PromptInput(long, "long")])
     assert [one["num_tokens"] for one in found] == [100, 128 - num]
     assert not any(one["is_finished"] for one in found)
     room = f"the prompt has {num} tokens, 60 more may be written, and the window has 128; give --max-new-tokens"
@@ -314,11 +316,11 @@ def test_a_text_that_did_not_end_is_marked() -> None:
 def test_a_long_document_is_cut_and_that_is_said() -> None:
     result = command(folder(), "--task", "summ", "--field", f"document={'Ada has a red hat. ' * 40}")
     assert result.exit_code == 0, result.output
-    assert "document is cut at its end: the prompt had" in result.stderr
+    assert "document is truncated: the prompt had" in result.stderr
     assert "32 fit" in result.stderr  # of 128, 96 are kept for the answer
     question = "context=Ada.", f"question={'What has Ada? ' * 60}"
     said = refused(folder(), "--task", "qa", "--field", question[0], "--field", question[1])
-    assert "of the window's 128, 32 are kept for the answer, and cutting its context does not make enough" in said
+    assert "of the window's 128, 32 are kept for the answer, and truncating its context does not make enough" in said
 
 
 def test_a_run_cuts_where_it_was_taught_to() -> None:
@@ -326,13 +328,13 @@ def test_a_run_cuts_where_it_was_taught_to() -> None:
     untrained(shorter / "model", "summ")
     (shorter / "config.yaml").write_text("train: {block_size: 110}\n")
     for model in (shorter, shorter / "model"):
-        assert api.speaker(model, "summ").window == 110
-    assert api.speaker(shorter).window == 128
+        assert api.generator(model, "summ").window == 110
+    assert api.generator(shorter).window == 128
 
 
 def test_an_empty_prompt_begins_a_text_where_a_token_does() -> None:
-    bos = speaker()._ready(Asked("", "here")).ids
-    assert bos == [speaker().tokenizer.convert_tokens_to_ids("<|start|>")]
+    bos = generator()._ready(PromptInput("", "here")).ids
+    assert bos == [generator().tokenizer.convert_tokens_to_ids("<|start|>")]
     assert command(folder(), "", "--max-new-tokens", 3).exit_code == 0
     bare = untrained(FOLDER / "bare", "summ")  # its one eos, <|end|>, begins nothing
     assert "has none that begins a text; give at least a word" in refused(bare, "")
@@ -342,9 +344,9 @@ def test_characters_that_the_tokenizer_drops_are_named() -> None:
     said: list[dict[str, Any]] = []
     writer = wild("metaspace")
     writer.report = said.append
-    writer.write([Asked("the cat\nsat", "here")])
+    writer.write([PromptInput("the cat\nsat", "here")])
     assert [one["text"] for one in said] == ["here: 1 characters do not survive the tokenizer: '\\n' x1"]
-    writer.write([Asked("the cat<|end|>sat", "here")])
+    writer.write([PromptInput("the cat<|end|>sat", "here")])
     assert len(said) == 1, "a marker is read as one, and is not lost"
 
 
@@ -470,16 +472,16 @@ def test_a_conversation_survives_what_cannot_be_answered() -> None:
 
 
 def test_ctrl_c_stops_a_text_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    write, seen = Speaker.write, 0
+    write, seen = Generator.write, 0
 
-    def stopped_once(self: Speaker, asked: Any, explain: int = 0, stream: Any = None) -> Any:
+    def stopped_once(self: Generator, asked: Any, explain: int = 0, stream: Any = None) -> Any:
         nonlocal seen
         seen += 1
         if seen == 1:
             raise KeyboardInterrupt
         return write(self, asked, explain, stream)
 
-    monkeypatch.setattr(Speaker, "write", stopped_once)
+    monkeypatch.setattr(Generator, "write", stopped_once)
     result = command(folder(), "--interactive", "--max-new-tokens", 3, given="first\nAda has\n")
     assert result.exit_code == 0, result.output
     assert "(stopped)" in result.stderr

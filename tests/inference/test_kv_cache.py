@@ -21,7 +21,7 @@ from transformers import (
 
 from multitask.inference import kv_cache
 from multitask.inference.decoding import generate
-from multitask.inference.kv_cache import common_prefix, families, reads_exactly
+from multitask.inference.kv_cache import common_prefix, prefix_groups, supports_shared_prefix
 from multitask.inference.scoring import choice_nll, choose
 
 SMALL = {"vocab_size": 50, "initializer_range": 0.3}
@@ -56,7 +56,7 @@ def alone(model: Any, prompt: list[int], choice: list[int]) -> float:
 
 
 def test_which_architectures_read_through_memory() -> None:
-    found = {name: reads_exactly(make().eval()) for name, make in MODELS.items()}
+    found = {name: supports_shared_prefix(make().eval()) for name, make in MODELS.items()}
     assert found == {"gpt2": True, "llama": True, "gpt_neox": True, "bloom": False, "mistral": False}
 
 
@@ -83,10 +83,10 @@ def test_the_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, given = MODELS["gpt2"]().eval(), prompts()
     reads: list[int] = []
-    read = kv_cache.read
-    monkeypatch.setattr(kv_cache, "read", lambda m, ids, *rest: reads.append(len(ids)) or read(m, ids, *rest))
-    monkeypatch.setattr("multitask.inference.scoring.read", kv_cache.read)
-    monkeypatch.setattr("multitask.inference.scoring.reads_exactly", lambda model: True)
+    read = kv_cache.forward
+    monkeypatch.setattr(kv_cache, "forward", lambda m, ids, *rest: reads.append(len(ids)) or read(m, ids, *rest))
+    monkeypatch.setattr("multitask.inference.scoring.forward", kv_cache.forward)
+    monkeypatch.setattr("multitask.inference.scoring.supports_shared_prefix", lambda model: True)
     choose(model, [(prompt, CHOICES) for prompt in given], 5000)
     tails = sum(len(prompt) - 20 for prompt in given)
     assert reads == [20, tails + len(given) * sum(map(len, CHOICES))]
@@ -127,7 +127,7 @@ def test_growing_rows_are_each_row_alone(
     assert found == [generate(model, [prompt], 12, {7, 9}, 5000, is_done)[0] for prompt in given]
     assert len({len(new) for new, _ in found}) > 2, "rows end at different times"
     monkeypatch.setattr(
-        "multitask.inference.decoding.reads_exactly", lambda model: False
+        "multitask.inference.decoding.supports_shared_prefix", lambda model: False
     )  # transformers' own `generate`
     assert found == generate(model, given, 12, {7, 9}, 5000, is_done, 4)
 
@@ -153,7 +153,7 @@ def test_sampling_follows_its_numbers_whatever_shares_the_pass(model: Any, monke
     found = generate(model, given, 8, {7}, 5000, uniform=uniform)
     assert found == generate(model, given, 8, {7}, 5000, max_rows=3, uniform=uniform)
     assert found != generate(model, given, 8, {7}, 5000)
-    monkeypatch.setattr("multitask.inference.decoding.reads_exactly", lambda model: False)
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: False)
     assert found == generate(model, given, 8, {7}, 5000, max_rows=4, uniform=uniform)
 
 
@@ -173,15 +173,15 @@ def test_every_row_is_let_in_once_and_places_are_reused(monkeypatch: pytest.Monk
     torch.manual_seed(0)
     model, given = MODELS["llama"]().eval(), prompts(num=23)
     admitted: list[tuple[int, int]] = []
-    advance = kv_cache.Slots.advance
+    advance = kv_cache.DecodingBatch.advance
 
-    def counted(self: kv_cache.Slots, model: Any, ids: Any, entering: Any) -> Any:
+    def counted(self: kv_cache.DecodingBatch, model: Any, ids: Any, entering: Any) -> Any:
         admitted.append((len(ids), sum(len(ends) for _, ends in entering)))
         found = advance(self, model, ids, entering)
         assert self.num <= self.size
         return found
 
-    monkeypatch.setattr(kv_cache.Slots, "advance", counted)
+    monkeypatch.setattr(kv_cache.DecodingBatch, "advance", counted)
     generate(model, given, 10, {7, 9, 11}, 5000, max_rows=8)
     assert sum(new for _, new in admitted) == 23
     assert admitted[0] == (0, 8)
@@ -201,7 +201,7 @@ def in_families(seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("most", [1, 3, 16])
 def test_families_share_more_than_they_do_not(most: int) -> None:
     given = in_families()
-    found = families(given, most)
+    found = prefix_groups(given, most)
     assert sorted(n for numbers, _ in found for n in numbers) == list(range(len(given)))
     for numbers, shared in found:
         assert 1 <= len(numbers) <= most
@@ -217,16 +217,16 @@ def test_what_a_family_begins_with_is_read_once(
     given = in_families()
     expected = [generate(model, [prompt], 8, {7, 9}, 5000)[0] for prompt in given]
     num_read = 0
-    branches = kv_cache.Branches.__init__
+    branches = kv_cache.SharedPrefixBatch.__init__
 
     def counted(self: Any, prefix: Any, rows: Any, device: Any) -> None:
         nonlocal num_read
         num_read += sum(len(beginning) + sum(map(len, ends)) for beginning, ends in rows)
         branches(self, prefix, rows, device)
 
-    reads = reads_exactly(model)  # before anything is counted
-    monkeypatch.setattr("multitask.inference.decoding.reads_exactly", lambda model: reads)
-    monkeypatch.setattr(kv_cache.Branches, "__init__", counted)
+    reads = supports_shared_prefix(model)  # before anything is counted
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: reads)
+    monkeypatch.setattr(kv_cache.SharedPrefixBatch, "__init__", counted)
     assert generate(model, given, 8, {7, 9}, 5000, max_rows=max_rows) == expected
     if reads:
         assert num_read < sum(map(len, given)) * (0.8 if max_rows == 2 else 0.6)

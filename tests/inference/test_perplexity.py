@@ -1,4 +1,4 @@
-"""Running text: the same nats as a naive loop, the same ids in pieces as at once, flat memory, clear refusals."""
+"""Running text: the same nats as a naive loop, the same ids in pieces as at once, flat cache, clear refusals."""
 
 import math
 import random

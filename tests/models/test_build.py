@@ -248,13 +248,13 @@ def test_another_architecture_is_refused(base: Path, tmp_path: Path) -> None:
 def lora(base: Path | str, out: Path, monkeypatch: pytest.MonkeyPatch, **adapter: Any) -> Any:
     """A run with LoRA on six rows; returns the model as it was when training ended."""
     finished = []
-    take_best = loop.Loop.take_best
+    load_best = loop.Loop.load_best
 
     def spy(self: loop.Loop) -> None:
-        take_best(self)
+        load_best(self)
         finished.append(self.model)
 
-    monkeypatch.setattr(loop.Loop, "take_best", spy)
+    monkeypatch.setattr(loop.Loop, "load_best", spy)
     source = files(out.parent / "facts", train=FACTS, validation=FACTS, test=FACTS)
     given = settings(
         "qa",

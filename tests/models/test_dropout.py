@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from multitask.models.dropout import Dropout, drop, hasten, kept
+from multitask.models.dropout import Dropout, drop, kept, use_fast_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,16 +80,16 @@ class Part(nn.Module):
 def test_the_modules_of_a_model_are_replaced() -> None:
     model = Part()
     names = set(model.state_dict())
-    assert hasten(model)
+    assert use_fast_dropout(model)
     assert [type(part) for part in (model.layers[1], model.layers[2], model.last)] == [Dropout, nn.Dropout, Dropout]
     assert (model.layers[1].p, model.last.p) == (0.1, 0.3)
     assert set(model.state_dict()) == names
-    assert hasten(model), "still something to drop"
-    assert not hasten(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
+    assert use_fast_dropout(model), "still something to drop"
+    assert not use_fast_dropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
 
 
 def test_those_of_an_adapter_too() -> None:
     model = get_peft_model(Part(), LoraConfig(target_modules=["0"], lora_dropout=0.2))  # type: ignore[arg-type]
-    assert hasten(model)
+    assert use_fast_dropout(model)
     assert {part.p for part in model.modules() if isinstance(part, Dropout)} == {0.1, 0.2, 0.3}
     assert all(type(part) is Dropout for part in model.modules() if isinstance(part, nn.Dropout) and part.p)

@@ -85,10 +85,10 @@ def test_runs_as_train_and_evaluate_leave_them(tmp_path: Path) -> None:
         values = [file["tasks"][task]["metrics"][metric]["value"] for file in (first, second)]
         assert tested["tuned", task]["difference"] == pytest.approx((values[0] - values[1]) / 2, abs=1e-5)
     assert [row["task"] for row in content["gain"]] == ["nli"]
-    assert {row["task"] for row in content["hygiene"]} == {"nli", "qa"}
-    assert {row["split"] for row in content["hygiene"]} == {"train", "test"}
-    assert all(row[key] is not None for row in content["hygiene"] for key in pages.COUNTS)
-    scored = {tuple(row["arms"]) for row in content["hygiene"] if row["task"] == "qa"}
+    assert {row["task"] for row in content["contamination"]} == {"nli", "qa"}
+    assert {row["split"] for row in content["contamination"]} == {"train", "test"}
+    assert all(row[key] is not None for row in content["contamination"] for key in pages.COUNTS)
+    scored = {tuple(row["arms"]) for row in content["contamination"] if row["task"] == "qa"}
     assert scored == {("tuned", "multitask"), ("multitask",)}, "test rows of both, training rows of one"
     assert {matrix["arm"] for matrix in content["confusion"]} == {"multitask", "single-nli", "tuned"}
     counts = {m["arm"]: sum(map(sum, m["counts"])) for m in content["confusion"]}
@@ -191,7 +191,7 @@ def test_few_shot_keeps_its_two_uncertainties_apart(tmp_path: Path) -> None:
     assert set(four["rules"]) == {"raw", "calibrated"}
     assert "| sd over draws | 95 % interval over rows |" in markdown
     assert ["0-shot", "4-shot"] in [run["arms"] for run in content["runs"]], "one file, told once"
-    assert "prompted" in content["hygiene"][0]["arms"]
+    assert "prompted" in content["contamination"][0]["arms"]
 
 
 def test_confusion_by_hand(tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_many_classes_are_put_together(tmp_path: Path) -> None:
 def test_hygiene_is_shown_where_it_was_measured(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", "tuned", {"nli": answers(GOLD, GOLD)})
     content = json.loads(path.read_text())
-    content["data"]["nli"]["hygiene"] = {"num_duplicates": 3, "num_contained": 4321, "ngram": 8, "overlap": 0.125}
+    content["data"]["nli"]["contamination"] = {"num_duplicates": 3, "num_contained": 4321, "ngram": 8, "overlap": 0.125}
     path.write_text(json.dumps(content))
     found, page, markdown = made([path], tmp_path / "out")
-    (line,) = found["hygiene"]
+    (line,) = found["contamination"]
     assert (line["num_duplicates"], line["num_contained"], line["overlap"]) == (3, 4321, 0.125)
     assert "4,321" in page
     assert "| 3 | 4,321 | 8 | 0.125 |" in markdown
@@ -271,7 +271,7 @@ def test_rows_that_only_some_arms_have(tmp_path: Path) -> None:
     write(tmp_path / "b.json", "second", {"nli": answers(POOR, GOLD)[3:]})
     path = tmp_path / "b.json"
     content = json.loads(path.read_text())
-    content["data"]["nli"]["num_refused"] = 3
+    content["data"]["nli"]["num_dropped"] = 3
     path.write_text(json.dumps(content))
     found, page, markdown = made([tmp_path], tmp_path / "out", against="first")
     assert found["tasks"]["nli"]["num_rows"] == [77, 80]

@@ -110,7 +110,7 @@ def test_unigram_scores_of_other_tokens(tmp_path: Path) -> None:
 )
 def test_how_many_tasks_an_arm_was_taught(tmp_path: Path, arm: str, kind: str, tasks: list[str], num: Any) -> None:
     path = one(tmp_path / "a.json", arm=arm, kind=kind, config={"tasks": tasks})
-    assert by_name([path])[arm].num_tasks_taught == num
+    assert by_name([path])[arm].num_tasks_trained == num
 
 
 # ---------------------------------------------------------------- bad input
@@ -194,7 +194,7 @@ def test_other_rows_cannot_be_compared(tmp_path: Path, change: dict[str, Any], m
 def test_rows_that_a_window_refused_keep_nobody_apart(tmp_path: Path) -> None:
     first, second = one(tmp_path / "a.json"), one(tmp_path / "b.json", said=GOLD)
     data = json.loads(second.read_text())["data"]
-    edited(second, data={"nli": data["nli"] | {"num_rows": 7, "num_refused": 1}})
+    edited(second, data={"nli": data["nli"] | {"num_rows": 7, "num_dropped": 1}})
     assert len(read([first, second])) == 2
 
 

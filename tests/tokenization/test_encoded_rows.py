@@ -89,7 +89,7 @@ def test_a_row_comes_back_as_it_was_written(shelf: Shelf) -> None:
         assert tokenizer.decode(ids[made.num_prompts[number] :]) == f"{word}<|end|>"
         assert len(ids) == made.lengths[number]
         assert row["input_ids"] == ids.tolist()
-        assert (row["references"], row["language"], row["is_cut"]) == ([word], "en", False)
+        assert (row["references"], row["language"], row["is_truncated"]) == ([word], "en", False)
         assert row["choices"] == row["classes"] == ["negative", "positive"]
         assert row["where"].endswith(f"a.jsonl:{number + 1}")
     assert [row["id"] for row in made.rows(limit=5)] == ["a0", "a1", "a2", "a3", "a4"]
@@ -128,7 +128,7 @@ def test_whatever_decides_the_ids_is_in_the_key(shelf: Shelf) -> None:
         shelf.prepare(labels=turned).path,  # another order of choices
         shelf.prepare(labels={"0": "no", 1: "yes"}).path,
         shelf.prepare(task=changed_task).path,
-        shelf.prepare(answer_room=8).path,
+        shelf.prepare(max_answer_tokens=8).path,
         shelf.prepare(limit=4).path,
         shelf.prepare(on_bad_row="skip").path,
         shelf.prepare(files=("a.jsonl", "b.jsonl")).path,
@@ -185,9 +185,9 @@ def test_rows_cut_refused_and_skipped_are_counted(shelf: Shelf) -> None:
     ]
     shelf.write("qa.jsonl", rows)
     made = shelf.prepare("qa", ("qa.jsonl",), block_size=32, on_bad_row="skip")
-    counted = {name: made.report[name] for name in ("num_rows", "num_cut", "num_refused", "num_skipped")}
-    assert counted == {"num_rows": 2, "num_cut": 1, "num_refused": 1, "num_skipped": 2}
-    assert [row["is_cut"] for row in made.rows()] == [False, True]
+    counted = {name: made.report[name] for name in ("num_rows", "num_truncated", "num_dropped", "num_skipped")}
+    assert counted == {"num_rows": 2, "num_truncated": 1, "num_dropped": 1, "num_skipped": 2}
+    assert [row["is_truncated"] for row in made.rows()] == [False, True]
     assert "두 마리<|question|>" in tokenizer_of("byte-level").decode(made.ids(1))
     assert made.report["files"] == ["qa.jsonl"]
     assert len(made.report["sha256"][0]) == 64
@@ -198,7 +198,7 @@ def test_rows_cut_refused_and_skipped_are_counted(shelf: Shelf) -> None:
 def test_texts_too_long_to_generate_are_refused_and_counted(shelf: Shelf) -> None:
     shelf.write("gen.jsonl", [{"text": "the cat " * (30 if n % 3 else 1)} for n in range(9)])
     made = shelf.prepare("gen", ("gen.jsonl",), block_size=32)
-    assert (made.report["num_rows"], made.report["num_cut"], made.report["num_refused"]) == (3, 0, 6)
+    assert (made.report["num_rows"], made.report["num_truncated"], made.report["num_dropped"]) == (3, 0, 6)
     assert made.lengths.max() <= 32
 
 
@@ -207,13 +207,13 @@ def test_counts_stop_where_the_limit_stops(shelf: Shelf) -> None:
     shelf.write("gen.jsonl", [{"text": text} for text in texts] + ['{"text": ""}'] * 3)
     made = shelf.prepare("gen", ("gen.jsonl",), block_size=32, on_bad_row="skip", limit=2)
     assert [row["where"].rpartition(":")[2] for row in made.rows()] == ["1", "3"]
-    assert (made.report["num_rows"], made.report["num_refused"], made.report["num_skipped"]) == (2, 1, 0)
+    assert (made.report["num_rows"], made.report["num_dropped"], made.report["num_skipped"]) == (2, 1, 0)
 
 
 def test_a_whole_batch_may_be_refused(shelf: Shelf) -> None:
     shelf.write("gen.jsonl", [{"text": "the cat " * (30 if n < 8 else 1)} for n in range(10)])
     made = shelf.prepare("gen", ("gen.jsonl",), block_size=32)
-    assert made.report["num_refused"] == 8
+    assert made.report["num_dropped"] == 8
     assert [row["fields"]["text"] for row in made.rows()] == ["the cat "] * 2
     assert made.ids(0).tolist() == made.ids(1).tolist() == made.row(1)["input_ids"]
 
@@ -221,7 +221,7 @@ def test_a_whole_batch_may_be_refused(shelf: Shelf) -> None:
 def test_no_usable_row_is_an_error_that_says_what_to_do(shelf: Shelf) -> None:
     shelf.write("gen.jsonl", [{"text": "the cat " * 30}] * 5)
     for _ in range(2):  # from the cache too
-        with pytest.raises(InputError, match=r"task 'gen', train: no usable row: .*\"num_refused\": 5.*block_size"):
+        with pytest.raises(InputError, match=r"task 'gen', train: no usable row: .*\"num_dropped\": 5.*block_size"):
             shelf.prepare("gen", ("gen.jsonl",), block_size=32)
     config = DataConfig(sources={"gen": [SourceConfig(files={"train": ["gen.jsonl"]})]}, root=shelf.folder)
     with pytest.raises(InputError, match=r"task 'gen' has no test rows: none of its sources has that split"):

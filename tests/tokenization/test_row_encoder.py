@@ -48,28 +48,28 @@ def test_the_tokenizer_reads_the_rendered_string_as_we_do(any_tokenizer: PreTrai
         assert example.input_ids == any_tokenizer(text_of(pieces), add_special_tokens=False)["input_ids"]
         prompt = text_of(render(task, fields, with_target=False))
         assert example.input_ids[: example.num_prompt] == any_tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        assert not example.is_cut
+        assert not example.is_truncated
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.cut])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.truncate])
 def test_the_tokenizer_reads_cut_rows_as_we_do(any_tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     task, rng = TASKS[name], random.Random(name)
-    assert task.cut is not None
-    for answer_room in (None, 12):
-        encoder = RowEncoder(task, any_tokenizer, block_size=90, answer_room=answer_room)
+    assert task.truncate is not None
+    for max_answer_tokens in (None, 12):
+        encoder = RowEncoder(task, any_tokenizer, block_size=90, max_answer_tokens=max_answer_tokens)
         encoder.plain = recorder = Recorder(encoder.plain)  # type: ignore[assignment]
-        num_cut = 0
+        num_truncated = 0
         for _ in range(30):
             fields = random_fields(task, rng, cut_words=200)
             (example,) = encoder.encode([make_row(task, fields)])
             if example is None:  # the other fields alone fill the window
                 continue
-            assert example.is_cut
-            num_cut += 1
-            assert recorder.seen[-1] in fields[task.cut]
-            rendered = text_of(render(task, fields | {task.cut: recorder.seen[-1]}))
+            assert example.is_truncated
+            num_truncated += 1
+            assert recorder.seen[-1] in fields[task.truncate]
+            rendered = text_of(render(task, fields | {task.truncate: recorder.seen[-1]}))
             assert example.input_ids == any_tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        assert num_cut >= 20
+        assert num_truncated >= 20
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -117,21 +117,21 @@ def test_a_row_without_a_prompt_or_a_target_is_refused() -> None:
 # ---------------------------------------------------------------- cuts
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.cut])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.truncate])
 def test_only_the_cut_field_gets_shorter(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     task, rng = TASKS[name], random.Random(name)
-    assert task.cut is not None
+    assert task.truncate is not None
     for _ in range(30):
         fields = random_fields(task, rng, cut_words=80)
         whole = one(RowEncoder(task, tokenizer, 10_000), fields)
         cut = one(RowEncoder(task, tokenizer, 128), fields)
-        assert (whole.is_cut, cut.is_cut) == (False, True)
+        assert (whole.is_truncated, cut.is_truncated) == (False, True)
         assert 128 - 4 <= len(cut.input_ids) <= 128, "the window is used: a cut inside a character costs its bytes"
         # In all four patterns the field to cut is the first.
         at = whole.input_ids.index(tokenizer.convert_tokens_to_ids(next(p.text for p in parse(task.stream)[1:])))
         rest = whole.input_ids[at:]
         assert cut.input_ids[-len(rest) :] == rest
-        assert tokenizer.decode(cut.input_ids[: -len(rest)]) in fields[task.cut]
+        assert tokenizer.decode(cut.input_ids[: -len(rest)]) in fields[task.truncate]
         assert len(cut.input_ids) - cut.num_prompt == len(whole.input_ids) - whole.num_prompt > 1
 
 
@@ -182,26 +182,26 @@ def test_an_answer_longer_than_the_window_is_refused(tokenizer: PreTrainedTokeni
     assert RowEncoder(TASKS["qa"], tokenizer, 40).encode([row]) == [None]
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.cut])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.truncate])
 def test_evaluation_is_blind_and_leaves_room_for_the_answer(any_tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     task, rng = TASKS[name], random.Random(name)
-    assert task.cut is not None
-    encoder = RowEncoder(task, any_tokenizer, block_size=100, answer_room=30)
-    num_cut = 0
+    assert task.truncate is not None
+    encoder = RowEncoder(task, any_tokenizer, block_size=100, max_answer_tokens=30)
+    num_truncated = 0
     for _ in range(30):
         fields = random_fields(task, rng, cut_words=rng.choice([3, 80]))
-        end = len(fields[task.cut])
+        end = len(fields[task.truncate])
         blind = one(encoder, fields)
         whole = one(RowEncoder(task, any_tokenizer, 10_000), fields)
         assert one(encoder, fields, (end - 1, end)) == blind
         other = one(encoder, fields | {task.target: "another, much longer answer " * 9})
         assert other.input_ids[: other.num_prompt] == blind.input_ids[: blind.num_prompt]
         assert blind.num_prompt <= 100 - 30
-        num_cut += blind.is_cut
-        if blind.is_cut:
+        num_truncated += blind.is_truncated
+        if blind.is_truncated:
             assert blind.num_prompt > 100 - 30 - 8, "little more is cut than must be"
             assert blind.input_ids[:20] == whole.input_ids[:20], "cut at the end"
-    assert 5 < num_cut < 25
+    assert 5 < num_truncated < 25
 
 
 def test_the_target_is_never_cut(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -213,7 +213,7 @@ def test_the_target_is_never_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     row = make_row(TASKS["summ"], fields)
     assert RowEncoder(TASKS["summ"], tokenizer, num_target + 1).encode([row]) == [None]
     # Blind evaluation knows no target, so a long one stays whole; whether it can be scored is for the scorer to say.
-    blind = one(RowEncoder(TASKS["summ"], tokenizer, num_target, answer_room=10), fields)
+    blind = one(RowEncoder(TASKS["summ"], tokenizer, num_target, max_answer_tokens=10), fields)
     assert blind.input_ids[blind.num_prompt :] == fits.input_ids[fits.num_prompt :]
 
 

@@ -23,7 +23,7 @@ Record = dict[str, Any]
 GIVEN = settings(
     "qa",
     "nli",
-    data={"sources": {name: [{"world": {"train": 60, "validation": 12, "test": 16}}] for name in ("qa", "nli")}},
+    data={"sources": {name: [{"synthetic": {"train": 60, "validation": 12, "test": 16}}] for name in ("qa", "nli")}},
     model={"dropout": 0.1},
     train={
         "max_steps": 24,
@@ -180,7 +180,7 @@ def test_the_newest_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
     given = {**GIVEN, "train": {**GIVEN["train"], "keep_checkpoints": keep}}
     found: list[set[str]] = []
 
-    def look(record: Record) -> None:
+    def on_validation(record: Record) -> None:
         if record["event"] == "saved":
             folder = tmp_path / "run" / "checkpoints"
             found.append({path.name for path in folder.iterdir()})
@@ -188,7 +188,7 @@ def test_the_newest_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
             # What the newest checkpoint calls the best is there whenever the run may be killed.
             assert best is None or f"best-{best['step']}" in found[-1]
 
-    train(given, out=tmp_path / "run", report=look)
+    train(given, out=tmp_path / "run", report=on_validation)
     assert [step for step, _ in checkpoint.steps(tmp_path / "run" / "checkpoints")] == [10, 15, 20, 24][-keep:]
     assert sum(name.startswith("best-") for name in found[-1]) == 1
 

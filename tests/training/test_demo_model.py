@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "device": "cpu",
     "data": {
         "sources": {
-            "gen": [{"world": {"train": 60, "validation": 4, "test": 4}, "columns": {"text": "document"}}],
+            "gen": [{"synthetic": {"train": 60, "validation": 4, "test": 4}, "columns": {"text": "document"}}],
         }
     },
     "model": {"vocab_size": 400, "n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 768},
@@ -42,7 +42,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     def run(report: Callable[[dict[str, Any]], None] = lambda record: None, **changes: dict[str, Any]) -> Path:
         recipe = TINY | {name: TINY[name] | change for name, change in changes.items()}
         (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
-        return demo_model.base_model("tiny", report)
+        return demo_model.demo_model("tiny", report)
 
     return run
 
@@ -112,16 +112,16 @@ def test_a_failed_training_leaves_nothing(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_does_not_exist_is_named() -> None:
-    with pytest.raises(InputError, match=r"demo_bass\.yaml: no such file; did you mean 'demo_base\.yaml'\?"):
-        demo_model.base_model("demo_bass")
+    with pytest.raises(InputError, match=r"demo_modle\.yaml: no such file; did you mean 'demo_model\.yaml'\?"):
+        demo_model.demo_model("demo_modle")
 
 
-@pytest.mark.parametrize("name", ["demo_base", "demo_base_long"])
+@pytest.mark.parametrize("name", ["demo_model", "demo_model_long"])
 def test_shipped_recipes_train_on_documents_alone(name: str) -> None:
     config = load(RunConfig, read_yaml(shipped("configs") / f"{name}.yaml"))
     for sources in config.data.sources.values():
         for source in sources:
             assert not isinstance(source, str)
-            assert source.world
+            assert source.synthetic
             assert source.columns == {"text": "document"}
     assert set(config.data.sources) == set(config.tasks)

@@ -122,7 +122,7 @@ def test_a_text_of_which_more_is_known_is_learned(tmp_path: Path) -> None:
     assert any(word in found["sample"] for word in WORDS)
 
 
-@pytest.mark.parametrize("way", [{"isolated": True}, {"stride": 7}, {"blocks": "random"}])
+@pytest.mark.parametrize("way", [{"document_masking": True}, {"stride": 7}, {"blocks": "random"}])
 def test_every_way_to_cut_blocks_learns(way: dict[str, Any], tmp_path: Path) -> None:
     first = lines_of_loss(tmp_path / "one", way, 30)
     assert first[-1] < first[0] - 1
@@ -135,7 +135,7 @@ def lines_of_loss(folder: Path, way: dict[str, Any], max_steps: int) -> list[flo
 
 
 def test_isolated_documents_are_as_likely_as_each_alone(tmp_path: Path) -> None:
-    config = given(tmp_path, train={"isolated": True, "block_size": 32})
+    config = given(tmp_path, train={"document_masking": True, "block_size": 32})
     results = pretrain(config, out=tmp_path / "run")
     model, tokenizer = reloaded(tmp_path / "run")
     documents = [[*tokenizer(line)["input_ids"], tokenizer.eos_token_id] for line in held_out(story(400))]
@@ -247,7 +247,7 @@ def test_a_model_that_learns_by_heart_is_told_of(tmp_path: Path) -> None:
         ),
         (None, {"model": {"name": "nowhere"}}, "nowhere: no such folder"),
         (None, {"train": {"block_size": 99}}, "train.block_size 99 is longer than the model's window of 96 positions"),
-        (None, {"text": {"after": ""}, "train": {"isolated": True}}, "nothing stands between documents"),
+        (None, {"text": {"after": ""}, "train": {"document_masking": True}}, "nothing stands between documents"),
         (None, {"train": {"blocks": "random", "stride": 3}}, "stride belongs to `blocks: grid`"),
         (None, {"sample_prompt": "one two three four five " * 25}, "leave no room in a window of 96"),
         (None, {"model": {"shape": "huge"}}, "model.shape"),

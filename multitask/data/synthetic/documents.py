@@ -15,8 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from multitask.data.synthetic import world
-from multitask.data.synthetic.world import ATTRIBUTES, LABELS, LANGUAGES, RELATIONS, SORTS, Being, meet, passage, values
+from multitask.data.synthetic import dataset
+from multitask.data.synthetic.dataset import (
+    ATTRIBUTES,
+    LABELS,
+    LANGUAGES,
+    RELATIONS,
+    SORTS,
+    Being,
+    meet,
+    passage,
+    values,
+)
 
 FIELDS = frozenset({"document"})
 Item = tuple[str, ...]
@@ -105,7 +115,7 @@ def _words(rng: Random, language: str, classes: Sequence[str]) -> dict[str, str]
 
 def _cast(rng: Random, split: str) -> list[tuple[str, str]]:
     """The few names of a document: who was told of is told of again."""
-    return rng.sample(world.names(split), rng.choice([2, 3, 4, 6]))
+    return rng.sample(dataset.names(split), rng.choice([2, 3, 4, 6]))
 
 
 def _kinds(rng: Random, split: str, language: str) -> Maker:
@@ -123,7 +133,7 @@ def _kinds(rng: Random, split: str, language: str) -> Maker:
     def item() -> Item:
         kind = rng.choice(classes)
         if length == 3:
-            return world.description(rng, split, language, kind), words[kind]
+            return dataset.description(rng, split, language, kind), words[kind]
         one = Being(kind, rng.choice(cast))
         return passage(rng, language, [(one, a) for a in rng.sample(ATTRIBUTES, length)]), words[kind]
 
@@ -143,7 +153,7 @@ def _sorts(rng: Random, split: str, language: str) -> Maker:
     def item() -> Item:
         one, attribute = Being(kind, rng.choice(cast)), rng.choice(chosen)
         fact = one.facts[attribute]
-        sort = "first" if world.is_first(one, attribute) else "second"
+        sort = "first" if dataset.is_first(one, attribute) else "second"
         word = words[{"attribute": attribute, "sort": sort, "value": fact["en"]}[by]]
         return fact[language] if is_bare else one.say(attribute, language), word
 
@@ -158,7 +168,7 @@ def _questions(rng: Random, split: str, language: str) -> Maker:
         if is_short:
             one, attribute = Being(rng.choice(list(LABELS)), rng.choice(cast)), rng.choice(ATTRIBUTES)
             return one.say(attribute, language), one.ask(attribute, language), one.value(attribute, language)
-        row = world.row(frozenset({"context", "question", "answer"}), rng, split, language)
+        row = dataset.row(frozenset({"context", "question", "answer"}), rng, split, language)
         return row["context"], row["question"], row["answer"]
 
     return item
@@ -170,9 +180,9 @@ def _verdicts(rng: Random, split: str, language: str) -> Maker:
     left_out = rng.choice([None, None, *RELATIONS])
 
     def item() -> Item:
-        row = world.row(fields, rng, split, language)
+        row = dataset.row(fields, rng, split, language)
         while row["label"] == left_out:
-            row = world.row(fields, rng, split, language)
+            row = dataset.row(fields, rng, split, language)
         return row["premise"], row["hypothesis"], words[row["label"]]
 
     return item
@@ -183,7 +193,7 @@ def _digests(rng: Random, split: str, language: str) -> Maker:
     fields = frozenset({"document", "summary"})
 
     def item() -> Item:
-        row = world.row(fields, rng, split, language)
+        row = dataset.row(fields, rng, split, language)
         return row["document"], row["summary"]
 
     return item
@@ -250,12 +260,12 @@ def _document(rng: Random, split: str, language: str) -> str:
 
 def documents(split: str, count: int) -> Iterator[str]:
     """The first `count` documents of a split, one language after the other."""
-    world.check_split(split)
+    dataset.check_split(split)
     for index in range(count):
         yield _document(Random(f"documents {split} {index}"), split, LANGUAGES[index % 2])
 
 
-def rows(split: str, count: int) -> Iterator[world.Row]:
+def rows(split: str, count: int) -> Iterator[dataset.Row]:
     """The same as rows of the field `document`."""
     for index, text in enumerate(documents(split, count)):
         yield {"id": f"documents-{split}-{index}", "language": LANGUAGES[index % 2], "document": text}

@@ -9,14 +9,14 @@ import pytest
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.data.rows import Counts, read_rows
 from multitask.data.sources import provenance
-from multitask.data.synthetic import documents, world
+from multitask.data.synthetic import dataset, documents
 from multitask.errors import InputError
 from multitask.registry import load_tasks
 from multitask.tokenization.tokenizer import train_tokenizer
 
 SPLITS = ("train", "validation", "test")
 TASKS = load_tasks()
-SOURCE = SourceConfig(world={"train": 40}, columns={"text": "document"})
+SOURCE = SourceConfig(synthetic={"train": 40}, columns={"text": "document"})
 
 
 def literals() -> set[str]:
@@ -43,8 +43,10 @@ def test_a_document_is_a_pure_function_of_its_place() -> None:
 
 
 def test_documents_tell_of_names_of_their_split_only() -> None:
-    names = {split: {name for pair in world.names(split) for name in pair} for split in SPLITS}
-    fixed = set(re.findall(r"\w+", str(world._FACTS) + str(world._VALUES) + str(world._NEAR) + str(world.SORTS)))
+    names = {split: {name for pair in dataset.names(split) for name in pair} for split in SPLITS}
+    fixed = set(
+        re.findall(r"\w+", str(dataset._FACTS) + str(dataset._VALUES) + str(dataset._NEAR) + str(dataset.SORTS))
+    )
     fixed |= {
         word for pool in (documents._HEADS, documents._CLASSES) for text in pool.values() for word in text.split()
     }
@@ -58,8 +60,8 @@ def test_documents_tell_of_names_of_their_split_only() -> None:
 
 
 def test_an_invented_word_is_nobodys_name() -> None:
-    names = {name for split in SPLITS for pair in world.names(split) for name in pair}
-    for language in world.LANGUAGES:
+    names = {name for split in SPLITS for pair in dataset.names(split) for name in pair}
+    for language in dataset.LANGUAGES:
         words = {documents.invent(Random(n), language) for n in range(3000)}
         assert len(words) > 1000
         assert not {word.capitalize() for word in words} & names
@@ -80,13 +82,13 @@ def test_the_answer_follows_from_the_items_before(make: Callable[..., documents.
 def test_a_word_for_a_class_means_nothing_outside_its_document() -> None:
     meanings: dict[str, set[str]] = {}
     for number in range(300):
-        words = documents._words(Random(number), "en", list(world.LABELS))
+        words = documents._words(Random(number), "en", list(dataset.LABELS))
         assert len(set(words.values())) == len(words)
         for kind, word in words.items():
             meanings.setdefault(word, set()).add(kind)
     common = [kinds for word, kinds in meanings.items() if word in documents._CLASSES["en"].split()]
     assert len(common) > 20
-    assert all(kinds == set(world.LABELS) for kinds in common)
+    assert all(kinds == set(dataset.LABELS) for kinds in common)
 
 
 def test_a_layout_sets_out_an_item() -> None:
@@ -107,5 +109,5 @@ def test_a_task_reads_documents_by_naming_the_column() -> None:
     assert [row.fields["text"] for row in rows] == list(documents.documents("train", 40))
     assert all(row.fields.keys() == {"text"} for row in rows)
     assert [row.language for row in rows[:4]] == ["ko", "en", "ko", "en"]
-    plain = SourceConfig(world={"train": 40})
+    plain = SourceConfig(synthetic={"train": 40})
     assert provenance(SOURCE, "train", DataConfig())["sha256"] != provenance(plain, "train", DataConfig())["sha256"]

@@ -1,6 +1,6 @@
 """What counting alone predicts: the nats of tokens by their frequency, and by their frequency after the one before.
 
-`Counted(ids, 300).bigram(before, targets)` -> nats (M,). P(b|a) = (n(ab) + k P(b)) / (n(a) + k): pairs, smoothed
+`BigramCounts(ids, 300).bigram(before, targets)` -> nats (M,). P(b|a) = (n(ab) + k P(b)) / (n(a) + k): pairs, smoothed
 towards single tokens by a Dirichlet prior of weight k (MacKay & Peto, 1995), k being the one of a few that finds a
 tenth of the training pairs likeliest when it is counted on the others.
 """
@@ -14,10 +14,10 @@ Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 _WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 MOST_PAIRS = 20_000_000
-"""Counted at most: some 500 MB while they are sorted."""
+"""BigramCounts at most: some 500 MB while they are sorted."""
 
 
-class Counted:
+class BigramCounts:
     """Pairs of one token and the next, counted.
 
     before, targets: ids (N,) of pairs; the first `MOST_PAIRS` are counted. vocab_size: number of different ids.

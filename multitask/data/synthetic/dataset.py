@@ -227,7 +227,7 @@ def is_first(one: Being, attribute: str) -> bool:
 
 
 def _question(rng: Random, split: str, index: int, language: str) -> Row:
-    """Asked of one being of whom two or three facts are told; in every sixth row, of one of two who differ in it."""
+    """A question about one being of whom two or three facts are told; in every sixth row, two beings differ in it."""
     one = other = meet(rng, split)
     asked, *others = rng.sample(ATTRIBUTES, rng.choice([2, 3]))
     facts = [(one, a) for a in (asked, *others)]
@@ -271,7 +271,7 @@ def _sum(rng: Random, split: str, index: int, language: str) -> Row:
 
 
 def _recall(rng: Random, split: str, index: int, language: str) -> Row:
-    """Asked of beings of train in every split: of others nobody could know. A question belongs to one split."""
+    """Questions about beings of train in every split: of others nobody could know. A question belongs to one split."""
     one, asked = meet(rng, "train"), rng.choice(ATTRIBUTES)
     while not _is_in(f"{one.kind} {one.name['en']} {asked}", split):
         one, asked = meet(rng, "train"), rng.choice(ATTRIBUTES)

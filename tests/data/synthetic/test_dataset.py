@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from multitask.data.synthetic import world
+from multitask.data.synthetic import dataset
 from multitask.errors import InputError
 
 LABELLED = frozenset({"text", "label"})
@@ -30,7 +30,7 @@ STATEMENTS = {
         for kind, facts in kinds.items()
         for attribute, (said, _) in facts.items()
     }
-    for language, kinds in world._FACTS.items()
+    for language, kinds in dataset._FACTS.items()
 }
 
 
@@ -50,8 +50,8 @@ def facts(text: str, language: str) -> set[tuple[str, str, str, str]]:
 
 def sort_of(kind: str, attribute: str, language: str) -> dict[str, int]:
     """Which sort each value is of, 0 or 1, and the names of the sorts themselves."""
-    every = world.values(kind, attribute)
-    names = [world._by_language(pair)[language] for pair in world.SORTS.get(attribute, ())]
+    every = dataset.values(kind, attribute)
+    names = [dataset._by_language(pair)[language] for pair in dataset.SORTS.get(attribute, ())]
     return {value[language]: 2 * i // len(every) for i, value in enumerate(every)} | {n: i for i, n in enumerate(names)}
 
 
@@ -61,9 +61,9 @@ def strings(row: dict[str, Any]) -> Iterator[str]:
 
 @pytest.mark.parametrize("fields", EVERY, ids=lambda f: "+".join(sorted(f)))
 def test_a_row_is_a_pure_function_of_its_place(fields: frozenset[str]) -> None:
-    few, many = list(world.rows(fields, "test", 20)), list(world.rows(fields, "test", 60))
+    few, many = list(dataset.rows(fields, "test", 20)), list(dataset.rows(fields, "test", 60))
     assert many[:20] == few
-    assert list(world.rows(fields, "validation", 20)) != few
+    assert list(dataset.rows(fields, "validation", 20)) != few
     assert len({row["id"] for row in many}) == 60
     assert all(fields <= row.keys() and all(text.strip() == text != "" for text in strings(row)) for row in many)
     assert Counter(row["language"] for row in many) == {"ko": 30, "en": 30}
@@ -71,37 +71,37 @@ def test_a_row_is_a_pure_function_of_its_place(fields: frozenset[str]) -> None:
 
 
 def test_rows_stream() -> None:
-    endless = world.rows(PAIR, "train", 10**12)
-    assert next(endless) == next(world.rows(PAIR, "train", 1))
+    endless = dataset.rows(PAIR, "train", 10**12)
+    assert next(endless) == next(dataset.rows(PAIR, "train", 1))
 
 
 def test_nobody_lives_in_two_splits() -> None:
-    names = {split: {name for pair in world.names(split) for name in pair} for split in SPLITS}
+    names = {split: {name for pair in dataset.names(split) for name in pair} for split in SPLITS}
     assert all(not names[a] & names[b] for a, b in combinations(SPLITS, 2))
     assert len(names["train"]) > 8000
     assert len(names["test"]) > 1000
     for split in SPLITS:
         others = set().union(*(names[s] for s in SPLITS if s != split))
-        told = [text for fields in EVERY for row in world.rows(fields, split, 200) for text in strings(row)]
-        words = {word for text in [*told, *world.texts(split, 200)] for word in re.findall(r"\w+", text)}
+        told = [text for fields in EVERY for row in dataset.rows(fields, split, 200) for text in strings(row)]
+        words = {word for text in [*told, *dataset.texts(split, 200)] for word in re.findall(r"\w+", text)}
         stems = words | {word[:2] for word in words if re.match("[가-힣]{3}", word)}
         assert len(stems & names[split]) > 100
         # a two-syllable stem of an ordinary word may be a name by chance: words of the templates do not count
-        fixed = set(re.findall(r"\w+", str(world._FACTS) + str(world._VALUES) + str(world._NEAR)))
+        fixed = set(re.findall(r"\w+", str(dataset._FACTS) + str(dataset._VALUES) + str(dataset._NEAR)))
         fixed |= {word[:2] for word in fixed}
         assert not (stems - fixed) & others
 
 
 def test_labels_are_balanced_in_each_language() -> None:
-    for fields, classes in ((LABELLED, tuple(world.LABELS)), (INFERENCE, world.RELATIONS)):
-        count = Counter((row["language"], row["label"]) for row in world.rows(fields, "train", 240))
-        assert set(count) == {(language, label) for language in world.LANGUAGES for label in classes}
+    for fields, classes in ((LABELLED, tuple(dataset.LABELS)), (INFERENCE, dataset.RELATIONS)):
+        count = Counter((row["language"], row["label"]) for row in dataset.rows(fields, "train", 240))
+        assert set(count) == {(language, label) for language in dataset.LANGUAGES for label in classes}
         assert len(set(count.values())) == 1
 
 
 def test_a_label_follows_from_premise_and_hypothesis() -> None:
     seen: Counter[str] = Counter()
-    for row in world.rows(INFERENCE, "test", 600):
+    for row in dataset.rows(INFERENCE, "test", 600):
         language = row["language"]
         told = {(k, a, n): v for k, a, n, v in facts(row["premise"], language)}
         readings = set()
@@ -117,7 +117,7 @@ def test_a_label_follows_from_premise_and_hypothesis() -> None:
 
 
 def language_names(language: str) -> set[str]:
-    return {world._by_language(pair)[language] for pairs in world.SORTS.values() for pair in pairs}
+    return {dataset._by_language(pair)[language] for pairs in dataset.SORTS.values() for pair in pairs}
 
 
 def naive_bayes(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> float:
@@ -144,7 +144,7 @@ def naive_bayes(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> fl
 def share(fields: frozenset[str], text: Callable[[dict[str, Any]], str]) -> float:
     """Accuracy of a guess from this part of a row."""
     sizes = {"train": 6000, "test": 1500}
-    train, test = ([(text(row), row["label"]) for row in world.rows(fields, split, n)] for split, n in sizes.items())
+    train, test = ([(text(row), row["label"]) for row in dataset.rows(fields, split, n)] for split, n in sizes.items())
     return naive_bayes(train, test)
 
 
@@ -164,7 +164,7 @@ def test_the_last_sentence_alone_misleads_about_the_class() -> None:
 
 def test_an_answer_is_where_the_row_says() -> None:
     several = 0
-    for row in world.rows(QUESTION, "test", 480):
+    for row in dataset.rows(QUESTION, "test", 480):
         start = row["answer_start"][0]
         assert row["answers"] == [row["answer"]]
         assert row["context"][start : start + len(row["answer"])] == row["answer"]
@@ -177,7 +177,7 @@ def test_an_answer_is_where_the_row_says() -> None:
 
 
 def test_a_summary_says_what_the_document_says() -> None:
-    for row in world.rows(SUMMARY, "test", 200):
+    for row in dataset.rows(SUMMARY, "test", 200):
         told = {a: (n, v) for _, a, n, v in facts(row["document"], row["language"])}
         assert {"what", "town", "day"} < set(told)
         assert all(word in row["summary"] for a in ("what", "town", "day") for word in told[a])
@@ -193,15 +193,15 @@ def test_the_first_sentences_are_no_summary(count: int) -> None:
     scorer = RougeScorer(["rougeL"], tokenizer=Words())
     scores = [
         scorer.score(row["summary"], " ".join(re.findall(r"[^.]+\.", row["document"])[:count]))["rougeL"].fmeasure
-        for row in world.rows(SUMMARY, "test", 400)
+        for row in dataset.rows(SUMMARY, "test", 400)
     ]
     assert 0.1 < sum(scores) / len(scores) < 0.5
 
 
 def test_facts_stay_true_from_row_to_row() -> None:
-    name = world.names("train")[0]
-    assert world.Being("place", name).facts == world.Being("place", name).facts
-    assert len({str(world.Being(kind, name).facts) for kind in world.LABELS}) == len(world.LABELS)
+    name = dataset.names("train")[0]
+    assert dataset.Being("place", name).facts == dataset.Being("place", name).facts
+    assert len({str(dataset.Being(kind, name).facts) for kind in dataset.LABELS}) == len(dataset.LABELS)
 
 
 @pytest.mark.parametrize(
@@ -213,33 +213,33 @@ def test_facts_stay_true_from_row_to_row() -> None:
     ],
 )
 def test_particles_follow_the_sound_before(text: str, settled: str) -> None:
-    assert world.particles(text) == settled
+    assert dataset.particles(text) == settled
 
 
 def test_no_template_mark_is_left() -> None:
     for fields in EVERY:
-        for row in world.rows(fields, "train", 200):
+        for row in dataset.rows(fields, "train", 200):
             assert not re.search(r"[(){}]", " ".join(strings(row)))
 
 
 def test_texts_are_paragraphs_in_both_languages() -> None:
-    paragraphs = list(world.texts("train", 40))
-    assert paragraphs[:10] == list(world.texts("train", 10))
+    paragraphs = list(dataset.texts("train", 40))
+    assert paragraphs[:10] == list(dataset.texts("train", 10))
     assert sum(bool(re.search("[가-힣]", text)) for text in paragraphs) == 20
     assert all(2 <= text.count(".") <= 5 for text in paragraphs)
 
 
 def test_unknown_fields_and_splits_are_named() -> None:
     with pytest.raises(InputError, match=r"no rows of the fields colour, text; it has rows of: .*document, summary"):
-        next(world.rows(frozenset({"text", "colour"}), "train", 1))
+        next(dataset.rows(frozenset({"text", "colour"}), "train", 1))
     with pytest.raises(InputError, match=r"no split 'tests'; did you mean 'test'\?"):
-        next(world.rows(SUMMARY, "tests", 1))
+        next(dataset.rows(SUMMARY, "tests", 1))
     with pytest.raises(InputError, match=r"no split 'dev'"):
-        next(world.texts("dev", 1))
+        next(dataset.texts("dev", 1))
 
 
 def test_it_needs_the_standard_library_alone() -> None:
     code = (
-        "import sys, multitask.data.synthetic.world; print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+        "import sys, multitask.data.synthetic.dataset; print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
