@@ -169,12 +169,12 @@ def evaluate(
         settings = homes[0]
     config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
     from multitask.device import choose_device
-    from multitask.evaluation.evaluator import evaluate as run
+    from multitask.evaluation.tuned import evaluate as run
     from multitask.models.io import load_trained
 
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
-    return run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report)
+    return run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report).to_json()
 
 
 def evaluate_text(
@@ -202,7 +202,8 @@ def evaluate_text(
         InputError: something given cannot be used; the message says what to do.
     """
     from multitask.device import choose_device
-    from multitask.evaluation.results_file import envelope, write_results
+    from multitask.evaluation.results_file import results_of, write_results
+    from multitask.evaluation.schema import Data, PlainText, Score, TaskScores
     from multitask.files import sha256_of
     from multitask.inference.perplexity import perplexity_of_text
     from multitask.models.io import load_causal
@@ -213,14 +214,15 @@ def evaluate_text(
     loaded.to(choose_device(config.device))
     window = window or getattr(plain_model(loaded).config, "max_position_embeddings", None) or 1024
     found = perplexity_of_text(loaded, tokenizer, Path(text), window, stride or window, batch_tokens)
-    results = envelope(config, "evaluate", Path(model).name, {"name": str(model)})
-    measured = {name: {"value": found[name]} for name in ("perplexity", "word_perplexity", "bits_per_byte")}
-    digest = {"files": [str(text)], "sha256": [sha256_of([Path(text)])], "split": "text", "num_rows": 1}
-    results |= {"text": {"file": str(text), **found}, "data": {"text": digest}}
-    results["tasks"] = {"text": {"num_examples": found["num_windows"], "metrics": measured, "baselines": {}}}
+    measured = {name: Score(value=found[name]) for name in ("perplexity", "word_perplexity", "bits_per_byte")}
+    scores = TaskScores(num_examples=int(found["num_windows"]), metrics=measured, baselines={})
+    data = Data(files=[str(text)], sha256=[sha256_of([Path(text)])], split="text", num_rows=1)
+    plain_text = PlainText.model_validate({"file": str(text), **found})
+    parts = config, "evaluate", Path(model).name, str(model), {"text": data}, {"text": scores}
+    results = results_of(*parts, text=plain_text)
     if out is not None:
         write_results(Path(out), results)
-    return results
+    return results.to_json()
 
 
 def fewshot(
@@ -259,7 +261,7 @@ def fewshot(
     name = str(model or config.model.name or demo_model(report=report))
     loaded, tokenizer = load_causal(name, config.model.revision)
     loaded.to(choose_device(config.device))
-    return run(loaded, tokenizer, name, chosen, config, Path(out) if out is not None else None, report)
+    return run(loaded, tokenizer, name, chosen, config, Path(out) if out is not None else None, report).to_json()
 
 
 def benchmark(

@@ -17,7 +17,7 @@ from rich.text import Text
 from multitask.batching.mixture import sampling_rates
 from multitask.config.run import RunConfig
 from multitask.device import choose_device
-from multitask.evaluation.evaluator import window
+from multitask.evaluation.tuned import block_size_of
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.lora import add_lora, plain_model
@@ -35,7 +35,7 @@ def preview(config: RunConfig, tasks: Mapping[str, Task], num_rows: int, console
     device = choose_device(config.device)
     model, tokenizer, new_ids = build(config.model, tasks, tokenizer_texts(tasks, config), config.seed)
     plain_model(model).config._attn_implementation = name_for(device)
-    block_size = window(config.train, model)
+    block_size = block_size_of(config.train, model)
     examples = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
         for name, task in tasks.items()
@@ -66,8 +66,8 @@ def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int],
         if is_target and not is_marker:
             text.append("|" * len(waiting), "dim green")
         waiting = []
-    record = examples.row(number)
-    text.append(f"   {record['where']}{', truncated' if record['is_truncated'] else ''}", "dim italic")
+    truncated = ", truncated" if examples.is_truncated(number) else ""
+    text.append(f"   {examples.row(number).where}{truncated}", "dim italic")
     return text
 
 

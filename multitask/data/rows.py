@@ -44,6 +44,12 @@ class Row:
     keep: tuple[int, int] | None
     where: str
 
+    @property
+    def accepted(self) -> list[str]:
+        """References as scores compare them: of a closed answer its class name, in any language."""
+        names = dict(zip(self.choices, self.classes, strict=True))
+        return [names.get(reference, reference) for reference in self.references]
+
 
 @dataclass
 class Counts:

@@ -1,4 +1,4 @@
-"""What a program without a model would score: the floor beneath every figure.
+"""Trivial baselines: what a program without a model scores on the same rows.
 
 `lead("One. Two. Three. Four.", 3)` -> `"One. Two. Three."`
 """
@@ -6,20 +6,29 @@
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.data.sources import has_split, provenance, resolve
-from multitask.evaluation import bootstrap, metrics
-from multitask.evaluation.bigram_counts import BigramCounts
+from multitask.evaluation import metrics
+from multitask.evaluation.bootstrap import interval
+from multitask.evaluation.schema import Data, Score, TaskScores
+from multitask.models.bigram import BigramCounts
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples
 
+if TYPE_CHECKING:
+    from multitask.evaluation.evaluator import EncodedPrompt
+
+Measure = Callable[[Row, str, Sequence[str]], dict[str, dict[str, float]]]
+"""The numbers of one prediction, by metric: `ArmScores.measure`."""
+BaselineNumbers = dict[str, dict[str, metrics.Numbers]]
+"""By baseline and metric; those of `unigram` and `bigram` under `nll`."""
 _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+|\n+")
 
 
@@ -29,7 +38,7 @@ def lead(text: str, num_sentences: int) -> str:
 
 
 def random_span(text: str, num_words: int, number: int) -> str:
-    """Some words of a text in a row, from a place that its number decides: the same in every run that is compared."""
+    """Consecutive words of a text from a position that `number` decides: the same in every run that is compared."""
     words = text.split()
     most = max(0, len(words) - num_words)
     start = int(np.random.default_rng(number).integers(0, most + 1))
@@ -37,115 +46,133 @@ def random_span(text: str, num_words: int, number: int) -> str:
 
 
 def count_target_bigrams(train: Examples, vocab_size: int) -> BigramCounts:
-    """The target tokens of training rows and those before them, counted."""
+    """Bigram counts of the target tokens of training rows, with the token before each target."""
     rows = [(train.ids(n), int(train.num_prompts[n])) for n in range(len(train))]
     before = [ids[num - 1 : -1] for ids, num in rows]
     return BigramCounts(np.concatenate(before), np.concatenate([ids[num:] for ids, num in rows]), vocab_size)
 
 
-def as_record(row: Row) -> dict[str, Any]:
-    """A row as scorers see it: references of a closed answer are class names, whatever the language of its words."""
-    names = dict(zip(row.choices, row.classes, strict=True))
-    references = [names.get(reference, reference) for reference in row.references]
-    return {key: getattr(row, key) for key in ("id", "fields", "language", "choices", "classes", "where")} | {
-        "references": references
-    }
-
-
-def trivial_scores(
-    task: Task, config: RunConfig, keeps: Callable[[Row], bool] = lambda row: True
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One task's `data` and `baselines` of a results file, made without a model: metrics of texts, 95 % intervals.
-
-    keeps: whether a row counts. Without training rows there is nothing to fit, and no baseline.
-    """
-    split = config.eval.split
-    sources = [source for source in resolve(task, config.data) if has_split(source, split)]
-    found = [provenance(source, split, config.data) for source in sources]
-    counts, num_rows = Counts(), 0
-    names = [metric for metric in task.metrics if metric not in metrics.FROM_NLL]
-    has_train = any(has_split(source, "train") for source in resolve(task, config.data))
-    train = islice(read(task, "train", config.data, Counts()), config.data.limit) if has_train else iter(())
-    fitted = Fitted(map(as_record, train), task.target)
-    numbers = {name: {metric: metrics.Numbers() for metric in names} for name in task.baselines if has_train}
-    for row in islice(read(task, split, config.data, counts), config.eval.max_rows):
-        if not keeps(row):
-            continue
-        record = as_record(row)
-        for name, by_metric in numbers.items():
-            made = fitted.predict(name, record, task.truncate, num_rows)
-            for metric, rows in by_metric.items():
-                tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
-                rows.append(metrics.build(metric, row.language, tokenizer).per_example(made, record["references"]))
-        num_rows += 1
-    data = {
-        "files": [file for source in found for file in source["files"]],
-        "sha256": [digest for source in found for digest in source["sha256"]],
-        "revision": next((source["revision"] for source in found if source.get("revision")), None),
-        "split": split,
-        "num_rows": num_rows,
-        "num_truncated": 0,
-        "num_dropped": 0,
-        "num_skipped": counts.num_skipped,
-    }
-    return data, {
-        name: {metric: _with_interval(metric, rows, config) for metric, rows in by_metric.items() if rows}
-        for name, by_metric in numbers.items()
-    }
-
-
-def trivial(tasks: Mapping[str, Task], config: RunConfig) -> dict[str, Any]:
-    """`data` and `tasks` of a results file that no model made."""
-    scored: dict[str, Any] = {"data": {}, "tasks": {}}
-    for name, task in tasks.items():
-        scored["data"][name], floors = trivial_scores(task, config)
-        scored["tasks"][name] = {
-            "num_examples": scored["data"][name]["num_rows"],
-            "metrics": {},
-            "baselines": floors,
-        }
-    return scored
-
-
-def _with_interval(name: str, rows: metrics.Numbers, config: RunConfig) -> dict[str, float]:
-    metric = metrics.build(name, "en")
-    low, high = bootstrap.interval(metric.finish, rows, config.eval.num_bootstrap, config.seed)
-    return {"value": round(metrics.score(metric, rows), 6), "low": round(low, 6), "high": round(high, 6)}
-
-
 class Fitted:
-    """What the baselines learn from a task's training rows: the commonest class, and how long answers are."""
+    """The baselines of a task, fitted on its training rows: the most frequent class, and how long answers are.
 
-    def __init__(
-        self,
-        rows: Iterable[Mapping[str, Any]],
-        target: str,
-        bigram_counts: BigramCounts | None = None,
-    ) -> None:
-        self.bigram_counts = bigram_counts
-        self.target = target
-        self._classes: Counter[str] = Counter()
+    bigram_counts: of the target tokens; None: no unigram and bigram perplexity.
+    """
+
+    def __init__(self, task: Task, rows: Iterable[Row], bigram_counts: BigramCounts | None = None) -> None:
+        self.task, self.bigram_counts = task, bigram_counts
+        self.classes: Counter[str] = Counter()
         self.answer_words = array("i")
         for row in rows:
-            self.see(row)
-
-    def see(self, row: Mapping[str, Any]) -> None:
-        """One more training row."""
-        answer = row["fields"][self.target]
-        if row["choices"]:
-            self._classes.update(c for c, word in zip(row["classes"], row["choices"], strict=True) if word == answer)
-        self.answer_words.append(len(answer.split()))
+            answer = row.fields[task.target]
+            self.classes.update(c for c, word in zip(row.classes, row.choices, strict=True) if word == answer)
+            self.answer_words.append(len(answer.split()))
 
     @property
     def majority(self) -> str | None:
-        """The commonest class; None where there are none."""
-        return self._classes.most_common(1)[0][0] if self._classes else None
+        """The most frequent class; None where there are none."""
+        return self.classes.most_common(1)[0][0] if self.classes else None
 
-    def predict(self, name: str, row: Mapping[str, Any], field: str | None, number: int) -> str:
-        """The prediction of a baseline by name: majority, lead1, lead3, random_span; a class name or a text."""
+    def predict(self, name: str, row: Row, number: int) -> str:
+        """The prediction of a baseline by name, for the row of this number: a class name or a text."""
         if name == "majority":
             return self.majority or ""
-        text = row["fields"][field] if field else ""
+        text = row.fields.get(self.task.truncate or "", "")
         if name.startswith("lead"):
             return lead(text, int(name.removeprefix("lead")))
         return random_span(text, self.answer_words[number % len(self.answer_words)], number)
+
+    def numbers(self, text_metrics: Sequence[str]) -> BaselineNumbers:
+        """Empty numbers of every baseline."""
+        found = {name: {metric: metrics.Numbers() for metric in text_metrics} for name in self.task.baselines}
+        if self.bigram_counts is not None:
+            found |= {name: {"nll": metrics.Numbers()} for name in ("unigram", "bigram")}
+        return found
+
+    def add(
+        self, into: BaselineNumbers, rows: Sequence[tuple[Row, "EncodedPrompt | None"]], first: int, measure: Measure
+    ) -> None:
+        """Adds the baselines' numbers of rows, of which the first has the number `first`."""
+        for number, (row, prompt) in enumerate(rows, first):
+            for name in self.task.baselines:
+                for metric, found in measure(row, self.predict(name, row, number), row.accepted).items():
+                    into[name][metric].append(found)
+            if self.bigram_counts is not None and prompt is not None and prompt.target is not None:
+                before = np.array([prompt.ids[-1], *prompt.target[:-1]])
+                targets, text = np.array(prompt.target), row.fields[self.task.target]
+                sizes = {"tokens": len(targets), "words": len(text.split()), "bytes": len(text.encode())}
+                unigram, bigram = self.bigram_counts.unigram(targets), self.bigram_counts.bigram(before, targets)
+                into["unigram"]["nll"].append({"nll": float(unigram.sum()), **sizes})
+                into["bigram"]["nll"].append({"nll": float(bigram.sum()), **sizes})
+
+
+def fit(task: Task, config: RunConfig) -> Fitted | None:
+    """Fitted on the training rows as read, without tokens; None for a task without training rows."""
+    if not any(has_split(source, "train") for source in resolve(task, config.data)):
+        return None
+    return Fitted(task, islice(read(task, "train", config.data, Counts()), config.data.limit))
+
+
+def scores_of(numbers: Mapping[str, metrics.Numbers], task: Task, config: RunConfig) -> dict[str, Score]:
+    """Scores with 95 % intervals; perplexity and bits per byte come from the same nats."""
+    settings = config.eval.num_bootstrap, config.seed
+    found = {name: score_of(name, rows, *settings) for name, rows in numbers.items() if rows and name != "nll"}
+    if numbers.get("nll") and numbers["nll"].columns:
+        measured = numbers["nll"].measured()
+        names = [name for name in metrics.FROM_NLL if name != "word_perplexity" or not task.is_closed]
+        found |= {name: score_of(name, measured, *settings) for name in names}
+    return found
+
+
+def score_of(name: str, numbers: metrics.Numbers, num_bootstrap: int, seed: int) -> Score:
+    """One score with its interval, rounded to six digits."""
+    metric = metrics.build(name, "en")
+    low, high = interval(metric.finish, numbers, num_bootstrap, seed)
+    return Score(value=round(metrics.score(metric, numbers), 6), low=round(low, 6), high=round(high, 6))
+
+
+def baseline_scores(numbers: BaselineNumbers, task: Task, config: RunConfig) -> dict[str, dict[str, Score]]:
+    """The `baselines` of a results file."""
+    return {name: found for name, each in numbers.items() if (found := scores_of(each, task, config))}
+
+
+def data_of(task: Task, config: RunConfig, split: str) -> Data:
+    """Where a split's rows come from; counts are left at 0."""
+    sources = [source for source in resolve(task, config.data) if has_split(source, split)]
+    found = [provenance(source, split, config.data) for source in sources]
+    return Data(
+        files=[file for one in found for file in one["files"]],
+        sha256=[digest for one in found for digest in one["sha256"]],
+        revision=next((one["revision"] for one in found if one.get("revision")), None),
+        split=split,
+        num_rows=0,
+    )
+
+
+def trivial(tasks: Mapping[str, Task], config: RunConfig) -> tuple[dict[str, Data], dict[str, TaskScores]]:
+    """`data` and `tasks` of a results file that no model made."""
+    data, scores = {}, {}
+    for name, task in tasks.items():
+        fitted, counts, num_rows = fit(task, config), Counts(), 0
+        text_metrics = [metric for metric in task.metrics if metric not in metrics.FROM_NLL]
+        numbers = fitted.numbers(text_metrics) if fitted is not None else {}
+        for row in islice(read(task, config.eval.split, config.data, counts), config.eval.max_rows):
+            if fitted is not None:
+                fitted.add(numbers, [(row, None)], num_rows, measure_with(text_metrics, config))
+            num_rows += 1
+        update = {"num_rows": num_rows, "num_truncated": 0, "num_dropped": 0, "num_skipped": counts.num_skipped}
+        data[name] = data_of(task, config, config.eval.split).model_copy(update=update)
+        scores[name] = TaskScores(num_examples=num_rows, metrics={}, baselines=baseline_scores(numbers, task, config))
+    return data, scores
+
+
+def measure_with(text_metrics: Sequence[str], config: RunConfig) -> Measure:
+    """Measures texts with each row's language and its text tokenizer."""
+
+    def measure(row: Row, prediction: str, references: Sequence[str]) -> dict[str, dict[str, float]]:
+        tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
+        return {
+            name: metrics.build(name, row.language, tokenizer).per_example(prediction, references)
+            for name in text_metrics
+        }
+
+    return measure

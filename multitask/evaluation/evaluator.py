@@ -1,390 +1,391 @@
-"""Scoring a model: every task's rows, intervals, and what no model at all would score on the same rows.
+"""The one evaluator: rows of a task, a model, and a prompt format that says how a row becomes ids.
 
-`results["tasks"]["nli"]["metrics"]["accuracy"]` -> `{"value": 0.61, "low": 0.59, "high": 0.63}`; closed answers are
-chosen by likelihood, open ones written greedily, both from the prompt alone.
+`Evaluator(model, task, StreamFormat(...), config).run(rows)` scores a tuned model, the same with a `PlainFormat` a
+prompted one. The two differ in how a row becomes ids and in where a generated answer stops, and in nothing else:
+
+    row -> format.encode -> EncodedPrompt -> choice_nll / generate -> Prediction -> metric.per_example -> Numbers
 """
 
+import itertools
 import json
 import math
-import time
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from multitask.config.data import DataConfig
-from multitask.config.evaluation import EvalConfig
 from multitask.config.run import RunConfig
-from multitask.config.train import LoopConfig
-from multitask.data.contamination import measure_contamination
-from multitask.data.sources import has_split, resolve
-from multitask.errors import InputError, suggest
-from multitask.evaluation import bootstrap, free_generation, metrics
-from multitask.evaluation.baselines import Fitted, count_target_bigrams
-from multitask.evaluation.results_file import cost_of, envelope, write_results
+from multitask.data.rows import Counts, Row
+from multitask.errors import InputError
+from multitask.evaluation import metrics
+from multitask.evaluation.baselines import BaselineNumbers, Fitted, measure_with
 from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
-from multitask.inference.scoring import choose, example_nll
-from multitask.models.lora import plain_model
-from multitask.pattern import markers, parse
-from multitask.task import END, Task
-from multitask.tokenization.encoded_rows import Examples, prepare
-from multitask.tokenization.row_encoder import RowEncoder
+from multitask.inference.scoring import Floats, choice_nll
+from multitask.task import Task
+from multitask.tokenization.tokenizer import lost_characters
 
-_CHUNK = 256  # rows whose texts are in memory at a time
-Numbers = dict[str, metrics.Numbers]
+RULES = ("raw", "per_token", "per_byte", "calibrated")
+"""From likelihoods of choices to a prediction: summed nats, per token, per byte, or calibrated (Zhao et al., 2021)."""
+_CHUNK = 256  # rows whose prompts are in memory at a time
 
 
-def window(config: LoopConfig, model: Any) -> int:
-    """Tokens of one example at most: what the settings say, else as many as the model and a step hold."""
-    return config.block_size or min(plain_model(model).config.n_positions, config.batch_tokens)
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One row as ids.
 
-
-def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:
-    """Raises InputError for a task without metrics or with unknown ones, and a text tokenizer that is not installed."""
-    for language, tokenizer in config.rouge_tokenizer.items():
-        metrics.build("rouge1", language, tokenizer)
-    for name, task in tasks.items():
-        unknown = [metric for metric in task.metrics if metric not in metrics.NAMES]
-        if unknown:
-            raise InputError(f"task '{name}': no metric '{unknown[0]}'; {suggest(unknown[0], metrics.NAMES)}")
-        if task.metrics and metrics.build(task.metrics[0], "en").higher_is_better is None:
-            raise InputError(
-                f"task '{name}': its first metric is its score, and '{task.metrics[0]}' has no better or worse; put "
-                "another one first"
-            )
-        if not task.metrics:
-            raise InputError(f"task '{name}' has no metrics; its score needs one of {', '.join(metrics.NAMES)}")
-
-
-def examples_of(
-    tasks: Mapping[str, Task], split: str, tokenizer: Any, block_size: int, data: DataConfig, limit: int | None
-) -> dict[str, Examples]:
-    """Each task's rows of a split, their prompts truncated so that `max_new_tokens` fit behind them."""
-    for name, task in tasks.items():
-        if task.max_new_tokens >= block_size:
-            raise InputError(
-                f"task '{name}' may answer with {task.max_new_tokens} tokens, the window has {block_size}: no room is "
-                f"left for a prompt; raise train.block_size (or model.n_positions) above {task.max_new_tokens}"
-            )
-    return {
-        name: prepare(task, split, tokenizer, block_size, data, max_answer_tokens=task.max_new_tokens, limit=limit)
-        for name, task in tasks.items()
-    }
-
-
-def score_model(
-    model: Any,
-    tokenizer: Any,
-    tasks: Mapping[str, Task],
-    config: RunConfig,
-    predictions: Path | None,
-    block_size: int,
-    report: Report = ignore,
-) -> dict[str, Any]:
-    """`data` and `tasks` of a results file. Predictions go to `predictions/<task>.jsonl`, line by line."""
-    rows = examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
-    scored: dict[str, Any] = {"data": {}, "tasks": {}}
-    for name, task in tasks.items():
-        started = time.perf_counter()
-        fitted = train = None  # of a set for testing only: its baselines are left out
-        if any(has_split(source, "train") for source in resolve(task, config.data)):
-            train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-            fitted = Fitted(train.rows(), task.target, count_target_bigrams(train, len(tokenizer)))
-        scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed)
-        if predictions is not None:
-            predictions.mkdir(parents=True, exist_ok=True)
-            with (predictions / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                result = scorer.score(rows[name], fitted, file)
-        else:
-            result = scorer.score(rows[name], fitted, None)
-        result |= _freely(model, tokenizer, task, tasks, rows[name], config, block_size)
-        scored["data"][name] = {**rows[name].report, "num_tokens": int(rows[name].lengths.sum())}
-        if train is not None:
-            scored["data"][name]["contamination"] = measure_contamination(_texts(train), _texts(rows[name]))
-        scored["tasks"][name] = result
-        report({"event": "task", "task": name, "result": result, "elapsed_s": time.perf_counter() - started})
-    return scored
-
-
-def _freely(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    tasks: Mapping[str, Task],
-    rows: Examples,
-    config: RunConfig,
-    block_size: int,
-) -> dict[str, Any]:
-    """What a results file says of answers that nothing holds."""
-    if task.is_closed:
-        outside, num = free_generation.num_outside(model, tokenizer, task, rows, config.eval)
-        return {"free_answers": {"num": num, "num_outside": outside}}
-    if any(name not in metrics.FROM_NLL for name in task.metrics):
-        return {}
-    described = free_generation.describe(model, tokenizer, task, tasks, rows, config.eval, block_size, config.seed)
-    return {"generation": described}
-
-
-def _texts(rows: Examples) -> Iterator[str]:
-    """All fields of each row as one text."""
-    return (" ".join(row["fields"].values()) for row in rows.rows())
-
-
-def first_metrics(
-    model: Any,
-    tokenizer: Any,
-    tasks: Mapping[str, Task],
-    rows: Mapping[str, Examples],
-    config: RunConfig,
-    block_size: int,
-) -> dict[str, float]:
-    """Each task's first metric on given rows, larger is better; of perplexity and bits per byte minus the log.
-
-    A task has none when it is measured by likelihood alone and no row fits the window.
+    row: it may be truncated. ids: all that the model conditions on. text: what they say. choices: of a closed task, the
+    ids of each choice. target: ids whose likelihood is measured, one of the choices if there are any; None: not
+    measured. num_tokens: ids of prompt and target. demonstrations: solved rows in the prompt.
     """
-    best = {}
-    for name, task in tasks.items():
-        scorer = TaskScorer(model, tokenizer, task, config.eval, block_size, config.seed, intervals=False)
-        found = scorer.score(rows[name], None, None)["metrics"]
-        if task.metrics[0] in found:
-            value = found[task.metrics[0]]["value"]
-            down = -math.log(value) if task.metrics[0] in metrics.FROM_NLL else -value
-            best[name] = value if metrics.build(task.metrics[0], "en").higher_is_better else down
-    return best
+
+    row: Row
+    ids: Sequence[int]
+    text: str
+    choices: list[list[int]]
+    target: list[int] | None
+    num_tokens: int
+    is_truncated: bool = False
+    demonstrations: tuple[Row, ...] = ()
 
 
-class TaskScorer:
-    """Scores one task's rows with one model."""
+class PromptFormat(Protocol):
+    """How a row becomes ids, and where a generated answer stops."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        task: Task,
-        config: EvalConfig,
-        block_size: int,
-        seed: int,
-        intervals: bool = True,
-    ) -> None:
-        self.model, self.tokenizer, self.task, self.config = model, tokenizer, task, config
-        self.block_size, self.seed, self.intervals = block_size, seed, intervals
-        self.text_metrics = [name for name in task.metrics if name not in metrics.FROM_NLL]
-        self.hub_metrics = {name: metrics.hub_metric(name) for name in config.hub_metrics}
-        self.encoder = RowEncoder(task, tokenizer, block_size, task.max_new_tokens)
-        self.end_id = tokenizer.convert_tokens_to_ids(END)
+    task: Task
+    plain: Tokenizer
+    end_ids: set[int]
+    rule: str
+    """Which of `RULES` predicts."""
+    has_likelihood: bool
+    """Whether targets have a likelihood worth reporting: words of a prompt template have none."""
 
-    def score(self, rows: Examples, fitted: Fitted | None, file: TextIO | None) -> dict[str, Any]:
-        """The task's part of a results file: counts, metrics and baselines with 95 % intervals."""
-        own: Numbers = {name: metrics.Numbers() for name in (*self.text_metrics, "nll")}
-        languages: list[str] = []
-        floors: dict[str, Numbers] = {
-            name: {m: metrics.Numbers() for m in self.text_metrics} for name in self.task.baselines
-        }
-        floors |= {name: {"nll": metrics.Numbers()} for name in ("unigram", "bigram")}
-        num_unfinished = num_unscored = 0
-        answers: Counter[tuple[str, tuple[str, ...]]] = Counter()  # of a closed task
-        classes: dict[str, None] = {}
-        for_hub: tuple[list[str], list[list[str]]] = ([], [])
-        for start in range(0, len(rows), _CHUNK):
-            numbers = range(start, min(start + _CHUNK, len(rows)))
-            records = [rows.row(n) for n in numbers]
-            ids = [(rows.ids(n), int(rows.num_prompts[n])) for n in numbers]
-            fits = [len(sequence) <= self.block_size for sequence, _ in ids]
-            num_unscored += fits.count(False)
-            for record, nll in zip(records, self._nll(records, ids, fits), strict=True):
-                record["nll"] = nll
-            num_unfinished += self._predict(records, ids)
-            for number, record, (sequence, num_prompt) in zip(numbers, records, ids, strict=True):
-                languages.append(record["language"])
-                if record["nll"]:
-                    own["nll"].append(record["nll"])
-                    if fitted is not None and fitted.bigram_counts is not None:
-                        before, targets = sequence[num_prompt - 1 : -1], sequence[num_prompt:]
-                        unigram, bigram = (
-                            fitted.bigram_counts.unigram(targets),
-                            fitted.bigram_counts.bigram(before, targets),
-                        )
-                        floors["unigram"]["nll"].append({**record["nll"], "nll": float(unigram.sum())})
-                        floors["bigram"]["nll"].append({**record["nll"], "nll": float(bigram.sum())})
-                record["prompt"] = self.tokenizer.decode(sequence[:num_prompt].tolist()).strip()
-                record["scores"] = self._measure(record, record["prediction"], own)
-                if self.task.is_closed:
-                    answers[record["prediction"], tuple(record["references"])] += 1
-                    classes |= dict.fromkeys(record["classes"])
-                if self.hub_metrics and record["prediction"] is not None:
-                    for_hub[0].append(record["prediction"])
-                    for_hub[1].append(record["references"])
-                if fitted is not None:
-                    for name in self.task.baselines:
-                        self._measure(record, fitted.predict(name, record, self.task.truncate, number), floors[name])
-                if file is not None:
-                    file.write(json.dumps(self._line(record), ensure_ascii=False, allow_nan=False) + "\n")
-        return {
-            "num_examples": len(rows),
-            "num_unfinished": num_unfinished,
-            "num_unscored": num_unscored,
-            "metrics": self._finish(own),
-            **self._by_language(own, languages),
-            **({"confusion": metrics.confusion(answers.elements(), list(classes))} if answers else {}),
-            **({"hub_metrics": self._by_hub(*for_hub)} if for_hub[0] else {}),
-            "baselines": {n: f for n, numbers in floors.items() if fitted is not None and (f := self._finish(numbers))},
-        }
+    def encode(
+        self, rows: Sequence[Row], rankings: Sequence[Sequence[Row]], num_shots: int
+    ) -> list[EncodedPrompt | None]:
+        """Rows to prompts, each with demonstrations from its ranking; None for a row to drop."""
 
-    def _nll(self, records: Sequence[dict[str, Any]], ids: Any, fits: Sequence[bool]) -> Iterator[dict[str, float]]:
-        """Nats, target tokens and bytes of each row; empty where target and prompt together exceed the window."""
-        scored = [pair for pair, fit in zip(ids, fits, strict=True) if fit]
-        nats, tokens = example_nll(self.model, scored, self.config.batch_tokens)
-        found = iter(zip(nats.tolist(), tokens.tolist(), strict=True))
-        for record, fit in zip(records, fits, strict=True):
-            if fit:
-                nll, num = next(found)
-                if not math.isfinite(nll):
-                    raise InputError(
-                        f"{record['where']}: the model finds no finite likelihood of this row's "
-                        f"{self.task.target}: its weights are broken, or training ran away (a lower "
-                        "train.learning_rate helps)"
-                    )
-                target = record["fields"][self.task.target]
-                yield {"nll": nll, "tokens": num, "words": len(target.split()), "bytes": len(target.encode())}
-            else:
-                yield {}
+    def stop(self, language: str) -> re.Pattern[str] | None:
+        """Text at which an answer ends, beside `end_ids`; searched with a space before and behind the answer."""
 
-    def _predict(self, records: Sequence[dict[str, Any]], ids: Any) -> int:
-        """Adds `completion`, `prediction` and `finished` to the records; returns how many answers did not end."""
-        prompts = [sequence[:num_prompt] for sequence, num_prompt in ids]
-        if self.task.is_closed:
-            choices = [[self._answer_ids(word) for word in record["choices"]] for record in records]
-            # Words of more tokens than `max_new_tokens` take their room from the prompt's beginning.
-            rooms = [self.block_size - max(map(len, words)) for words in choices]
-            prompts = [prompt[-room:] for prompt, room in zip(prompts, rooms, strict=True)]
-            chosen = choose(self.model, zip(prompts, choices, strict=True), self.config.batch_tokens)
-            for record, (number, nats) in zip(records, chosen, strict=True):
-                record["completion"] = record["choices"][number]
-                record["prediction"] = record["classes"][number]
-                record["references"] = [
-                    dict(zip(record["choices"], record["classes"], strict=True)).get(r, r) for r in record["references"]
-                ]
-                record["choice_nll"] = dict(zip(record["choices"], nats, strict=True))
-            return 0
-        if not self.text_metrics:
-            for record in records:
-                record["completion"] = record["prediction"] = None
-            return 0
-        written = generate(
-            self.model,
-            prompts,
-            self.task.max_new_tokens,
-            {self.end_id},
-            self.config.batch_tokens,
-        )
-        parse = self.task.parse or str.strip
-        for record, (new, _) in zip(records, written, strict=True):
-            record["completion"] = self.tokenizer.decode(new, skip_special_tokens=True)
-            record["prediction"] = parse(record["completion"])
-        return sum(not finished for _, finished in written)
+    def completion(self, ids: Sequence[int]) -> str:
+        """The text of generated ids."""
 
-    def _answer_ids(self, word: str) -> list[int]:
-        """Ids of a choice as the stream holds it, end marker included."""
-        literal = parse(self.task.stream)[-2].literal
-        return [*self.encoder.plain.encode(literal + word, add_special_tokens=False).ids, self.end_id]
+    def words(self, row: Row) -> Sequence[str]:
+        """The choices as the prompt's continuations write them."""
 
-    def _measure(self, record: Mapping[str, Any], prediction: str | None, into: Numbers) -> dict[str, dict[str, float]]:
-        """Adds the numbers of one prediction; returns them by metric."""
-        if prediction is None:
-            return {}
-        found = {}
-        for name in self.text_metrics:
-            tokenizer = self.config.rouge_tokenizer.get(record["language"], "eojeol")
-            found[name] = metrics.build(name, record["language"], tokenizer).per_example(
-                prediction, record["references"]
+    def content_free(self, prompt: EncodedPrompt) -> list[list[int]]:
+        """The same prompt around a row that says nothing, for calibration; [] where there is none."""
+
+    def require_rows(self, num_kept: int, num_dropped: int, split: str) -> None:
+        """Raises InputError when no row was kept."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to prompt the rows: a number of demonstrations, one draw of them, by language."""
+
+    shots: int | None = None
+    draw: int = 0
+    demonstrations: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    def ranking(self, row: Row, task: Task) -> Sequence[Row]:
+        """Demonstrations for a row, best first; raises InputError when its language has none."""
+        found = self.demonstrations.get(row.language, ()) if self.shots else ()
+        if self.shots and not found:
+            raise InputError(
+                f"{row.where}: language '{row.language}', and no training row of task '{task.name}' has it: there are "
+                "no demonstrations"
             )
-            into[name].append(found[name])
         return found
 
-    def _by_hub(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-        return {name: metrics.hub_scores(each, predictions, references) for name, each in self.hub_metrics.items()}
+    def file_name(self, task: str) -> str:
+        """The name of its predictions file."""
+        return f"{task}.jsonl" if self.shots is None else f"{task}.shots-{self.shots}.draw-{self.draw}.jsonl"
 
-    def _finish(self, numbers: Numbers) -> dict[str, dict[str, float]]:
-        """Scores with intervals; perplexity and bits per byte come from the same nats."""
-        finished = {}
-        for name, rows in self._named(numbers):
-            metric = metrics.build(name, "en")
-            value = round(metrics.score(metric, rows), 6)
-            finished[name] = {"value": value}
-            if self.intervals:
-                low, high = bootstrap.interval(metric.finish, rows, self.config.num_bootstrap, self.seed)
-                finished[name] |= {"low": round(low, 6), "high": round(high, 6)}
-        return finished
 
-    def _named(self, numbers: Numbers) -> Iterator[tuple[str, metrics.Numbers]]:
-        for name, rows in numbers.items():
-            if rows and name != "nll":
-                yield name, rows
-        if numbers.get("nll"):
+@dataclass
+class Prediction:
+    """What a model answered to one row.
+
+    completion, prediction: raw text, and after clean-up; None where the task has no text metric. references: accepted
+    answers, of a closed task class names. choice_nll: nats of each choice. by_rule: the class that each rule predicts.
+    nll: nats, tokens, words and bytes of the target; empty where it is not measured.
+    """
+
+    prompt: EncodedPrompt
+    references: list[str]
+    completion: str | None = None
+    prediction: str | None = None
+    choice_nll: dict[str, float] | None = None
+    by_rule: dict[str, str] = field(default_factory=dict)
+    nll: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    is_finished: bool = True
+
+    def line(self, shots: int | None) -> str:
+        """One line of a predictions file."""
+        row, prompt = self.prompt.row, self.prompt
+        found: dict[str, object] = {"id": row.id, "prompt": prompt.text}
+        if shots is not None:
+            found["num_fitted"] = len(prompt.demonstrations)
+        found |= {"is_cut": prompt.is_truncated, "completion": self.completion, "prediction": self.prediction}
+        found["references"] = self.references
+        if self.choice_nll is not None:
+            found["choice_nll"] = self.choice_nll
+        found |= {"nll": self.nll, "scores": self.scores, "language": row.language, "where": row.where}
+        return json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class ArmScores:
+    """What one arm answered, added up row by row."""
+
+    def __init__(self, task: Task, config: RunConfig) -> None:
+        self.task, self.config = task, config
+        self.text_metrics = [name for name in task.metrics if name not in metrics.FROM_NLL]
+        self.measure = measure_with(self.text_metrics, config)
+        self.numbers = {name: metrics.Numbers() for name in (*self.text_metrics, "nll")}
+        self.by_rule = {rule: metrics.Numbers() for rule in RULES}  # of the first metric
+        self.languages: list[str] = []
+        self.answers: Counter[tuple[str, tuple[str, ...]]] = Counter()  # of a closed task: prediction, references
+        self.classes: dict[str, None] = {}
+        self.texts: tuple[list[str], list[list[str]]] = ([], [])  # predictions and references, for metrics of the hub
+        self.num_rows = self.num_fitted = self.num_unfinished = self.num_unscored = self.num_tokens = 0
+
+    def add(self, found: Prediction, has_likelihood: bool) -> None:
+        """Adds one row; fills its `scores`."""
+        row = found.prompt.row
+        if found.prediction is not None:
+            found.scores = self.measure(row, found.prediction, found.references)
+            for name, numbers in found.scores.items():
+                self.numbers[name].append(numbers)
+            if self.config.eval.hub_metrics:
+                self.texts[0].append(found.prediction)
+                self.texts[1].append(found.references)
+        for rule, prediction in found.by_rule.items():
+            self.by_rule[rule].append(self.measure(row, prediction, found.references)[self.text_metrics[0]])
+        self.numbers["nll"].append(found.nll)  # of a target that is not measured nothing: rows stay rows
+        if self.task.is_closed and found.prediction is not None:
+            self.answers[found.prediction, tuple(found.references)] += 1
+            self.classes |= dict.fromkeys(row.classes)
+        self.languages.append(row.language)
+        self.num_rows += 1
+        self.num_fitted += len(found.prompt.demonstrations)
+        self.num_tokens += found.prompt.num_tokens
+        self.num_unscored += has_likelihood and not found.nll
+        self.num_unfinished += not found.is_finished
+
+    def named(self) -> Iterator[tuple[str, metrics.Numbers]]:
+        """Metrics that have numbers, with their numbers; those from likelihoods share theirs."""
+        yield from ((name, self.numbers[name]) for name in self.text_metrics if self.numbers[name])
+        if self.numbers["nll"].columns:
             names = [name for name in metrics.FROM_NLL if name != "word_perplexity" or not self.task.is_closed]
-            yield from ((name, numbers["nll"]) for name in names)
-
-    def _by_language(self, numbers: Numbers, languages: Sequence[str]) -> dict[str, Any]:
-        """Text metrics of each language, where the rows have several."""
-        if len(set(languages)) < 2 or not self.text_metrics:
-            return {}
-        split: dict[str, dict[str, float]] = {}
-        for language in sorted(set(languages)):
-            mine = np.array([of == language for of in languages])
-            split[language] = {
-                name: round(metrics.score(metrics.build(name, language), numbers[name], mine), 6)
-                for name in self.text_metrics
-            }
-        return {"by_language": split}
-
-    def _line(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One line of the predictions file."""
-        kept = (
-            "id",
-            "prompt",
-            "is_truncated",
-            "completion",
-            "prediction",
-            "references",
-            "choice_nll",
-            "nll",
-            "scores",
-            "language",
-            "where",
-        )
-        return {key: record[key] for key in kept if key in record}
+            yield from ((name, self.numbers["nll"]) for name in names)
 
 
-def evaluate(
-    model: Any,
-    tokenizer: Any,
-    name: str,
-    tasks: Mapping[str, Task],
-    config: RunConfig,
-    out: Path | None = None,
-    report: Report = ignore,
-) -> dict[str, Any]:
-    """Scores a loaded model; with `out`, writes `out` and `out.predictions/`. Returns what the file holds."""
-    started = time.perf_counter()
-    base = plain_model(model)
-    block_size = min(window(config.train, model), base.config.n_positions)
-    vocabulary = tokenizer.get_vocab()
-    check_metrics(tasks, config.eval)
-    for task_name, task in tasks.items():
-        missing = [marker for marker in markers({task_name: task}) if marker not in vocabulary]
-        if missing:
-            raise InputError(
-                f"{name}: its tokenizer has no {missing[0]}, a marker of task '{task_name}'; name with --tasks the "
-                "tasks that it was trained on, or train it on this one"
+@dataclass
+class RowCounts:
+    """Of the rows that were read: kept, truncated, dropped, skipped, and characters that the tokenizer loses."""
+
+    num_rows: int = 0
+    num_truncated: int = 0
+    num_dropped: int = 0
+    num_skipped: int = 0
+    chars_lost: Counter[str] = field(default_factory=Counter)
+
+
+class Evaluator:
+    """Scores rows of one task with one model."""
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task, prompt_format: PromptFormat, config: RunConfig) -> None:
+        self.model, self.tokenizer, self.task, self.format, self.config = model, tokenizer, task, prompt_format, config
+        self.batch_tokens = config.eval.batch_tokens
+        self.counts = RowCounts()
+        self.first: list[EncodedPrompt] = []
+        """Prompts of the first `eval.max_free_rows` rows, without demonstrations."""
+
+    def run(
+        self,
+        rows: Iterable[Row],
+        counts: Counts,
+        arms: Sequence[Arm] = (Arm(),),
+        fitted: Fitted | None = None,
+        predictions: Path | None = None,
+        report: Report = ignore,
+    ) -> tuple[list[ArmScores], BaselineNumbers]:
+        """Scores of every arm, and the numbers of the trivial baselines on the same rows, by baseline and metric.
+
+        Args:
+            rows: as `data.rows.read` gives them; one chunk is in memory at a time.
+            counts: filled while rows are read.
+            arms: how each row is prompted.
+            fitted: baselines fitted on training rows; None: there are none.
+            predictions: folder of the predictions files; None: none are written.
+            report: told after each chunk and arm.
+
+        Raises:
+            InputError: no row can be kept, or a likelihood that is not finite.
+        """
+        scores = [ArmScores(self.task, self.config) for _ in arms]
+        baselines = fitted.numbers(scores[0].text_metrics) if fitted is not None else {}
+        with ExitStack() as files:
+            sinks: list[TextIO | None] = [None for _ in arms]
+            if predictions is not None:
+                predictions.mkdir(parents=True, exist_ok=True)
+                paths = [predictions / arm.file_name(self.task.name) for arm in arms]
+                sinks = [files.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+            rows = iter(rows)
+            while chunk := list(itertools.islice(rows, _CHUNK)):
+                kept = self._kept(chunk)
+                for arm, total, sink in zip(arms, scores, sinks, strict=True):
+                    for found in self.predict(self._prompts(kept, arm)):
+                        total.add(found, self.format.has_likelihood)
+                        if sink is not None:
+                            sink.write(found.line(arm.shots))
+                    report({"event": "prompted", "task": self.task.name, "arm": arm, "rows": self.counts.num_rows})
+                if fitted is not None:
+                    fitted.add(baselines, kept, self.counts.num_rows - len(kept), scores[0].measure)
+        self.counts.num_skipped = counts.num_skipped
+        self.format.require_rows(self.counts.num_rows, self.counts.num_dropped, self.config.eval.split)
+        return scores, baselines
+
+    def _kept(self, chunk: Sequence[Row]) -> list[tuple[Row, EncodedPrompt]]:
+        """Rows that fit without demonstrations; counts all."""
+        encoded = self.format.encode(chunk, [()] * len(chunk), 0)
+        kept = [(row, prompt) for row, prompt in zip(chunk, encoded, strict=True) if prompt is not None]
+        self.counts.num_rows += len(kept)
+        self.counts.num_dropped += len(chunk) - len(kept)
+        self.counts.num_truncated += sum(prompt.is_truncated for _, prompt in kept)
+        texts = [text for row in chunk for text in row.fields.values()]
+        self.counts.chars_lost.update(lost_characters(texts, self.tokenizer, self.format.plain))
+        self.first += [prompt for _, prompt in kept[: max(0, self.config.eval.max_free_rows - len(self.first))]]
+        return kept
+
+    def _prompts(self, kept: Sequence[tuple[Row, EncodedPrompt]], arm: Arm) -> list[EncodedPrompt]:
+        """The rows with an arm's demonstrations; what fits without any fits with as many as there is space for."""
+        if not arm.shots:
+            return [prompt for _, prompt in kept]
+        rows = [row for row, _ in kept]
+        encoded = self.format.encode(rows, [arm.ranking(row, self.task) for row in rows], arm.shots)
+        return [prompt for prompt in encoded if prompt is not None]
+
+    def predict(self, prompts: Sequence[EncodedPrompt]) -> list[Prediction]:
+        """Answers to prompts, in order, with the nats of targets. Prompts with the same demonstrations share them."""
+        found = [Prediction(prompt, list(prompt.row.accepted)) for prompt in prompts]
+        groups: dict[tuple[str, ...], list[Prediction]] = {}
+        for one in found:
+            groups.setdefault(tuple(row.id for row in one.prompt.demonstrations), []).append(one)
+        for group in groups.values():
+            if self.task.is_closed:
+                self._choose(group)
+            else:
+                self._score_targets(group)
+                if any(name not in metrics.FROM_NLL for name in self.task.metrics):
+                    self._generate(group)
+        return found
+
+    def _choose(self, group: Sequence[Prediction]) -> None:
+        """Predicts the choice of least nats, by every rule."""
+        kinds = [(one.prompt.row.language, *self.format.words(one.prompt.row)) for one in group]
+        content_free: list[tuple[tuple[str, ...], list[int], list[list[int]]]] = []
+        bias: dict[tuple[str, ...], Floats] = {}
+        for kind, one in zip(kinds, group, strict=True):
+            if kind not in bias:
+                bias[kind] = np.full(len(one.prompt.choices), -np.inf)
+                content_free += [(kind, ids, one.prompt.choices) for ids in self.format.content_free(one.prompt)]
+        nats = self._nll(group, [one.prompt.choices for one in group], [(i, c) for _, i, c in content_free])
+        for (kind, _, _), each in zip(content_free, nats[len(group) :], strict=True):
+            bias[kind] = np.logaddexp(bias[kind], _log_probabilities(each))
+        for one, kind, each in zip(group, kinds, nats, strict=False):
+            self._chosen(one, kind[1:], each, bias[kind])
+
+    def _chosen(self, one: Prediction, words: Sequence[str], nats: list[float], bias: Floats) -> None:
+        """bias: log-probabilities of the choices after content-free prompts, up to a constant (Zhao et al., 2021)."""
+        row, choices = one.prompt.row, one.prompt.choices
+        scored = {
+            "raw": nats,
+            "per_token": [n / len(ids) for n, ids in zip(nats, choices, strict=True)],
+            "per_byte": [n / len(word.encode()) for n, word in zip(nats, words, strict=True)],
+            # Where no content-free prompt fits the window, there is no bias to correct.
+            "calibrated": (nats + bias).tolist() if np.isfinite(bias).all() else nats,
+        }
+        one.by_rule = {rule: row.classes[int(np.argmin(values))] for rule, values in scored.items()}
+        one.prediction = one.by_rule[self.format.rule]
+        one.completion = words[int(np.argmin(scored[self.format.rule]))]
+        one.choice_nll = dict(zip(row.choices, nats, strict=True))
+        if one.prompt.target is not None:
+            one.nll = self._target_numbers(one, nats[choices.index(one.prompt.target)])
+
+    def _score_targets(self, group: Sequence[Prediction]) -> None:
+        """Nats of the gold targets."""
+        fitting = [one for one in group if one.prompt.target]
+        for one, (nats,) in zip(
+            fitting, self._nll(fitting, [[one.prompt.target or []] for one in fitting]), strict=True
+        ):
+            one.nll = self._target_numbers(one, nats)
+
+    def _target_numbers(self, one: Prediction, nats: float) -> dict[str, float]:
+        target = one.prompt.row.fields[self.task.target]
+        tokens = float(len(one.prompt.target or ()))
+        return {"nll": nats, "tokens": tokens, "words": len(target.split()), "bytes": len(target.encode())}
+
+    def _nll(
+        self,
+        group: Sequence[Prediction],
+        continuations: Sequence[list[list[int]]],
+        further: Sequence[tuple[Sequence[int], list[list[int]]]] = (),
+    ) -> list[list[float]]:
+        """Nats of each row's continuations, then of further (prompt, continuations)."""
+        rows = [(one.prompt.ids, each) for one, each in zip(group, continuations, strict=True)]
+        nats = choice_nll(self.model, [*rows, *further], self.batch_tokens)
+        for one, found in zip(group, nats, strict=False):
+            if not all(map(math.isfinite, found)):
+                raise InputError(
+                    f"{one.prompt.row.where}: the model gives no finite likelihood of this row's {self.task.target}: "
+                    "its weights are broken, or training diverged (a lower train.learning_rate helps)"
+                )
+        return nats
+
+    def _generate(self, group: Sequence[Prediction]) -> None:
+        """Greedy answers; each ends at an end token or at a stop of its language."""
+        parse: Callable[[str], str] = self.task.parse or str.strip
+        stops = {one.prompt.row.language: self.format.stop(one.prompt.row.language) for one in group}
+        for stop in dict.fromkeys(stops.values()):
+            mine = [one for one in group if stops[one.prompt.row.language] == stop]
+            written = generate(
+                self.model,
+                [one.prompt.ids for one in mine],
+                self.task.max_new_tokens,
+                self.format.end_ids,
+                self.batch_tokens,
+                _Stopped(self.format, stop),
             )
-    predictions = out.with_name(out.name + ".predictions") if out is not None else None
-    results = envelope(config, "evaluate", "tuned", {"name": name})
-    results |= score_model(model, tokenizer, tasks, config, predictions, block_size, report)
-    tokens = sum(rows["num_tokens"] for rows in results["data"].values())
-    results["cost"] = cost_of(model, tokens, time.perf_counter() - started)
-    if out is not None:
-        write_results(out, results)
-    return results
+            for one, (ids, is_finished) in zip(mine, written, strict=True):
+                text = self.format.completion(ids)
+                found = stop.search(f" {text} ") if stop is not None else None
+                one.completion = text[: max(0, found.start() - 1)] if found else text
+                one.prediction, one.is_finished = parse(one.completion), is_finished
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """Whether generated ids hold a stop; of a mark with spaces the last one may not have been generated."""
+
+    format: PromptFormat
+    stop: re.Pattern[str] | None
+
+    def __call__(self, ids: list[int]) -> bool:
+        return self.stop is not None and bool(self.stop.search(f" {self.format.completion(ids)}"))
+
+
+def _log_probabilities(nats: Sequence[float]) -> Floats:
+    """Of choices among themselves: log of each likelihood over their sum."""
+    logs = -np.asarray(nats)
+    found: Floats = logs - np.logaddexp.reduce(logs)
+    return found

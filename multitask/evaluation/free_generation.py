@@ -3,8 +3,8 @@
 `describe(...)` -> `{"num_texts": 200, "distinct2": 0.93, "repetition": 0.01, "length": 9.4, "label_agreement": 0.88}`.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import numpy as np
 from multitask.config.evaluation import EvalConfig
 from multitask.data.rows import Row
 from multitask.evaluation import metrics
+from multitask.evaluation.evaluator import EncodedPrompt
+from multitask.evaluation.schema import GeneratedTexts
 from multitask.inference.decoding import Uniform, generate
 from multitask.inference.scoring import choose
 from multitask.pattern import fields, parse
 from multitask.task import END, Task
-from multitask.tokenization.encoded_rows import Examples
 from multitask.tokenization.row_encoder import RowEncoder
 
 
@@ -38,21 +39,19 @@ def describe(
     tokenizer: Any,
     task: Task,
     tasks: Mapping[str, Task],
-    rows: Examples,
+    prompts: Sequence[EncodedPrompt],
     config: EvalConfig,
     block_size: int,
     seed: int,
-) -> dict[str, Any]:
-    """Describes one sampled text (temperature 1) for each of the first `eval.max_free_rows` prompts.
+) -> GeneratedTexts:
+    """Describes one sampled text (temperature 1) for each prompt.
 
     label_agreement: how often the model, asked as a closed task of its own, gives a text the label that it was written
     for; left out where there is no such task or no label.
     """
-    num = min(len(rows), config.max_free_rows)
-    prompts = [rows.ids(n)[: rows.num_prompts[n]] for n in range(num)]
     written = generate(
         model,
-        prompts,
+        [prompt.ids for prompt in prompts],
         task.max_new_tokens,
         {tokenizer.convert_tokens_to_ids(END)},
         config.batch_tokens,
@@ -61,7 +60,7 @@ def describe(
     clean = task.parse or str.strip
     texts = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]
     result: dict[str, Any] = {
-        "num_texts": num,
+        "num_texts": len(prompts),
         "num_unfinished": sum(not finished for _, finished in written),
         "sample": texts[:3],
     }
@@ -75,13 +74,12 @@ def describe(
         result[f"corpus_distinct{n}"] = round(corpus.value(), 6)
     judge = judge_of(task, tasks)
     if judge is not None and task.label is not None:
-        records = [rows.row(n) for n in range(num)]
-        labelled = [(r, t) for r, t in zip(records, texts, strict=True) if r["fields"].get(task.label) and t]
+        labelled = [(p.row, t) for p, t in zip(prompts, texts, strict=True) if p.row.fields.get(task.label) and t]
         if labelled:
             agreed = sum(_agrees(model, tokenizer, judge, task, labelled, config, block_size))
             result["label_agreement"] = round(agreed / len(labelled), 6)
             result["num_labelled"] = len(labelled)
-    return result
+    return GeneratedTexts(**result)
 
 
 def _agrees(
@@ -89,7 +87,7 @@ def _agrees(
     tokenizer: Any,
     judge: Task,
     task: Task,
-    labelled: list[tuple[dict[str, Any], str]],
+    labelled: list[tuple[Row, str]],
     config: EvalConfig,
     block_size: int,
 ) -> Iterator[bool]:
@@ -97,24 +95,22 @@ def _agrees(
     encoder, end = RowEncoder(judge, tokenizer, block_size, judge.max_new_tokens), tokenizer.convert_tokens_to_ids(END)
     literal = parse(judge.stream)[-2].literal
     asked = []
-    for record, text in labelled:
-        values = {**record["fields"], task.target: text}
-        row = Row(record["id"], values, (), record["language"], tuple(record["choices"]), (), None, record["where"])
+    for source, text in labelled:
+        row = replace(source, fields={**source.fields, task.target: text}, references=(), classes=(), keep=None)
         (encoded,) = encoder.encode([row])
-        answers = [[*encoder.plain.encode(literal + w, add_special_tokens=False).ids, end] for w in record["choices"]]
+        answers = [[*encoder.plain.encode(literal + w, add_special_tokens=False).ids, end] for w in row.choices]
         asked.append((encoded.input_ids[: encoded.num_prompt], answers) if encoded is not None else None)
     found = iter(choose(model, [a for a in asked if a is not None], config.batch_tokens))
-    for (record, _), given in zip(labelled, asked, strict=True):
-        yield given is not None and record["choices"][next(found)[0]] == record["fields"][judge.target]
+    for (source, _), given in zip(labelled, asked, strict=True):
+        yield given is not None and source.choices[next(found)[0]] == source.fields[judge.target]
 
 
-def num_outside(model: Any, tokenizer: Any, task: Task, rows: Examples, config: EvalConfig) -> tuple[int, int]:
-    """Free answers outside the closed set, and how many were written: one for each of the first rows."""
-    num = min(len(rows), config.max_free_rows)
-    prompts = [rows.ids(n)[: rows.num_prompts[n]] for n in range(num)]
+def num_outside(
+    model: Any, tokenizer: Any, task: Task, prompts: Sequence[EncodedPrompt], config: EvalConfig
+) -> tuple[int, int]:
+    """Free answers outside the closed set, and how many were generated: one for each prompt."""
     end = tokenizer.convert_tokens_to_ids(END)
-    written = generate(model, prompts, task.max_new_tokens, {end}, config.batch_tokens)
+    written = generate(model, [prompt.ids for prompt in prompts], task.max_new_tokens, {end}, config.batch_tokens)
     clean = task.parse or str.strip
     answers = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]
-    choices = (rows.row(n)["choices"] for n in itertools.count())
-    return sum(answer not in words for answer, words in zip(answers, choices, strict=False)), num
+    return sum(a not in prompt.row.choices for a, prompt in zip(answers, prompts, strict=True)), len(prompts)

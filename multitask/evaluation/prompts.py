@@ -1,6 +1,6 @@
-r"""Plain prompts for a model that was never taught a task: solved examples, a question, and the place for an answer.
+r"""Prompt formats: the stream of a tuned model, and plain text with demonstrations for an untuned one.
 
-`Prompter(nli, tokenizer, ...).text("ko", [row], query)` ->
+`PlainFormat(nli, tokenizer, ...).text([row], query)` ->
 `"...\n가설: ...\n관계: 중립\n\n...\n가설: ...\n관계:"`: demonstrations first, whole, as many as fit the window.
 """
 
@@ -9,14 +9,17 @@ import heapq
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
+from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
+from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.pattern import parse, render_plain
-from multitask.task import Prompt, Task
+from multitask.task import END, Prompt, Task
+from multitask.tokenization.row_encoder import Encoded, RowEncoder
 from multitask.tokenization.tokenizer import plain_reader
 
 BREAKS = ("\n", " | ", " / ", ". ")
@@ -24,22 +27,6 @@ BREAKS = ("\n", " | ", " / ", ". ")
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """What says nothing: the answers' likelihoods after it are a prompt's own bias (Zhao et al., 2021)."""
 _SPARE = 8  # demonstrations in reserve, for rows whose own duplicate was drawn
-
-
-@dataclass(frozen=True)
-class Prompted:
-    """One query with its demonstrations, as ids.
-
-    ids: demonstrations and query. choices: ids of each continuation. row: the query; it may be truncated.
-    shown: the demonstrations. text: what `ids` say.
-    """
-
-    ids: list[int]
-    choices: list[list[int]]
-    row: Row
-    shown: tuple[Row, ...]
-    text: str
-    is_truncated: bool
 
 
 def draw(
@@ -78,15 +65,80 @@ def _fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-class Prompter:
-    """Writes and encodes the prompts of one task for one tokenizer and one window."""
+class StreamFormat:
+    """The prompts of a tuned model: as in training, without the target."""
 
-    def __init__(self, task: Task, tokenizer: Any, window: int, separator: str = "\n\n") -> None:
+    rule = "raw"
+    has_likelihood = True
+
+    def __init__(self, task: Task, tokenizer: Any, block_size: int) -> None:
+        self.task, self.tokenizer, self.block_size = task, tokenizer, block_size
+        self.encoder = RowEncoder(task, tokenizer, block_size, task.max_new_tokens)
+        self.plain = self.encoder.plain
+        self.end_id = int(tokenizer.convert_tokens_to_ids(END))
+        self.end_ids = {self.end_id}
+        self._literal = parse(task.stream)[-2].literal
+
+    def encode(
+        self, rows: Sequence[Row], rankings: Sequence[Sequence[Row]], num_shots: int
+    ) -> list[EncodedPrompt | None]:
+        """Rows to prompts; there are no demonstrations. None for a row that `RowEncoder` drops."""
+        return [
+            None if encoded is None else self._prompt(row, encoded)
+            for row, encoded in zip(rows, self.encoder.encode(rows), strict=True)
+        ]
+
+    def _prompt(self, row: Row, encoded: Encoded) -> EncodedPrompt:
+        ids, target = encoded.input_ids[: encoded.num_prompt], encoded.input_ids[encoded.num_prompt :]
+        text = self.tokenizer.decode(ids).strip()
+        choices = [self._answer_ids(word) for word in row.choices] if self.task.is_closed else []
+        if choices:  # words of more tokens than `max_new_tokens` take theirs from the prompt's beginning
+            ids = ids[-(self.block_size - max(map(len, choices))) :]
+        fits = len(encoded.input_ids) <= self.block_size
+        return EncodedPrompt(
+            row, ids, text, choices, target if fits else None, len(encoded.input_ids), encoded.is_truncated
+        )
+
+    def _answer_ids(self, word: str) -> list[int]:
+        """Ids of a choice as the stream holds it, end marker included."""
+        return [*self.plain.encode(self._literal + word, add_special_tokens=False).ids, self.end_id]
+
+    def stop(self, language: str) -> re.Pattern[str] | None:
+        """Nothing but the end marker ends an answer."""
+        return None
+
+    def completion(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def words(self, row: Row) -> Sequence[str]:
+        """The choices in the row's language."""
+        return row.choices
+
+    def content_free(self, prompt: EncodedPrompt) -> list[list[int]]:
+        """A tuned model is not calibrated."""
+        return []
+
+    def require_rows(self, num_kept: int, num_dropped: int, split: str) -> None:
+        """Raises InputError when no row was kept."""
+        if not num_kept:
+            raise InputError(
+                f"task '{self.task.name}', {split}: no usable row, {num_dropped} were dropped; raise train.block_size "
+                "(or model.n_positions), or look at the rows with `preview`"
+            )
+
+
+class PlainFormat:
+    """The prompts of an untuned model: plain text, demonstrations first."""
+
+    def __init__(self, task: Task, tokenizer: Any, window: int, end_ids: set[int], config: FewshotConfig) -> None:
         if not task.prompts:
             raise InputError(
                 f"task '{task.name}' has no plain prompts (`prompts` in its file); an untuned model needs one"
             )
-        self.task, self.tokenizer, self.window = task, tokenizer, window
+        self.task, self.tokenizer, self.window, self.end_ids = task, tokenizer, window, end_ids
+        self.rule: str = config.rule
+        self.has_likelihood, separator = not task.is_closed, config.separator
         self.plain = plain_reader(tokenizer)
         letter = next(filter(self._survives, "a0가"), "a")  # a vocabulary of one language may not have the others'
         self.line = next((mark for mark in BREAKS if self._survives(f"{letter}{mark}{letter}")), " ")
@@ -112,7 +164,11 @@ class Prompter:
         """The prompt of one row without its answer."""
         return render_plain(self.task, row.fields, row.language).replace("\n", self.line)
 
-    def continuations(self, row: Row) -> list[str]:
+    def completion(self, ids: Sequence[int]) -> str:
+        """The text of generated ids."""
+        return str(self.tokenizer.decode(list(ids)))
+
+    def words(self, row: Row) -> list[str]:
         """What may follow: the words of a closed set, in order, or else the target alone; each with its space."""
         if not self.task.is_closed:
             return [" " + row.fields[self.task.target].replace("\n", self.line)]
@@ -128,7 +184,7 @@ class Prompter:
 
     def solved(self, row: Row) -> str:
         """One demonstration: question and answer."""
-        answers = self.continuations(row)
+        answers = self.words(row)
         answer = answers[row.choices.index(row.fields[self.task.target])] if self.task.is_closed else answers[0]
         return self.question(row) + answer
 
@@ -136,11 +192,16 @@ class Prompter:
         """Demonstrations and the question."""
         return self.separator.join([*map(self.solved, shown), self.question(row)])
 
-    def encode(self, row: Row, ranking: Sequence[Row], num_shots: int) -> Prompted | None:
-        """The row after its demonstrations, as many whole ones as fit; None if the question alone does not.
+    def encode(
+        self, rows: Sequence[Row], rankings: Sequence[Sequence[Row]], num_shots: int
+    ) -> list[EncodedPrompt | None]:
+        """Rows after their demonstrations, as many whole ones as fit; None for a row that does not fit alone."""
+        return [self._prompt(row, ranking, num_shots) for row, ranking in zip(rows, rankings, strict=True)]
 
-        Never shown is the row itself, or one that asks the same. Only when no demonstration fits is the row's `cut`
-        field shortened, from its end.
+    def _prompt(self, row: Row, ranking: Sequence[Row], num_shots: int) -> EncodedPrompt | None:
+        """One row. A demonstration is never the row itself, nor one with the same question.
+
+        The row's `truncate` field is truncated, from its end, only when no demonstration fits.
         """
         asked = self._asked(row)
         others = (other for other in ranking if self._asked(other) != asked)  # ids of two files may be the same
@@ -149,7 +210,7 @@ class Prompter:
         while True:
             text = self.text(shown, row)
             ids = [*self.first_ids, *self._ids(text)]
-            words = self.continuations(row)
+            words = self.words(row)
             choices = [self._continuation(text, word) for word in words]
             if len(set(map(tuple, choices))) < len(choices):
                 raise InputError(
@@ -160,7 +221,7 @@ class Prompter:
             room = max(map(len, choices)) if self.task.is_closed else self.task.max_new_tokens
             excess = len(ids) + room - self.window
             if excess <= 0:
-                return Prompted(ids, choices, row, tuple(shown), text, is_truncated)
+                return self._encoded(row, ids, text, choices, is_truncated, tuple(shown))
             if shown:
                 shown.pop()
                 continue
@@ -169,16 +230,32 @@ class Prompter:
                 return None
             row, is_truncated = shorter, True
 
-    def content_free(self, prompted: Prompted) -> list[list[int]]:
-        """The same demonstrations before questions that say nothing; those that fit the window."""
+    def _encoded(
+        self, row: Row, ids: list[int], text: str, found: list[list[int]], is_truncated: bool, shown: tuple[Row, ...]
+    ) -> EncodedPrompt:
+        if self.task.is_closed:
+            return EncodedPrompt(row, ids, text, found, None, len(ids), is_truncated, shown)
+        target = found[0] if 0 < len(found[0]) <= self.window - len(ids) else None
+        return EncodedPrompt(row, ids, text, [], target, len(ids), is_truncated, shown)
+
+    def content_free(self, prompt: EncodedPrompt) -> list[list[int]]:
+        """The same demonstrations before questions that say nothing; those that fit the context window."""
         found = []
         for nothing in CONTENT_FREE:
-            fields = {name: nothing for name in prompted.row.fields if name != self.task.target}
-            text = self.text(prompted.shown, replace(prompted.row, fields=prompted.row.fields | fields))
+            fields = {name: nothing for name in prompt.row.fields if name != self.task.target}
+            text = self.text(prompt.demonstrations, replace(prompt.row, fields=prompt.row.fields | fields))
             ids = [*self.first_ids, *self._ids(text)]
-            if len(ids) + max(map(len, prompted.choices)) <= self.window:
+            if len(ids) + max(map(len, prompt.choices)) <= self.window:
                 found.append(ids)
         return found
+
+    def require_rows(self, num_kept: int, num_dropped: int, split: str) -> None:
+        """Raises InputError when no row was kept."""
+        if not num_kept:
+            raise InputError(
+                f"task '{self.task.name}', {split}: no question fits the model's window of {self.window} tokens, "
+                f"{num_dropped} were dropped; use a model with a longer window"
+            )
 
     def _asked(self, row: Row) -> list[str]:
         """What a row asks, whatever its case and spacing; of a text to be written from its kind alone, that text."""

@@ -1,4 +1,7 @@
-"""Results files: what every one says of itself, and how it is written."""
+"""Results files: what every one says of its run, and how it is written.
+
+`write_results(Path("runs/a/results.json"), results)` writes the file whole or not at all.
+"""
 
 import importlib.metadata
 import json
@@ -13,30 +16,48 @@ import torch
 
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import peak_memory_bytes
+from multitask.evaluation.schema import SCHEMA, Cost, Data, Hardware, Model, PlainText, Results, TaskScores
 
-SCHEMA = 1
+_PACKAGES = ("multitask", "torch", "transformers", "tokenizers", "peft", "datasets", "accelerate", "rouge_score")
 
 
-def envelope(config: RunConfig | PretrainConfig, kind: str, arm: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What every results file says of itself: schema, settings, versions, hardware."""
-    packages = ("multitask", "torch", "transformers", "tokenizers", "peft", "datasets", "accelerate", "rouge_score")
+def results_of(
+    config: RunConfig | PretrainConfig,
+    kind: str,
+    arm: str,
+    model_name: str,
+    data: Mapping[str, Data],
+    tasks: Mapping[str, TaskScores],
+    **parts: Cost | PlainText,
+) -> Results:
+    """Scores with all that identifies them: settings, versions, commit, hardware, seed.
+
+    parts: `cost` and `text`, where there are any.
+    """
+    return Results(
+        schema=SCHEMA,
+        kind=kind,
+        arm=arm,
+        model=Model(name=model_name),
+        config=config.model_dump(mode="json"),
+        versions=_versions(),
+        commit=_commit(),
+        hardware=Hardware(machine=platform.machine(), num_threads=torch.get_num_threads(), num_cpus=os.cpu_count()),
+        seed=config.seed,
+        data=dict(data),
+        tasks=dict(tasks),
+        **parts,
+    )
+
+
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    return {
-        "schema": SCHEMA,
-        "kind": kind,
-        "arm": arm,
-        "model": dict(model),
-        "config": config.model_dump(mode="json"),
-        "versions": versions,
-        "commit": _commit(),
-        "hardware": {"machine": platform.machine(), "num_threads": torch.get_num_threads(), "num_cpus": os.cpu_count()},
-        "seed": config.seed,
-    }
+    return versions
 
 
 def _commit() -> str | None:
@@ -48,22 +69,23 @@ def _commit() -> str | None:
         return None
 
 
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes a results file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(aside, path)
-
-
-def cost_of(model: Any, num_tokens: int, wall_s: float) -> dict[str, Any]:
+def cost_of(model: Any, num_tokens: int, wall_s: float) -> Cost:
     """What scoring took."""
     parameters = list(model.parameters())
-    return {
-        "wall_s": round(wall_s, 1),
-        "tokens": num_tokens,
-        "tokens_per_s": round(num_tokens / wall_s, 1),
-        "peak_memory_bytes": peak_memory_bytes(parameters[0].device),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in parameters),
-    }
+    return Cost(
+        wall_s=round(wall_s, 1),
+        tokens=num_tokens,
+        tokens_per_s=round(num_tokens / wall_s, 1),
+        peak_memory_bytes=peak_memory_bytes(parameters[0].device),
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        total_parameters=sum(p.numel() for p in parameters),
+    )
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes a results file, whole or not at all; raises ValueError for a number that is not finite."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, "utf-8")
+    os.replace(aside, path)

@@ -171,8 +171,8 @@ def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path,
     """Scores one arm into its folder."""
     folder.parent.mkdir(exist_ok=True)
     if arm.kind == "trivial":
-        results = results_file.envelope(arm.config, "baseline", "trivial", {"name": "none"})
-        results |= baselines.trivial(tasks, arm.config)
+        data, scores = baselines.trivial(tasks, arm.config)
+        results = results_file.results_of(arm.config, "baseline", "trivial", "none", data, scores)
         results_file.write_results(folder / "results.json", results)
     elif arm.kind == "prompted":
         assert base is not None

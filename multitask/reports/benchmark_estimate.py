@@ -9,7 +9,7 @@ from multitask.config.loading import load, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.rows import Counts, read
 from multitask.device import choose_device
-from multitask.evaluation import evaluator
+from multitask.evaluation import tuned
 from multitask.evaluation.metrics import FROM_NLL
 from multitask.files import shipped
 from multitask.models.attention import name_for
@@ -62,7 +62,7 @@ def _measure(
     model, tokenizer, new_ids = build(settings, tasks, finetune.tokenizer_texts(tasks, config), config.seed)
     device = choose_device(config.device)
     plain_model(model).config._attn_implementation = name_for(device)
-    block_size = evaluator.window(config.train, model)
+    block_size = tuned.block_size_of(config.train, model)
     rows = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
         for name, task in tasks.items()

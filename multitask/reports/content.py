@@ -213,7 +213,7 @@ def _cost(arm: Arm) -> dict[str, float]:
     """Means over runs of what the files say."""
     costs: dict[str, list[float]] = defaultdict(list)
     for run in arm.runs:
-        for key, value in run.results.cost.items():
+        for key, value in run.results.cost.to_json().items():
             if isinstance(value, int | float):
                 costs[key].append(value)
     return {key: round(statistics.fmean(values), 2) for key, values in costs.items()}
@@ -276,7 +276,7 @@ def _provenance(compared: Sequence[Arm]) -> Content:
             if run.path in runs:  # of several numbers of demonstrations
                 runs[run.path]["arms"].append(arm.name)
                 continue
-            environment = {"versions": results.versions, "hardware": results.hardware}
+            environment = {"versions": results.versions, "hardware": results.hardware.to_json()}
             if environment not in environments:
                 environments.append(environment)
             runs[run.path] = {
@@ -285,7 +285,7 @@ def _provenance(compared: Sequence[Arm]) -> Content:
                 "kind": results.kind,
                 "file": str(run.path),
                 "sha256": run.sha256,
-                "model": results.model.get("name"),
+                "model": results.model.name,
                 "commit": results.commit,
                 "environment": 1 + environments.index(environment),
             }

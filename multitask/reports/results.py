@@ -14,9 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from multitask.errors import InputError
-from multitask.evaluation.schema import Results
+from multitask.evaluation.schema import READABLE, Results
 
-SCHEMA = 1
 KINDS = ("train", "pretrain", "evaluate", "fewshot", "baseline")
 _PASSED_OVER = {"model", "base", "checkpoints", "predictions"}  # folders of a run that hold JSON of other kinds
 
@@ -139,10 +138,10 @@ def _run(path: Path, is_named: bool) -> Run | None:
             f"{path}: not a results file: kind is {content.get('kind')!r}, expected one of {', '.join(KINDS)}; name "
             "what train, evaluate --out or fewshot --out wrote"
         )
-    if content["schema"] != SCHEMA:
+    if content["schema"] not in READABLE:
         raise InputError(
-            f"{path}: results of schema {content['schema']!r}, this version reads schema {SCHEMA}; score the model "
-            "again, or use the version that wrote the file"
+            f"{path}: results of schema {content['schema']!r}, this version reads {' and '.join(map(str, READABLE))}; "
+            "score the model again, or use the version that wrote the file"
         )
     try:
         results = Results.model_validate(content)

@@ -78,15 +78,26 @@ class Examples:
         ids: npt.NDArray[np.int32] = self._values[batch][self._offsets[batch][at] : self._offsets[batch][at + 1]]
         return ids
 
-    def row(self, number: int) -> dict[str, Any]:
-        """One row with its texts: id, fields, references, language, choices, classes, where, is_truncated."""
+    def row(self, number: int) -> Row:
+        """One row with its texts; `keep` is not stored."""
         batch = int(np.searchsorted(self._starts, number, side="right")) - 1
-        at = number - int(self._starts[batch])
-        record: dict[str, Any] = self._batches[batch].slice(at, 1).to_pylist()[0]
-        record["fields"] = json.loads(record["fields"])
-        return record
+        found = self._batches[batch].slice(number - int(self._starts[batch]), 1).to_pylist()[0]
+        lists = {name: tuple(found[name]) for name in ("references", "choices", "classes")}
+        return Row(
+            found["id"],
+            json.loads(found["fields"]),
+            language=found["language"],
+            keep=None,
+            where=found["where"],
+            **lists,
+        )
 
-    def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    def is_truncated(self, number: int) -> bool:
+        """Whether a row's text was truncated to fit."""
+        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return bool(self._batches[batch].column("is_truncated")[number - int(self._starts[batch])].as_py())
+
+    def rows(self, limit: int | None = None) -> Iterator[Row]:
         """All rows in order, or the first `limit`, one record batch in memory at a time."""
         return itertools.islice((self.row(n) for n in range(len(self))), limit)
 

@@ -19,7 +19,10 @@ from multitask.batching.packing import BlockStream, check_window
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, read
 from multitask.errors import InputError
-from multitask.evaluation import evaluator, results_file
+from multitask.evaluation import results_file, tuned
+from multitask.evaluation.baselines import Fitted
+from multitask.evaluation.evaluator import EncodedPrompt
+from multitask.evaluation.schema import Cost, Data
 from multitask.events import Report, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
@@ -47,7 +50,7 @@ def train(
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
-    evaluator.check_metrics(tasks, config.eval)
+    tuned.check_metrics(tasks, config.eval)
 
     def prepare(config: RunConfig, out: Path, accelerator: Accelerator) -> _Prepared:
         return _prepare(config, tasks, out, resume, accelerator)
@@ -74,16 +77,16 @@ def _prepare(
 ) -> _Prepared:
     """Model and rows, and how they are drawn."""
     model, tokenizer = _model(config, tasks, out, resume, accelerator)
-    train, block_size = config.train, evaluator.window(config.train, model)
+    train, block_size = config.train, tuned.block_size_of(config.train, model)
     check_window(block_size, plain_model(model).config.n_positions)
     with accelerator.main_process_first():
         examples = {
             name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
             for name, task in tasks.items()
         }
-        validation = evaluator.examples_of(tasks, "validation", tokenizer, block_size, config.data, train.eval_max_rows)
+        validation = tuned.examples_of(tasks, "validation", tokenizer, block_size, config.data, train.eval_max_rows)
         if accelerator.is_main_process:  # what the last scoring would refuse is said now, not after hours
-            evaluator.examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
+            tuned.examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
     sizes = {name: len(rows) for name, rows in examples.items()}
     share = sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
     fitting = {
@@ -96,10 +99,16 @@ def _prepare(
             "train.block_size (or model.n_positions)"
         )
 
+    prompts: dict[str, list[EncodedPrompt]] = {}
+
     def on_validation() -> dict[str, Any]:
         if train.select_by == "loss":
             return {}
-        return {"score": evaluator.first_metrics(model, tokenizer, tasks, validation, config, block_size)}
+        if not prompts:
+            prompts.update(
+                {n: tuned.prompts_of(t, "validation", tokenizer, block_size, config) for n, t in tasks.items()}
+            )
+        return {"score": tuned.first_metrics(model, tokenizer, tasks, prompts, config, block_size)}
 
     inputs = TrainingInputs(
         names=list(tasks),
@@ -131,22 +140,28 @@ def _finish(
     save(finished, tokenizer, out / "model", tasks, shown)
     named = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
     arm = arm or named + ("-lora" if config.adapter.kind == "lora" else "")
-    results = results_file.envelope(config, "train", arm, {"name": str(out / "model")})
-    results |= evaluator.score_model(
-        finished, tokenizer, tasks, config, out / "predictions", loop.block_size, loop.report
+    fitted: dict[str, Fitted | None] = {
+        name: tuned.fitted_baselines(task, tokenizer, loop.block_size, config) for name, task in tasks.items()
+    }
+    data, scores = tuned.score_tasks(
+        finished, tokenizer, tasks, config, out / "predictions", loop.block_size, fitted, loop.report
     )
-    results["data"] = {n: results["data"][n] | {"train": prepared.examples[n].report} for n in tasks}
-    shares_used = {"sampling_rates": prepared.inputs.facts["sampling_rates"]}
-    results["cost"] = loop.cost | shares_used | {"wall_s": round(time.perf_counter() - started, 1)}
+    for name, rows in prepared.examples.items():
+        data[name] = data[name].model_copy(update={"train": Data.model_validate(rows.report)})
+    cost = Cost(
+        **loop.cost,
+        sampling_rates=prepared.inputs.facts["sampling_rates"],
+        wall_s=round(time.perf_counter() - started, 1),
+    )
+    results = results_file.results_of(config, "train", arm, str(out / "model"), data, scores, cost=cost)
     results_file.write_results(out / "results.json", results)
-    return results
+    return results.to_json()
 
 
 def _shown(rows: Examples) -> Mapping[str, str]:
     """The texts of a row for the model card, one that fits the window if there is any."""
-    record = next((row for row in rows.rows(limit=100) if not row["is_truncated"]), None) or rows.row(0)
-    fields: Mapping[str, str] = record["fields"]
-    return fields
+    number = next((n for n in range(min(len(rows), 100)) if not rows.is_truncated(n)), 0)
+    return rows.row(number).fields
 
 
 def _model(

@@ -1,5 +1,6 @@
 """Learning rate range test (Smith, 2015): a rising rate, step by step, and the loss with each."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import numpy.typing as npt
 
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
-from multitask.evaluation import results_file
 from multitask.events import Report, ignore
 from multitask.task import Task
 from multitask.training import run_dir
@@ -58,7 +58,7 @@ def find_learning_rate(
     rates, losses = [rate for rate, _ in tried], [loss for _, loss in tried]
     suggested = _steepest(rates, losses)
     found = {"suggested": suggested, "learning_rate": rates, "loss": losses}
-    results_file.write_results(out / "learning_rate.json", found)
+    (out / "learning_rate.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     draw_rates(rates, losses, suggested, out / "learning_rate.png")
     return found
 

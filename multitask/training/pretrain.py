@@ -20,13 +20,14 @@ from multitask.batching.text_blocks import TextStream
 from multitask.config.evaluation import EvalConfig
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
-from multitask.evaluation import bootstrap, evaluator, free_generation, metrics, results_file
-from multitask.evaluation.bigram_counts import BigramCounts
+from multitask.evaluation import free_generation, metrics, results_file, tuned
+from multitask.evaluation.baselines import score_of
+from multitask.evaluation.schema import Cost, Data, Score, TaskScores
 from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.attention import name_for
-from multitask.models.bigram import BigramLMHeadModel
+from multitask.models.bigram import BigramCounts, BigramLMHeadModel
 from multitask.models.build import build_model
 from multitask.models.io import model_folder, save_plain
 from multitask.models.lora import plain_model
@@ -107,7 +108,7 @@ def _prepare(
         base.config._attn_implementation = name_for(accelerator.device)
         if config.train.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    block_size = evaluator.window(config.train, model)
+    block_size = tuned.block_size_of(config.train, model)
     check_window(block_size, base.config.n_positions)
     for tokens, least in ((train, block_size + 1), (validation, 2)):
         if len(tokens) < least:
@@ -184,57 +185,49 @@ def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: fl
     out, model, tokenizer = loop.out, loop.model, prepared.tokenizer
     loop.load_best()
     save_plain(model, tokenizer, out / "model", config.sample_prompt)
-    results = results_file.envelope(config, "pretrain", arm or config.model.arch, {"name": str(out / "model")})
-    results["data"] = {
-        NAME: prepared.validation.report
-        | {"num_rows": prepared.validation.report["num_documents"], "train": prepared.train.report}
-    }
-    results["tasks"] = {NAME: _score(loop, prepared, config)}
-    sample = prepared.inputs.on_validation()
-    results["tasks"][NAME] |= sample
-    results["cost"] = loop.cost | {"wall_s": round(time.perf_counter() - started, 1)}
+    train, held = (
+        file.report | {"num_rows": file.report["num_documents"]} for file in (prepared.train, prepared.validation)
+    )
+    data = Data.model_validate(held | {"train": train})
+    scores = _score(loop, prepared, config).model_copy(update=prepared.inputs.on_validation())
+    cost = Cost(**loop.cost, wall_s=round(time.perf_counter() - started, 1))
+    arm = arm or config.model.arch
+    results = results_file.results_of(
+        config, "pretrain", arm, str(out / "model"), {NAME: data}, {NAME: scores}, cost=cost
+    )
     results_file.write_results(out / "results.json", results)
-    return results
+    return results.to_json()
 
 
-def _score(loop: Loop, prepared: _Prepared, config: PretrainConfig) -> dict[str, Any]:
-    """Perplexity of the whole validation text, block by block, beside what counting alone predicts.
+def _score(loop: Loop, prepared: _Prepared, config: PretrainConfig) -> TaskScores:
+    """Perplexity of the whole validation text, block by block, beside count-based baselines.
 
-    Words and bytes are shared out over blocks by their tokens, so that scores per word and per byte have intervals too.
+    Words and bytes are divided among blocks by their tokens, so that scores per word and per byte have intervals too.
     """
     blocks, ids = prepared.in_order, prepared.train.ids
     nats, tokens = example_nll(loop.model, blocks, config.train.micro_batch_tokens, loop.accelerator.autocast)
     counted = BigramCounts(ids[:-1], ids[1:], len(prepared.tokenizer))
     held = prepared.validation.report
-    own, floors = metrics.Numbers(), {"unigram": metrics.Numbers(), "bigram": metrics.Numbers()}
+    own, baselines = metrics.Numbers(), {"unigram": metrics.Numbers(), "bigram": metrics.Numbers()}
     for number, (sequence, _) in enumerate(blocks):
-        share = {
+        sizes = {
             "tokens": float(tokens[number]),
             "words": held["num_words"] * float(tokens[number]) / len(prepared.validation),
             "bytes": held["num_bytes"] * float(tokens[number]) / len(prepared.validation),
         }
         if not math.isfinite(nats[number]):
             raise InputError(f"{loop.out}: the model finds no finite likelihood of the validation text")
-        own.append({"nll": float(nats[number]), **share})
+        own.append({"nll": float(nats[number]), **sizes})
         before, targets = np.asarray(sequence[:-1]), np.asarray(sequence[1:])
-        floors["unigram"].append({"nll": float(counted.unigram(targets).sum()), **share})
-        floors["bigram"].append({"nll": float(counted.bigram(before, targets).sum()), **share})
-    return {
-        "num_examples": len(blocks),
-        "metrics": _finished(own, config.seed),
-        "baselines": {name: _finished(numbers, config.seed) for name, numbers in floors.items()},
-        "bigram_entropy": round(counted.entropy, 6),
-    }
+        baselines["unigram"].append({"nll": float(counted.unigram(targets).sum()), **sizes})
+        baselines["bigram"].append({"nll": float(counted.bigram(before, targets).sum()), **sizes})
+    return TaskScores(
+        num_examples=len(blocks),
+        metrics=_finished(own, config.seed),
+        baselines={name: _finished(numbers, config.seed) for name, numbers in baselines.items()},
+        bigram_entropy=round(counted.entropy, 6),
+    )
 
 
-def _finished(numbers: metrics.Numbers, seed: int) -> dict[str, dict[str, float]]:
-    found = {}
-    for name in ("perplexity", "word_perplexity", "bits_per_byte"):
-        metric = metrics.build(name, "en")
-        low, high = bootstrap.interval(metric.finish, numbers, EvalConfig().num_bootstrap, seed)
-        found[name] = {
-            "value": round(metrics.score(metric, numbers), 6),
-            "low": round(low, 6),
-            "high": round(high, 6),
-        }
-    return found
+def _finished(numbers: metrics.Numbers, seed: int) -> dict[str, Score]:
+    return {name: score_of(name, numbers, EvalConfig().num_bootstrap, seed) for name in metrics.FROM_NLL}

@@ -85,7 +85,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
         json.loads(line) for line in (tmp_path / "run" / "predictions" / "translate.jsonl").open(encoding="utf-8")
     ]
     assert {record["language"] for record in records} == {"ko", "en"}
-    assert all(record["prompt"].endswith("<|translate|>") and not record["is_truncated"] for record in records)
+    assert all(record["prompt"].endswith("<|translate|>") and not record["is_cut"] for record in records)
     assert "`{source}<\\|translate\\|>`" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert "unknown task 'translate'" in refused("evaluate", tmp_path / "run")
     assert command("evaluate", tmp_path / "run", "--tasks-dir", TRANSLATE).exit_code == 0

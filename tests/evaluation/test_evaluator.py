@@ -12,13 +12,15 @@ from helpers import FACTS, FOLDER, files, learned, settings, untrained
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from multitask import evaluate, train
+from multitask.config.run import RunConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.evaluation import baselines, evaluator, results_file
 from multitask.evaluation.baselines import Fitted
-from multitask.evaluation.bigram_counts import BigramCounts
+from multitask.evaluation.schema import Score, TaskScores
 from multitask.inference.decoding import generate
-from multitask.inference.scoring import choose, example_nll
+from multitask.inference.scoring import choice_nll, choose
+from multitask.models.bigram import BigramCounts
 from multitask.models.io import load_trained
 from multitask.pattern import parse
 from multitask.registry import load_tasks
@@ -72,12 +74,12 @@ def test_batches_and_chunks_change_nothing(
     folder, trained = run
     sizes: list[int] = []
 
-    def counted(model: Any, examples: Any, batch_tokens: int) -> Any:
-        sizes.append(len(examples))
-        return example_nll(model, examples, batch_tokens)
+    def counted(model: Any, rows: Any, batch_tokens: int) -> Any:
+        sizes.append(len(rows))
+        return choice_nll(model, rows, batch_tokens)
 
     monkeypatch.setattr(evaluator, "_CHUNK", 5)
-    monkeypatch.setattr(evaluator, "example_nll", counted)
+    monkeypatch.setattr(evaluator, "choice_nll", counted)
     again = evaluate(folder, flags=["eval.batch_tokens=150"])
     assert max(sizes) == 5
     assert sum(sizes) == 16 * len(ALL)
@@ -167,7 +169,7 @@ def test_the_results_file(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> N
     assert list(evaluated["tasks"]) == ["nli", "qa"]
     for results, kind in ((trained, "train"), (evaluated, "evaluate")):
         assert {"schema", "kind", "arm", "model", "config", "versions", "seed", "data", "tasks", "cost"} <= set(results)
-        assert (results["schema"], results["kind"], results["seed"]) == (1, kind, 7)
+        assert (results["schema"], results["kind"], results["seed"]) == (2, kind, 7)
         assert {"wall_s", "tokens", "tokens_per_s", "peak_memory_bytes"} <= set(results["cost"])
         assert {"trainable_parameters", "total_parameters"} <= set(results["cost"])
         assert results["versions"]["torch"] == torch.__version__
@@ -366,14 +368,16 @@ def test_a_model_of_broken_weights_is_refused(tmp_path: Path) -> None:
     model, _ = load_trained(folder)
     model.transformer.wte.weight.data[:] = math.nan
     model.save_pretrained(folder)
-    with pytest.raises(InputError, match="the model finds no finite likelihood"):
+    with pytest.raises(InputError, match="the model gives no finite likelihood"):
         evaluate(folder, settings("qa"), out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
 
 def test_no_results_file_holds_a_nan(tmp_path: Path) -> None:
+    scores = {"qa": TaskScores(metrics={"f1": Score(value=math.nan)})}
+    results = results_file.results_of(RunConfig(), "evaluate", "tuned", "m", {}, scores)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        results_file.write_results(tmp_path / "out.json", {"value": math.nan})
+        results_file.write_results(tmp_path / "out.json", results)
     assert not (tmp_path / "out.json").exists()
 
 
@@ -383,5 +387,6 @@ def test_what_is_no_model_says_so(tmp_path: Path) -> None:
 
 
 def test_the_majority_of_a_file_sorted_by_class() -> None:
-    rows = ({"fields": {"label": w}, "choices": ["a", "b"], "classes": ["A", "B"]} for w in ["a"] * 8000 + ["b"] * 9000)
-    assert Fitted(rows, "label").majority == "B"
+    words = ["a"] * 8000 + ["b"] * 9000
+    rows = (Row("", {"label": w}, (w,), "en", ("a", "b"), ("A", "B"), None, "") for w in words)
+    assert Fitted(load_tasks()["cls"], rows).majority == "B"

@@ -62,7 +62,7 @@ def run(
     chosen = {tasks: TASKS[tasks]} if isinstance(tasks, str) else tasks
     config = config_of(*chosen, **sections)
     out = folder / "few.json"
-    results = fewshot(model, tokenizer, "a model", chosen, config, out)
+    results = fewshot(model, tokenizer, "a model", chosen, config, out).to_json()
     (name,) = chosen
 
     def lines(shots: int, draw: int = 0) -> Lines:
@@ -443,11 +443,13 @@ def test_refused_rows_are_counted(tiny_model: Made, tmp_path: Path) -> None:
     assert (data["num_rows"], data["num_dropped"], data["num_truncated"]) == (3, 3, 0)
     assert len(lines(0)) == len(lines(2)) == results["tasks"]["sums"]["num_examples"] == 3
     with pytest.raises(
-        InputError, match="sums', test: no question fits the model's window of 12 tokens, 6 were refused"
+        InputError, match="sums', test: no question fits the model's window of 12 tokens, 6 were dropped"
     ):
         run(tiny_model(vocab_size=len(tokenizer), n_positions=12), tokenizer, {"sums": SUMS}, tmp_path,
             fewshot={"shots": [0]}, **given)  # fmt: skip
-    with pytest.raises(InputError, match="task 'sums' may answer with 8 tokens, the model's window has 8: no room"):
+    with pytest.raises(
+        InputError, match="task 'sums' may answer with 8 tokens, the model's window has 8: no tokens are left"
+    ):
         run(tiny_model(n_positions=8), tokenizer, {"sums": SUMS}, tmp_path, **given)
 
 
@@ -461,7 +463,7 @@ def test_questions_are_cut_and_demonstrations_dropped(tiny_model: Made, tmp_path
     given: dict[str, Any] = {"data": {"sources": {"qa": [files(tmp_path / "data", train=rows, test=rows)]}}}
     results, lines = run(model, tokenizer, "qa", tmp_path, fewshot={"shots": [4], "draws": 2}, **given)
     assert results["data"]["qa"]["num_truncated"] == 1
-    (cut,) = (line for line in lines(4) if line["is_truncated"])
+    (cut,) = (line for line in lines(4) if line["is_cut"])
     assert (cut["where"], cut["num_fitted"]) == (f"{tmp_path}/data/test.jsonl:4", 0)
     for draw, shown in enumerate(results["tasks"]["qa"]["per_shot"]["4"]["draws"]):
         assert shown["num_fitted"] == pytest.approx(fmean(line["num_fitted"] for line in lines(4, draw)), abs=1e-3)
@@ -497,7 +499,7 @@ def test_what_cannot_be_prompted_says_so(
 @pytest.mark.parametrize("name", ["nli", "qa", "gen"])
 def test_a_model_of_broken_weights_is_refused(model: GPT2LMHeadModel, tmp_path: Path, name: str) -> None:
     model.transformer.wte.weight.data[5] = float("nan")
-    with pytest.raises(InputError, match="synthetic:test:1: the model finds no finite likelihood of an answer"):
+    with pytest.raises(InputError, match="synthetic:test:1: the model gives no finite likelihood of this row's"):
         run(model, tokenizer_of("byte-level"), name, tmp_path, fewshot={"shots": [0]})
 
 
@@ -511,12 +513,14 @@ def test_the_results_file(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     chosen = {name: TASKS[name] for name in ("nli", "qa", "gen")}
     config = config_of(*chosen, fewshot={"shots": [0, 2], "draws": 2}, eval={"max_rows": 4})
     events: list[dict[str, Any]] = []
-    results = fewshot(model, tokenizer_of("byte-level"), "a model", chosen, config, tmp_path / "r.json", events.append)
+    results = fewshot(
+        model, tokenizer_of("byte-level"), "a model", chosen, config, tmp_path / "r.json", events.append
+    ).to_json()
     assert json.loads((tmp_path / "r.json").read_text("utf-8"), parse_constant=no_nan) == results
     assert {
         "schema", "kind", "arm", "model", "config", "versions", "seed", "data", "tasks", "cost"
     } <= results.keys()  # fmt: skip
-    assert (results["schema"], results["kind"], results["model"]) == (1, "fewshot", {"name": "a model"})
+    assert (results["schema"], results["kind"], results["model"]) == (2, "fewshot", {"name": "a model"})
     for name in chosen:
         data, task = results["data"][name], results["tasks"][name]
         assert {"files", "sha256", "revision", "split", "num_rows", "num_truncated", "num_dropped", "num_skipped"} <= {

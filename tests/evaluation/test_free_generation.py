@@ -11,8 +11,10 @@ from helpers import FOLDER, settings
 from multitask import api
 from multitask.cli.main import main
 from multitask.config import resolve
+from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.evaluation import free_generation, metrics
+from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.registry import choose, load_tasks
 from multitask.task import Task
 
@@ -88,20 +90,14 @@ def test_free_answers_outside_the_set_are_counted(
         def decode(self, new: int, skip_special_tokens: bool) -> str:
             return f" {words[new]} "
 
-    class Rows:
-        num_prompts = [1] * 8
-
-        def __len__(self) -> int:
-            return 8
-
-        def ids(self, number: int) -> list[int]:
-            return [1, 2]
-
-        def row(self, number: int) -> dict[str, Any]:
-            return {"choices": ["person"] if number % 4 != 1 else ["사람"]}
-
+    prompts = [
+        EncodedPrompt(
+            Row("", {}, (), "ko", ("person",) if n % 4 != 1 else ("사람",), (), None, ""), [1], "", [], None, 1
+        )
+        for n in range(8)
+    ]
     config = resolve.settings_of({"tasks": ["cls"]}).eval
-    assert free_generation.num_outside(None, Words(), TASKS["cls"], Rows(), config) == (4, 8)  # type: ignore[arg-type]
+    assert free_generation.num_outside(None, Words(), TASKS["cls"], prompts, config) == (4, 8)
 
 
 def test_the_confusion_matrix_is_that_of_the_predictions(run: tuple[Path, dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from helpers import settings
 
 from multitask import evaluate, train
 from multitask.config.run import RunConfig
-from multitask.evaluation.evaluator import examples_of
+from multitask.evaluation.tuned import examples_of
 from multitask.models.io import load_trained
 from multitask.pattern import parse, render, text_of
 from multitask.registry import choose, load_tasks
@@ -83,12 +83,12 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         task = tasks[name]
         literal = parse(task.stream)[-2].literal
         rows[name] = []
-        for row in examples.rows():
-            assert not row["is_truncated"]  # the harness would read a longer prompt
-            choices = [literal + word + END for word in row["choices"]]
-            target = literal + row["fields"][task.target] + END
+        for number, row in enumerate(examples.rows()):
+            assert not examples.is_truncated(number)  # the harness would read a longer prompt
+            choices = [literal + word + END for word in row.choices]
+            target = literal + row.fields[task.target] + END
             gold = choices.index(target) if choices else 0
-            prompt = text_of(render(task, row["fields"], with_target=False))
+            prompt = text_of(render(task, row.fields, with_target=False))
             rows[name].append({"prompt": prompt, "choices": choices, "gold": gold, "target": target})
     predictions = {
         name: [

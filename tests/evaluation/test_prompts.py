@@ -3,7 +3,7 @@
 import random
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from conftest import KINDS, TASKS, WORDS, metaspace, random_fields, tokenizer_of
 from tokenizers import Tokenizer, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.evaluation.prompts import CONTENT_FREE, Prompter, draw
+from multitask.evaluation.evaluator import EncodedPrompt
+from multitask.evaluation.prompts import CONTENT_FREE, PlainFormat, draw
 from multitask.pattern import render_plain
 from multitask.task import Prompt, Task
 
@@ -30,6 +32,15 @@ OPEN = Task(
     metrics=("exact_match",),
     max_new_tokens=4,
 )
+
+
+def plain(task: Task, tokenizer: Any, window: int, separator: str = "\n\n") -> PlainFormat:
+    return PlainFormat(task, tokenizer, window, set(), FewshotConfig(separator=separator))
+
+
+def encoded(made: PlainFormat, row: Row, ranking: Sequence[Row], num_shots: int) -> EncodedPrompt | None:
+    (found,) = made.encode([row], [ranking], num_shots)
+    return found
 
 
 def row(task: Task, number: int, language: str = "en", **fields: str) -> Row:
@@ -130,17 +141,17 @@ def test_no_more_rows_are_held_than_drawn() -> None:
 
 
 def test_a_prompt_as_it_is_written() -> None:
-    prompter = Prompter(NLI, tokenizer_of("byte-level"), 500)
+    prompter = plain(NLI, tokenizer_of("byte-level"), 500)
     shown = row(NLI, 1, "ko", premise="해가 떴다.", hypothesis="밤이다.", label="contradiction")
     asked = row(NLI, 2, "ko", premise="비가 온다.", hypothesis="맑다.", label="neutral")
-    prompted = prompter.encode(asked, [shown], 1)
+    prompted = encoded(prompter, asked, [shown], 1)
     assert prompted is not None
     assert prompted.text == "해가 떴다.\n가설: 밤이다.\n관계: 모순\n\n비가 온다.\n가설: 맑다.\n관계:"
-    assert prompter.continuations(asked) == [" 함의", " 중립", " 모순"]
-    assert Prompter(CLS, tokenizer_of("byte-level"), 500).continuations(row(CLS, 1)) == [" negative", " 긍정"]
-    other = Prompter(OPEN, tokenizer_of("byte-level"), 500, separator="\n###\n")
+    assert prompter.words(asked) == [" 함의", " 중립", " 모순"]
+    assert plain(CLS, tokenizer_of("byte-level"), 500).words(row(CLS, 1)) == [" negative", " 긍정"]
+    other = plain(OPEN, tokenizer_of("byte-level"), 500, separator="\n###\n")
     assert other.text([row(OPEN, 1), row(OPEN, 2)], row(OPEN, 3)) == "Q: 1+1\nA: 2\n###\nQ: 2+1\nA: 3\n###\nQ: 3+1\nA:"
-    assert other.continuations(row(OPEN, 4)) == [" 5"]
+    assert other.words(row(OPEN, 4)) == [" 5"]
     assert other.text([], row(OPEN, 3, "fr")) == "Q: 3+1\nA:", "a language without a template has the first one"
 
 
@@ -151,38 +162,38 @@ def test_neither_the_row_nor_its_question_is_shown() -> None:
     assert copies[0].fields["sum"] != asked.fields["sum"]
     others = [row(OPEN, 20 + n) for n in range(4)]
     ranking = [asked, others[0], copies[0], others[1], copies[1], others[2], others[3]]
-    prompted = Prompter(OPEN, tokenizer_of("byte-level"), 500).encode(asked, ranking, 3)
+    prompted = encoded(plain(OPEN, tokenizer_of("byte-level"), 500), asked, ranking, 3)
     assert prompted is not None
-    assert prompted.shown == tuple(others[:3])
+    assert prompted.demonstrations == tuple(others[:3])
     unrelated = replace(row(OPEN, 6), id=others[0].id)  # of another file
-    prompted = Prompter(OPEN, tokenizer_of("byte-level"), 500).encode(unrelated, ranking, 3)
+    prompted = encoded(plain(OPEN, tokenizer_of("byte-level"), 500), unrelated, ranking, 3)
     assert prompted is not None
-    assert prompted.shown == tuple(ranking[:3])
+    assert prompted.demonstrations == tuple(ranking[:3])
 
 
 def test_a_kind_alone_is_no_question() -> None:
     """Texts to be written are told apart by themselves: all rows of a kind have the same prompt."""
     ranking = [row(GEN, n, label="negative") for n in range(4)]
     asked = row(GEN, 7, label="negative", text=f" {ranking[1].fields['text'].upper()}")
-    prompted = Prompter(GEN, tokenizer_of("byte-level"), 2000).encode(asked, ranking, 3)
+    prompted = encoded(plain(GEN, tokenizer_of("byte-level"), 2000), asked, ranking, 3)
     assert prompted is not None
-    assert prompted.shown == (ranking[0], *ranking[2:])
+    assert prompted.demonstrations == (ranking[0], *ranking[2:])
 
 
 def test_demonstrations_are_dropped_whole_from_the_end() -> None:
     tokenizer, ranking, seen = tokenizer_of("byte-level"), rows(QA, 8), Counter[int]()
     asked = row(QA, 90)
     for window in range(80, 1200, 40):
-        prompter = Prompter(QA, tokenizer, window)
-        prompted = prompter.encode(asked, ranking, 8)
+        prompter = plain(QA, tokenizer, window)
+        prompted = encoded(prompter, asked, ranking, 8)
         if prompted is None or prompted.is_truncated:
             continue
-        num = len(prompted.shown)
-        assert prompted.shown == tuple(ranking[:num])
+        num = len(prompted.demonstrations)
+        assert prompted.demonstrations == tuple(ranking[:num])
         assert prompted.text == prompter.text(ranking[:num], asked)
         assert len(prompted.ids) + QA.max_new_tokens <= window
         if num < 8:
-            more = prompter.encode(asked, ranking[: num + 1], num + 1)
+            more = encoded(prompter, asked, ranking[: num + 1], num + 1)
             assert more == prompted
             longer = tokenizer(prompter.text(ranking[: num + 1], asked))["input_ids"]
             assert len(longer) + QA.max_new_tokens > window, "one more would have fitted"
@@ -198,10 +209,10 @@ def test_the_question_is_cut_only_where_it_may_be_and_only_alone() -> None:
         asked = row(QA, number, context=" ".join(random.Random(number).choices(WORDS, k=60)))
         room = QA.max_new_tokens
         least = len(tokenizer(render_plain(QA, asked.fields | {"context": "a"}, "en"))["input_ids"]) + room
-        prompted = Prompter(QA, tokenizer, least + 20).encode(asked, ranking, 3)
+        prompted = encoded(plain(QA, tokenizer, least + 20), asked, ranking, 3)
         assert prompted is not None
         assert prompted.is_truncated
-        assert not prompted.shown
+        assert not prompted.demonstrations
         assert least <= len(prompted.ids) + room <= least + 20
         short = prompted.row.fields["context"]
         assert asked.fields["context"].startswith(short)
@@ -209,21 +220,21 @@ def test_the_question_is_cut_only_where_it_may_be_and_only_alone() -> None:
         assert prompted.text == render_plain(QA, asked.fields | {"context": short}, "en")
         assert prompted.row == replace(asked, fields=asked.fields | {"context": short})
         num_truncated += 1
-        assert Prompter(QA, tokenizer, least - 2).encode(asked, ranking, 3) is None, "the question itself is never cut"
+        assert encoded(plain(QA, tokenizer, least - 2), asked, ranking, 3) is None, "the question itself is never cut"
     assert num_truncated == 30
 
 
 def test_a_task_without_a_cut_field_refuses() -> None:
     tokenizer, asked = tokenizer_of("byte-level"), row(OPEN, 5)
     least = len(tokenizer(render_plain(OPEN, asked.fields, "en"))["input_ids"]) + OPEN.max_new_tokens
-    assert Prompter(OPEN, tokenizer, least).encode(asked, [], 0) is not None
-    assert Prompter(OPEN, tokenizer, least - 1).encode(asked, [], 0) is None
+    assert encoded(plain(OPEN, tokenizer, least), asked, [], 0) is not None
+    assert encoded(plain(OPEN, tokenizer, least - 1), asked, [], 0) is None
 
 
 def test_content_free_prompts_keep_demonstrations() -> None:
     tokenizer, ranking = tokenizer_of("byte-level"), rows(NLI, 2)
-    prompter = Prompter(NLI, tokenizer, 2000)
-    prompted = prompter.encode(row(NLI, 7), ranking, 2)
+    prompter = plain(NLI, tokenizer, 2000)
+    prompted = encoded(prompter, row(NLI, 7), ranking, 2)
     assert prompted is not None
     before = prompted.text[: -len(prompter.question(prompted.row))]
     assert before.endswith("\n\n")
@@ -232,7 +243,7 @@ def test_content_free_prompts_keep_demonstrations() -> None:
     ]
     assert len(CONTENT_FREE) == 3
     assert prompter.content_free(prompted) == [tokenizer(text)["input_ids"] for text in expected]
-    bare = prompter.encode(row(NLI, 7), [], 0)
+    bare = encoded(prompter, row(NLI, 7), [], 0)
     assert bare is not None
     prompter.window = len(tokenizer("\nQuestion:  True, False or Neither?\nAnswer:")["input_ids"]) + max(
         map(len, bare.choices)
@@ -257,16 +268,17 @@ def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 def test_ids_are_the_tokenizers_reading_of_the_text(kind: str, task: Task) -> None:
     """Of the prompt, and of the prompt with each continuation behind it: the border stands where its reading has it."""
     tokenizer = with_bos(tokenizer_of("byte-level")) if kind == "bos" else tokenizer_of(kind)
-    prompter = Prompter(task, tokenizer, 5000)
+    prompter = plain(task, tokenizer, 5000)
     for number in range(12):
         language = ("ko", "en")[number % 2]
-        prompted = prompter.encode(row(task, number, language), rows(task, 20, language)[15:], number % 4)
+        prompted = encoded(prompter, row(task, number, language), rows(task, 20, language)[15:], number % 4)
         assert prompted is not None
-        assert len(prompted.shown) == number % 4
+        assert len(prompted.demonstrations) == number % 4
         assert prompted.ids == tokenizer(prompted.text)["input_ids"]
-        words = prompter.continuations(prompted.row)
-        assert len(prompted.choices) == len(words) == len(prompted.row.choices if task.is_closed else [0])
-        for ids, word in zip(prompted.choices, words, strict=True):
+        words = prompter.words(prompted.row)
+        continuations = prompted.choices if task.is_closed else [prompted.target or []]
+        assert len(continuations) == len(words) == len(prompted.row.choices if task.is_closed else [0])
+        for ids, word in zip(continuations, words, strict=True):
             assert prompted.ids + ids == tokenizer(prompted.text + word)["input_ids"]
         if kind == "bos":
             assert prompted.ids.count(tokenizer.bos_token_id) == 1
@@ -278,13 +290,13 @@ def test_a_border_that_would_merge_is_kept() -> None:
     glued = replace(OPEN, prompts={"en": Prompt("{asked}", ())})
     joined = tokenizer("cat")["input_ids"]
     assert len(joined) < len(tokenizer("c")["input_ids"]) + len(tokenizer("at")["input_ids"])
-    assert Prompter(glued, tokenizer, 500)._continuation("c", "at") == tokenizer("at")["input_ids"]
+    assert plain(glued, tokenizer, 500)._continuation("c", "at") == tokenizer("at")["input_ids"]
 
 
 def test_a_continuation_without_a_space_is_read_in_its_place() -> None:
     """KoGPT2's kind reads a text that stands alone as if a space came before it."""
     tokenizer = korean()
-    ids = Prompter(OPEN, tokenizer, 500)._continuation("Q: 1 | 2", "4")
+    ids = plain(OPEN, tokenizer, 500)._continuation("Q: 1 | 2", "4")
     assert tokenizer("Q: 1 | 2")["input_ids"] + ids == tokenizer("Q: 1 | 24")["input_ids"]
     assert ids != tokenizer("4")["input_ids"]
 
@@ -292,9 +304,9 @@ def test_a_continuation_without_a_space_is_read_in_its_place() -> None:
 def test_special_tokens_in_user_text_stay_text() -> None:
     tokenizer = tokenizer_of("byte-level")
     text = "say <|nli|> or <|end|> or <|pad|>"
-    prompter = Prompter(NLI, tokenizer, 500)
+    prompter = plain(NLI, tokenizer, 500)
     shown, asked = row(NLI, 1, premise=text), row(NLI, 2, hypothesis=text)
-    prompted = prompter.encode(asked, [shown], 1)
+    prompted = encoded(prompter, asked, [shown], 1)
     assert prompted is not None
     assert prompted.text.count(text) == 2
     assert not set(prompted.ids) & set(tokenizer.get_added_vocab().values())
@@ -315,13 +327,13 @@ def korean() -> PreTrainedTokenizerFast:
 
 
 def test_a_tokenizer_without_newlines_gets_another_mark() -> None:
-    prompter = Prompter(OPEN, korean(), 500)
+    prompter = plain(OPEN, korean(), 500)
     assert prompter.line == " | "
     text = prompter.text([row(OPEN, 1)], row(OPEN, 2))
     assert text == "Q: 1+1 | A: 2 |  | Q: 2+1 | A:"
     assert prompter.tokenizer.decode(prompter._ids(text)) == text, "nothing is lost"
-    assert prompter.continuations(row(OPEN, 1, sum="1\n2")) == [" 1 | 2"]
-    assert {kind: Prompter(OPEN, tokenizer_of(kind), 500).line for kind in KINDS} == {
+    assert prompter.words(row(OPEN, 1, sum="1\n2")) == [" 1 | 2"]
+    assert {kind: plain(OPEN, tokenizer_of(kind), 500).line for kind in KINDS} == {
         "byte-level": "\n",
         "our-own": "\n",
         "metaspace": ". ",
@@ -344,7 +356,7 @@ def test_a_tokenizer_without_newlines_gets_another_mark() -> None:
     ],
 )
 def test_an_answer_ends_at_a_line_or_at_the_next_demonstration(kind: str, task: Task, text: str, answer: str) -> None:
-    prompter = Prompter(task, korean() if kind == "korean" else tokenizer_of(kind), 500)
+    prompter = plain(task, korean() if kind == "korean" else tokenizer_of(kind), 500)
     found = prompter.stop("en").search(f" {text}")
     assert (text if found is None else text[: max(0, found.start() - 1)]) == answer
 
@@ -352,7 +364,7 @@ def test_an_answer_ends_at_a_line_or_at_the_next_demonstration(kind: str, task: 
 def test_where_no_mark_survives_a_space_ends_no_answer() -> None:
     made = metaspace("always")
     made.train_from_iterator(["QA 123+ :"] * 3, trainers.BpeTrainer(special_tokens=["</s>"], show_progress=False))
-    prompter = Prompter(QA, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>"), 500)
+    prompter = plain(QA, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>"), 500)
     assert prompter.line == " "
     assert prompter.stop("en").search(" two words") is None
 
@@ -362,7 +374,7 @@ def test_where_no_mark_survives_a_space_ends_no_answer() -> None:
 
 def test_a_task_without_prompts_is_refused() -> None:
     with pytest.raises(InputError, match="task 'nli' has no plain prompts"):
-        Prompter(replace(NLI, prompts={}), tokenizer_of("byte-level"), 500)
+        plain(replace(NLI, prompts={}), tokenizer_of("byte-level"), 500)
 
 
 def closed(words: tuple[str, ...] | None, choices: tuple[str, ...]) -> tuple[Task, Row]:
@@ -385,14 +397,14 @@ def closed(words: tuple[str, ...] | None, choices: tuple[str, ...]) -> tuple[Tas
 def test_choices_that_cannot_be_asked_for(words: Any, choices: tuple[str, ...], message: str) -> None:
     task, asked = closed(words, choices)
     with pytest.raises(InputError, match=message):
-        Prompter(task, tokenizer_of("metaspace"), 500).encode(asked, [], 0)
+        encoded(plain(task, tokenizer_of("metaspace"), 500), asked, [], 0)
 
 
 def test_an_open_answer_without_tokens_is_no_error() -> None:
     """One row of a file; its question can be asked all the same."""
     made = Tokenizer.from_str(tokenizer_of("wordpiece").backend_tokenizer.to_str())
     made.normalizer = normalizers.Replace("\u200b", "")
-    prompter = Prompter(OPEN, PreTrainedTokenizerFast(tokenizer_object=made), 500)
-    prompted = prompter.encode(row(OPEN, 1, sum="\u200b"), [], 0)
+    prompter = plain(OPEN, PreTrainedTokenizerFast(tokenizer_object=made), 500)
+    prompted = encoded(prompter, row(OPEN, 1, sum="\u200b"), [], 0)
     assert prompted is not None
-    assert prompted.choices == [[]]
+    assert prompted.target is None

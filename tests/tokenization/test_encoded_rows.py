@@ -73,7 +73,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
 
 
 def ids_of(examples: Examples) -> list[str]:
-    return [row["id"] for row in examples.rows()]
+    return [row.id for row in examples.rows()]
 
 
 def test_a_row_comes_back_as_it_was_written(shelf: Shelf) -> None:
@@ -84,15 +84,14 @@ def test_a_row_comes_back_as_it_was_written(shelf: Shelf) -> None:
     for number in range(10):
         row, ids = made.row(number), made.ids(number)
         word = ("negative", "positive")[number % 2]
-        assert row["fields"] == {"text": f"the cat {number}", "label": word}
+        assert row.fields == {"text": f"the cat {number}", "label": word}
         assert tokenizer.decode(ids) == f"the cat {number}<|classify|>{word}<|end|>"
         assert tokenizer.decode(ids[made.num_prompts[number] :]) == f"{word}<|end|>"
         assert len(ids) == made.lengths[number]
-        assert row["input_ids"] == ids.tolist()
-        assert (row["references"], row["language"], row["is_truncated"]) == ([word], "en", False)
-        assert row["choices"] == row["classes"] == ["negative", "positive"]
-        assert row["where"].endswith(f"a.jsonl:{number + 1}")
-    assert [row["id"] for row in made.rows(limit=5)] == ["a0", "a1", "a2", "a3", "a4"]
+        assert (row.references, row.language) == ((word,), "en")
+        assert row.choices == row.classes == ("negative", "positive")
+        assert row.where.endswith(f"a.jsonl:{number + 1}")
+    assert [row.id for row in made.rows(limit=5)] == ["a0", "a1", "a2", "a3", "a4"]
 
 
 def test_ids_are_views_of_the_mapped_file(shelf: Shelf) -> None:
@@ -136,7 +135,7 @@ def test_whatever_decides_the_ids_is_in_the_key(shelf: Shelf) -> None:
     shelf.write("a.jsonl", [{"id": f"a{n}", "text": f"the dog {n}", "label": n % 2} for n in range(10)])
     paths.append(shelf.prepare().path)
     assert len(set(paths)) == len(paths)
-    assert shelf.prepare(labels=turned).row(0)["choices"] == ["positive", "negative"]
+    assert shelf.prepare(labels=turned).row(0).choices == ("positive", "negative")
     encoded = shelf.num_batches
     assert shelf.prepare().path == paths[-1]
     assert shelf.num_batches == encoded
@@ -187,7 +186,7 @@ def test_rows_cut_refused_and_skipped_are_counted(shelf: Shelf) -> None:
     made = shelf.prepare("qa", ("qa.jsonl",), block_size=32, on_bad_row="skip")
     counted = {name: made.report[name] for name in ("num_rows", "num_truncated", "num_dropped", "num_skipped")}
     assert counted == {"num_rows": 2, "num_truncated": 1, "num_dropped": 1, "num_skipped": 2}
-    assert [row["is_truncated"] for row in made.rows()] == [False, True]
+    assert [made.is_truncated(n) for n in range(len(made))] == [False, True]
     assert "두 마리<|question|>" in tokenizer_of("byte-level").decode(made.ids(1))
     assert made.report["files"] == ["qa.jsonl"]
     assert len(made.report["sha256"][0]) == 64
@@ -206,7 +205,7 @@ def test_counts_stop_where_the_limit_stops(shelf: Shelf) -> None:
     texts = ["the cat", "the cat " * 30, "the cat", "the cat " * 30]
     shelf.write("gen.jsonl", [{"text": text} for text in texts] + ['{"text": ""}'] * 3)
     made = shelf.prepare("gen", ("gen.jsonl",), block_size=32, on_bad_row="skip", limit=2)
-    assert [row["where"].rpartition(":")[2] for row in made.rows()] == ["1", "3"]
+    assert [row.where.rpartition(":")[2] for row in made.rows()] == ["1", "3"]
     assert (made.report["num_rows"], made.report["num_dropped"], made.report["num_skipped"]) == (2, 1, 0)
 
 
@@ -214,8 +213,8 @@ def test_a_whole_batch_may_be_refused(shelf: Shelf) -> None:
     shelf.write("gen.jsonl", [{"text": "the cat " * (30 if n < 8 else 1)} for n in range(10)])
     made = shelf.prepare("gen", ("gen.jsonl",), block_size=32)
     assert made.report["num_dropped"] == 8
-    assert [row["fields"]["text"] for row in made.rows()] == ["the cat "] * 2
-    assert made.ids(0).tolist() == made.ids(1).tolist() == made.row(1)["input_ids"]
+    assert [row.fields["text"] for row in made.rows()] == ["the cat "] * 2
+    assert made.ids(0).tolist() == made.ids(1).tolist()
 
 
 def test_no_usable_row_is_an_error_that_says_what_to_do(shelf: Shelf) -> None:

@@ -18,7 +18,7 @@ from multitask import train
 from multitask.config.run import RunConfig
 from multitask.config.train import TrainConfig
 from multitask.errors import InputError, Interrupted
-from multitask.evaluation import evaluator
+from multitask.evaluation import tuned
 from multitask.training import loop, plots
 from multitask.training.optim import learning_rate
 
@@ -218,7 +218,7 @@ def test_a_stopped_run_stays_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_select_by_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scores = iter([0.1, 0.7, 0.2, 0.7, 0.6, 0.5])
-    monkeypatch.setattr(evaluator, "first_metrics", lambda *_: {"qa": next(scores)})
+    monkeypatch.setattr(tuned, "first_metrics", lambda *_: {"qa": next(scores)})
     results = train(settings("qa", train={**SAVING, "select_by": "score"}), out=tmp_path / "run")
     assert results["cost"]["best_step"] == 4
     log = [line for line in lines(tmp_path / "run") if line["event"] == "validation"]
@@ -363,7 +363,7 @@ def test_an_interrupt_while_the_model_is_scored_says_how_to_go_on(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr("multitask.evaluation.evaluator.score_model", interrupted)
+        patch.setattr("multitask.evaluation.tuned.score_tasks", interrupted)
         with pytest.raises(Interrupted, match="run"):
             train(settings("qa", train={"max_steps": 2}), out=tmp_path / "run")
     assert train(resume=tmp_path / "run")["tasks"]["qa"]["num_examples"] > 0

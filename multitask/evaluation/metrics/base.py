@@ -77,6 +77,14 @@ class Numbers:
     def __len__(self) -> int:
         return self._length
 
+    def measured(self) -> "Numbers":
+        """Without the examples that have no number."""
+        found = Numbers()
+        found.columns, found._places, found._values = dict(self.columns), self._places, self._values
+        kept, rows = np.unique(np.asarray(self._rows), return_inverse=True)
+        found._rows, found._length = array("i", rows.tolist()), len(kept)
+        return found
+
     def sums(self, drawn: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """Sums by column; with `drawn` (examples,), each example as often as it says."""
         rows, places, values = (np.asarray(part) for part in (self._rows, self._places, self._values))

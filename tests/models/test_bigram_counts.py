@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from multitask.evaluation import bigram_counts
-from multitask.evaluation.bigram_counts import BigramCounts
+from multitask.models import bigram as models_bigram
+from multitask.models.bigram import BigramCounts
 
 
 def chain(num: int, seed: int = 0) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_pairs_are_better_than_single_tokens_where_order_matters() -> None:
 def test_of_a_long_text_the_beginning_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     text = chain(100)
     expected = BigramCounts(text[:40], text[1:41], 20)
-    monkeypatch.setattr(bigram_counts, "MOST_PAIRS", 40)
+    monkeypatch.setattr(models_bigram, "MOST_PAIRS", 40)
     found = BigramCounts(text[:-1], text[1:], 20)
     assert found.entropy == expected.entropy
     assert found.bigram(text[:-1], text[1:]).tolist() == expected.bigram(text[:-1], text[1:]).tolist()
