@@ -174,7 +174,9 @@ def evaluate(
 
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
-    return run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report).to_json()
+    kept = (homes[0].parent if homes else path) / "baselines"
+    results = run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report, kept)
+    return results.to_json()
 
 
 def evaluate_text(

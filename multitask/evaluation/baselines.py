@@ -3,14 +3,18 @@
 `lead("One. Two. Three. Four.", 3)` -> `"One. Two. Three."`
 """
 
+import json
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
@@ -66,6 +70,33 @@ class Fitted:
             answer = row.fields[task.target]
             self.classes.update(c for c, word in zip(row.classes, row.choices, strict=True) if word == answer)
             self.answer_words.append(len(answer.split()))
+
+    def save(self, path: Path, key: str) -> None:
+        """Writes what was fitted, with a key that says on which rows."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {"answer_words": np.array(self.answer_words, np.int32)}
+        metadata = {"key": key, "classes": json.dumps(self.classes, ensure_ascii=False)}
+        if self.bigram_counts is not None:
+            arrays |= self.bigram_counts.arrays()
+            metadata |= {"weight": repr(self.bigram_counts.weight)}
+        save_file(arrays, path, metadata)
+
+    @classmethod
+    def load(cls, task: Task, path: Path, key: str) -> "Fitted | None":
+        """What `save` wrote; None where there is no such file, or where it was fitted on other rows."""
+        if not path.is_file():
+            return None
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata()
+            if metadata["key"] != key:
+                return None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        fitted = cls(task, ())
+        fitted.classes.update(json.loads(metadata["classes"]))
+        fitted.answer_words.extend(arrays["answer_words"].tolist())
+        if "weight" in metadata:
+            fitted.bigram_counts = BigramCounts.from_arrays(arrays, float(metadata["weight"]))
+        return fitted
 
     @property
     def majority(self) -> str | None:

@@ -4,7 +4,9 @@
 likelihood, open ones generated greedily, both from the prompt alone.
 """
 
+import hashlib
 import itertools
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from multitask.config.run import RunConfig
 from multitask.config.train import LoopConfig
 from multitask.data.contamination import measure_contamination
 from multitask.data.rows import Counts, Row, read
-from multitask.data.sources import has_split, resolve
+from multitask.data.sources import has_split, provenance, resolve
 from multitask.errors import InputError, suggest
 from multitask.evaluation import free_generation, metrics
 from multitask.evaluation.baselines import Fitted, baseline_scores, count_target_bigrams, data_of, scores_of
@@ -30,6 +32,7 @@ from multitask.evaluation.schema import Confusion, Contamination, Data, FreeAnsw
 from multitask.events import Report, ignore
 from multitask.models.lora import plain_model
 from multitask.pattern import markers
+from multitask.registry import fingerprint
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 
@@ -118,12 +121,29 @@ def first_metrics(
     return best
 
 
-def fitted_baselines(task: Task, tokenizer: Any, block_size: int, config: RunConfig) -> Fitted | None:
-    """Baselines fitted on the encoded training rows; None for a task without training rows."""
-    if not any(has_split(source, "train") for source in resolve(task, config.data)):
+def fitted_baselines(
+    task: Task, tokenizer: Any, block_size: int, config: RunConfig, folder: Path | None = None, keeps: bool = False
+) -> Fitted | None:
+    """Baselines fitted on the encoded training rows; None for a task without training rows.
+
+    folder: of a run, where they were kept when it was trained; the rows are encoded only if they are not there, or
+    were fitted on other rows. keeps: write them there.
+    """
+    sources = [source for source in resolve(task, config.data) if has_split(source, "train")]
+    if not sources:
         return None
+    found = [provenance(source, "train", config.data) for source in sources]
+    parts = [fingerprint(task), tokenizer.backend_tokenizer.to_str(), *(s.model_dump_json() for s in sources)]
+    parts.append(json.dumps([found, block_size, config.data.limit, config.data.on_bad_row]))
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    path = folder / f"{task.name}.safetensors" if folder is not None else None
+    if path is not None and (kept := Fitted.load(task, path, key)) is not None:
+        return kept
     train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-    return Fitted(task, train.rows(), count_target_bigrams(train, len(tokenizer)))
+    fitted = Fitted(task, train.rows(), count_target_bigrams(train, len(tokenizer)))
+    if path is not None and keeps:
+        fitted.save(path, key)
+    return fitted
 
 
 def score_tasks(
@@ -261,8 +281,12 @@ def evaluate(
     config: RunConfig,
     out: Path | None = None,
     report: Report = ignore,
+    baselines: Path | None = None,
 ) -> Results:
-    """Scores a loaded model; with `out`, writes `out` and `out.predictions/`."""
+    """Scores a loaded model; with `out`, writes `out` and `out.predictions/`.
+
+    baselines: the folder of a run in which its baselines were kept.
+    """
     started = time.perf_counter()
     block_size = block_size_of(config.train, model)
     if (window := max_positions(model)) is not None:
@@ -278,7 +302,7 @@ def evaluate(
             )
     check_answer_length(tasks, block_size)
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
-    fitted = {key: fitted_baselines(task, tokenizer, block_size, config) for key, task in tasks.items()}
+    fitted = {key: fitted_baselines(task, tokenizer, block_size, config, baselines) for key, task in tasks.items()}
     data, scores = score_tasks(model, tokenizer, tasks, config, predictions, block_size, fitted, report)
     tokens = sum(rows.num_tokens or 0 for rows in data.values())
     cost = cost_of(model, tokens, time.perf_counter() - started)

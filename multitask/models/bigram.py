@@ -5,6 +5,7 @@ loss comes down to the entropy of the counted pairs: what any model of longer te
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,20 @@ class BigramCounts:
             tried[weight] = float(self.bigram(before[is_held], targets[is_held]).sum())
         self.weight = min(tried, key=lambda weight: tried[weight]) if tried else _WEIGHTS[0]
         self._count(before, targets)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All counts, to be stored; with `weight`, `from_arrays` makes the same model of them."""
+        return {"unigram": self._share, "firsts": self._firsts, "pairs": self._pairs, "num_pairs": self._num}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], weight: float) -> "BigramCounts":
+        """The model whose `arrays` and `weight` these are."""
+        found = cls.__new__(cls)
+        found._share, found._firsts, found._pairs, found._num = (
+            arrays[name] for name in ("unigram", "firsts", "pairs", "num_pairs")
+        )
+        found.vocab_size, found.weight = len(found._share), weight
+        return found
 
     def _count(self, before: Ints, targets: Ints) -> None:
         singles = np.bincount(targets, minlength=self.vocab_size) + 1.0

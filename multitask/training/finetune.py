@@ -141,7 +141,8 @@ def _finish(
     named = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
     arm = arm or named + ("-lora" if config.adapter.kind == "lora" else "")
     fitted: dict[str, Fitted | None] = {
-        name: tuned.fitted_baselines(task, tokenizer, loop.block_size, config) for name, task in tasks.items()
+        name: tuned.fitted_baselines(task, tokenizer, loop.block_size, config, out / "baselines", keeps=True)
+        for name, task in tasks.items()
     }
     data, scores = tuned.score_tasks(
         finished, tokenizer, tasks, config, out / "predictions", loop.block_size, fitted, loop.report

@@ -31,7 +31,17 @@ from multitask.training.loop import Loop, TrainingInputs
 Config = TypeVar("Config", RunConfig, PretrainConfig)
 
 _SMALLEST_GPT2 = 768  # its width
-_WRITTEN = ("config.yaml", "model", "base", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions")
+_WRITTEN = (
+    "config.yaml",
+    "model",
+    "base",
+    "checkpoints",
+    "metrics.jsonl",
+    "loss.png",
+    "results.json",
+    "predictions",
+    "baselines",
+)
 _REPLACED = ".replaced-by-multitask"  # below a run that --overwrite begins: the one before, until all input is read
 _REMOVED = ".removed-by-multitask"  # the same on its way out
 

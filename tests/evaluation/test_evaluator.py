@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tokenizer_of
 from helpers import FACTS, FOLDER, files, learned, settings, untrained
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from multitask import evaluate, train
 from multitask.config.run import RunConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.evaluation import baselines, evaluator, results_file
+from multitask.evaluation import baselines, evaluator, results_file, tuned
 from multitask.evaluation.baselines import Fitted
 from multitask.evaluation.schema import Score, TaskScores
 from multitask.inference.decoding import generate
@@ -65,6 +66,23 @@ def test_evaluating_a_run_gives_what_training_gave(run: tuple[Path, dict[str, An
     for name in ALL:
         predictions = (tmp_path / "again.json.predictions" / f"{name}.jsonl").read_text()
         assert predictions == (folder / "predictions" / f"{name}.jsonl").read_text()
+
+
+def test_evaluating_a_run_does_not_encode_its_training_rows_again(
+    run: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, trained = run
+
+    def encode(*_: Any, **__: Any) -> None:
+        raise AssertionError("training rows are encoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned, "prepare", encode)
+        assert evaluate(folder)["tasks"] == trained["tasks"]
+        with pytest.raises(AssertionError, match="training rows are encoded"):
+            evaluate(folder, flags=["data.limit=100"])  # baselines of other rows
+    fewer = evaluate(folder, flags=["data.limit=100"])["tasks"]
+    assert fewer["qa"]["baselines"]["bigram"] != trained["tasks"]["qa"]["baselines"]["bigram"]
 
 
 def test_batches_and_chunks_change_nothing(
@@ -390,3 +408,16 @@ def test_the_majority_of_a_file_sorted_by_class() -> None:
     words = ["a"] * 8000 + ["b"] * 9000
     rows = (Row("", {"label": w}, (w,), "en", ("a", "b"), ("A", "B"), None, "") for w in words)
     assert Fitted(load_tasks()["cls"], rows).majority == "B"
+
+
+def test_a_model_without_a_number_of_positions(tmp_path: Path) -> None:
+    """ALiBi has no limit: the block size is that of the settings."""
+    tokenizer = tokenizer_of("byte-level")
+    shape = BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)
+    assert not hasattr(shape, "max_position_embeddings")
+    torch.manual_seed(0)
+    BloomForCausalLM(shape).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    results = evaluate(tmp_path / "bloom", settings("nli", "qa", eval={"max_rows": 3}))
+    assert results["tasks"]["nli"]["num_examples"] == 3
+    assert results["tasks"]["qa"]["metrics"]["perplexity"]["value"] > 1

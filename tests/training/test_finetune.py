@@ -301,7 +301,7 @@ def test_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     records: list[dict[str, Any]] = []
     results = train(settings("qa", "cls"), out=tmp_path / "run", report=records.append)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "model", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions"
+        "config.yaml", "model", "baselines", "checkpoints", "metrics.jsonl", "loss.png", "results.json", "predictions"
     }  # fmt: skip
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     assert RunConfig.model_validate(results["config"]).tasks == ["qa", "cls"]
