@@ -27,7 +27,7 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
-	$(BIN)/pytest -q -m 'slow and not network and not gpu'
+	$(BIN)/pytest -q -m slow
 
 bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrainer; needs the four sets below MULTITASK_DATA; writes benchmarks/train.md
 	.venv-bench/bin/python benchmarks/train.py

@@ -5,7 +5,6 @@ of measuring tell.
 """
 
 import gc
-import resource
 import sys
 import time
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from multitask.errors import InputError
 
@@ -76,5 +76,16 @@ def peak_memory_bytes(device: torch.device) -> int:
         peaks = [line.split()[1] for line in _STATUS.read_text("utf-8").splitlines() if line.startswith("VmHWM:")]
         if peaks:
             return int(peaks[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def to_double(values: Tensor) -> Tensor:
+    """In float64. Only CUDA and the CPU have it: from any other device (MPS), on the CPU."""
+    return (values if values.device.type == "cuda" else values.cpu()).double()

@@ -30,6 +30,7 @@ class SampledExample(NamedTuple):
 
 
 Block = list[SampledExample]
+_MAX_WINDOWS = 64  # packed to count the blocks of an epoch
 
 
 def best_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
@@ -95,12 +96,17 @@ class BlockStream:
             for number, (name, size) in enumerate(self.mixture.sizes.items())
         }
 
-    @property
-    def tokens_per_epoch(self) -> float:
-        """Tokens read in as many draws as all tasks have rows."""
-        means = [float(rows.lengths.mean()) - 1 for rows in self.examples]
-        mean = sum(share * mean for share, mean in zip(self.mixture.share.values(), means, strict=True))
-        return sum(self.mixture.sizes.values()) * mean
+    def num_blocks_in(self, epochs: float) -> float:
+        """Blocks that hold as many draws as `epochs` passes over all rows have.
+
+        The packing itself is counted, as blocks are not full; of more than 64 windows, every so many-th.
+        """
+        num_windows = epochs * sum(self.mixture.sizes.values()) / self.window
+        whole = int(num_windows)
+        counted = range(0, whole, max(1, whole // _MAX_WINDOWS))
+        sizes = [len(self._pack(window)) for window in counted]
+        last = (num_windows - whole) * len(self._pack(whole))
+        return (sum(sizes) * whole / len(sizes) if sizes else 0.0) + last
 
     def ids(self, drawn: SampledExample) -> "Ids":
         """Ids of a drawn example, (length + 1,)."""

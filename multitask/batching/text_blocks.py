@@ -73,12 +73,11 @@ class TextStream:
 
     def epochs(self) -> dict[str, float]:
         """How often the text has been seen, to the block."""
-        return {"text": round(self.cursor[0] * self.block_size / self.tokens_per_epoch, 4)}
+        return {"text": round(self.cursor[0] / self.num_blocks_in(1), 4)}
 
-    @property
-    def tokens_per_epoch(self) -> float:
-        """Tokens of the blocks of one pass; at random offsets, of the text."""
-        return float(len(self.tokens) - 1 if self.at_random else self.num_blocks * self.block_size)
+    def num_blocks_in(self, epochs: float) -> float:
+        """Blocks of so many passes over the grid; at random offsets, with as many tokens as the text."""
+        return epochs * ((len(self.tokens) - 1) / self.block_size if self.at_random else self.num_blocks)
 
     def ids(self, drawn: SampledExample) -> "Ids":
         """Ids of a drawn stretch, (length + 1,)."""

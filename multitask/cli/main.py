@@ -21,7 +21,8 @@ from multitask.errors import InputError, Interrupted
 # Threads that wait spinning starve each other as soon as another program uses a core. A 1 M-parameter model on two
 # cores, tokens/s with both free and with one busy: GNU OpenMP's default 17,000 and 450, a short spin 13,500 and 2,900,
 # no spin 9,000 and 9,800. It has to be set before torch is loaded.
-if os.getloadavg()[0] > (os.cpu_count() or 1) - 0.5:
+load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
+if load > (os.cpu_count() or 1) - 0.5:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 else:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

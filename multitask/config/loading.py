@@ -1,9 +1,11 @@
 """From YAML and `--set` flags to checked settings, all problems reported at once."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -83,7 +85,7 @@ def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None
         for problem in error.errors():
             if problem["loc"][-1:] == ("str",) and problem["type"] == "string_type":
                 continue  # the other half of `name | source written out`
-            path = ".".join(str(p) for p in problem["loc"] if "Config" not in str(p))
+            path = _path(kind, problem["loc"])
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 known = _section(kind, problem["loc"][:-1]).model_fields
@@ -94,16 +96,50 @@ def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None
         raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
+def _path(kind: type[Settings], loc: tuple[Any, ...]) -> str:
+    """A location in dotted form, without the names by which pydantic tells the members of a union apart."""
+    shown: list[str] = []
+    at: Any = kind
+    for part in loc:
+        members = _members(at)
+        if len(members) > 1:
+            at = _named(members, part)
+            continue
+        shown.append(str(part))
+        at = _inner(members[0], part)
+    return ".".join(shown)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union but None; of another type, that type."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for one in get_args(annotation) if one is not type(None)]
+    return [annotation]
+
+
+def _named(members: Sequence[Any], part: Any) -> Any:
+    """The member of a union that pydantic calls `SourceConfig`, or `function-after[_check(), SourceConfig]`."""
+    return next((one for one in members if re.search(rf"\b{getattr(one, '__name__', one)}\b", str(part))), Any)
+
+
+def _inner(annotation: Any, part: Any) -> Any:
+    """The type of what stands under `part`: a setting, an entry of a mapping, an item of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation.model_fields[part].annotation if part in annotation.model_fields else Any
+    arguments = get_args(annotation)
+    return arguments[-1] if get_origin(annotation) in (dict, list) else Any
+
+
 def _section(kind: type[Settings], path: Iterable[Any]) -> type[Settings]:
     """The class of the section at `path`, a location as pydantic gives it; names of union members are class names."""
+    at: Any = kind
     for part in path:
-        found: list[Any] = [kind.model_fields[part].annotation] if part in kind.model_fields else []
-        while found:
-            one = found.pop()
-            if isinstance(one, type) and issubclass(one, Settings):
-                kind = one
-                break
-            found += get_args(one)
+        members = _members(at)
+        at = _named(members, part) if len(members) > 1 else _inner(members[0], part)
+        if isinstance(at, type) and issubclass(at, Settings):
+            kind = at
     return kind
 
 

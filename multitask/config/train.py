@@ -27,9 +27,9 @@ class LoopConfig(Settings):
     """Peak learning rate; None: 3e-3 * sqrt(128 / n_embd) for an empty model, 2e-4 * 768 / n_embd for a trained one
     (2e-4 for one of the hub), 1e-3 for LoRA."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after warm-up, to `final_learning_rate`."""
+    """How the learning rate falls after warm-up, towards `final_learning_rate`."""
     final_learning_rate: float = Field(0.0, ge=0)
-    """Learning rate at the last step."""
+    """Learning rate that the schedule reaches after the last step."""
     warmup_steps: int = Field(100, ge=0)
     """Steps of linear rise; at most a tenth of all steps are used."""
     weight_decay: float = Field(0.01, ge=0)

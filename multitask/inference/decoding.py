@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from multitask.batching.collate import Ids
+from multitask.device import to_double
 from multitask.errors import InputError
 from multitask.inference.kv_cache import (
     DecodingBatch,
@@ -118,9 +119,9 @@ class _Picker:
 
     def _drawn(self, scores: Tensor, at: Sequence[tuple[int, int]]) -> list[int]:
         assert self.uniform is not None
-        heights = scores.double().softmax(-1).cumsum(-1)
+        heights = to_double(scores).softmax(-1).cumsum(-1)
         numbers = [[self.uniform(row, step)] for row, step in at]
-        drawn = torch.tensor(numbers, dtype=torch.float64, device=scores.device)
+        drawn = torch.tensor(numbers, dtype=torch.float64, device=heights.device)
         picked = torch.searchsorted(heights, drawn * heights[:, -1:], right=True).squeeze(-1)
         sampled: list[int] = picked.clamp_max(scores.shape[-1] - 1).tolist()
         return sampled

@@ -6,6 +6,7 @@ prefix and to what stands before it on its own branch; the two halves are joined
 (Milakov & Gimelshein, 2018).
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ _NAME = "multitask_kv_cache"
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """Keeps no scores: 2 to 4 times as fast from 48 tokens on. PyTorch's public function for it gives no log-sum-exp."""
 _MOST_SCORES = 1 << 23  # float32 attention scores held at a time: 32 MiB
+_SUPPORTING: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 _LEAST_SHARED = 8  # ids; a shorter common beginning is cheaper read again
 
 
@@ -311,9 +313,17 @@ def prefix_groups(prompts: Sequence[Ids], most: int) -> list[tuple[list[int], in
     return found
 
 
-@torch.no_grad()
 def supports_shared_prefix(model: Any) -> bool:
-    """True for a model that reads through `KVCache` as it does by itself, found by trying it on a few ids.
+    """Whether a model gives the same logits through a `KVCache` as by itself; tried once for each loaded model."""
+    base = plain_model(model)
+    if base not in _SUPPORTING:
+        _SUPPORTING[base] = _try_shared_prefix(model)
+    return _SUPPORTING[base]
+
+
+@torch.no_grad()
+def _try_shared_prefix(model: Any) -> bool:
+    """Two forward passes on a few ids, compared.
 
     Most architectures of transformers call a registered attention; those with windows, biases or caps of their own do
     not fit, and one without attention cannot.

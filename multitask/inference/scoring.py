@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from multitask.batching.collate import Ids, collate
+from multitask.device import to_double
 from multitask.inference.kv_cache import (
     PrefixCache,
     SharedPrefixBatch,
@@ -64,7 +65,7 @@ def example_nll(
         with autocast(), using(plain_model(model), name_for(device)):
             _, nll = scorer(batch)
         owners = batch.owners.cpu().numpy()
-        nats[numbers] = np.bincount(owners, nll.double().cpu().numpy(), minlength=len(numbers))
+        nats[numbers] = np.bincount(owners, to_double(nll).cpu().numpy(), minlength=len(numbers))
         tokens[numbers] = np.bincount(owners, minlength=len(numbers))
     model.train(was_training)
     return nats, tokens
@@ -135,7 +136,7 @@ def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     for start in range(0, len(gold), size):
         scores = logits(model, hidden[start : start + size])
         picked = scores.gather(-1, gold[start : start + size, None]).squeeze(-1)
-        parts.append((scores.logsumexp(-1) - picked).double())
+        parts.append(to_double(scores.logsumexp(-1) - picked))
     return torch.cat(parts)
 
 
@@ -153,7 +154,7 @@ def _padded(model: Any, examples: Sequence[tuple[list[int], int]]) -> list[float
     for number, (row, num_prompt) in enumerate(examples):
         mine = scores[number, num_prompt - 1 : len(row) - 1].float()
         gold = torch.tensor(row[num_prompt:], device=device)[:, None]
-        nats.append(float((mine.logsumexp(-1, keepdim=True) - mine.gather(-1, gold)).double().sum()))
+        nats.append(float(to_double(mine.logsumexp(-1, keepdim=True) - mine.gather(-1, gold)).sum()))
     return nats
 
 

@@ -55,7 +55,8 @@ class _ProjectedNLL(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[part] = (share @ projection).float() * scale
                 if grad_matrix is not None:
-                    grad_matrix += share.T @ chunk
+                    # In float32: a column of the sum over thousands of rows leaves the range of half precision.
+                    grad_matrix += share.T.float() @ chunk.float() if dtype == torch.float16 else share.T @ chunk
         if grad_matrix is not None:
             grad_matrix *= scale
         ctx.save_for_backward(grad_hidden, grad_matrix)
@@ -143,9 +144,3 @@ def head_matrix(base: Any) -> Tensor:
     adapter = head.token_adapter  # peft.utils.other.TrainableTokensWrapper
     merged: Tensor = adapter.get_merged_weights(adapter.active_adapters)
     return merged
-
-
-def token_nll(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Weighted nats summed over the batch (), and the summed weights ()."""
-    total, _ = TokenNLL(model)(batch)
-    return total, batch.weights.sum()

@@ -51,9 +51,8 @@ class Stream(Protocol):
     def epochs(self) -> dict[str, float]:
         """How often the rows of each name have been taken."""
 
-    @property
-    def tokens_per_epoch(self) -> float:
-        """Tokens of one pass over everything."""
+    def num_blocks_in(self, epochs: float) -> float:
+        """Blocks of so many passes over everything."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,15 @@ class Loop:
         self.accelerator, self.model, self.report = accelerator, model, report
         self.stream, self.block_size = inputs.stream, inputs.block_size
         self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
-        by_epochs = math.ceil(config.epochs * self.stream.tokens_per_epoch / self.tokens_per_step)
-        self.max_steps = config.max_steps or max(1, by_epochs)
+        self.max_steps = config.max_steps or max(
+            1, math.ceil(self.stream.num_blocks_in(config.epochs) / self.blocks_per_step)
+        )
         self.has_dropout = use_fast_dropout(model)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model), make_optimizer(model, config, accelerator.device)
         )
         self.parameters = list(self.forward.parameters())
+        self.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)  # merged, LoRA has none
         self.step = self.num_tokens = 0
         self.elapsed_s = 0.0
         self.best: dict[str, Any] | None = None
@@ -317,7 +318,7 @@ class Loop:
             "tokens": self.num_tokens,
             "tokens_per_s": round(self.num_tokens / max(self.elapsed_s, 1e-9), 1),
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "trainable_parameters": self.num_trainable,
             "total_parameters": sum(p.numel() for p in parameters),
             "steps": self.step,
             "best_step": self.best["step"] if self.best else self.step,
@@ -355,10 +356,14 @@ class Loop:
         """
         state = checkpoint.read_state(path)
         if state.get("data", self._digests) != self._digests:
-            changed = [name for name, digest in self._digests.items() if state["data"].get(name) != digest]
+            before, now = state["data"], self._digests
+            changed = [name for name in now if name in before and before[name] != now[name]]
+            problems = [f"the data of {', '.join(changed)} has another sha256"] if changed else []
+            problems += [f"{name} is new" for name in now if name not in before]
+            problems += [f"{name} is missing" for name in before if name not in now]
             raise InputError(
-                f"{self.out}: the data of {', '.join(changed)} is not what this run was begun with (its sha256 "
-                "differs); put the files back, or begin another run"
+                f"{self.out}: the data is not what this run was begun with: {'; '.join(problems)}; put the files back, "
+                "or begin another run"
             )
         checkpoint.load(path, self.model, self.optimizer)
         self.step, self.num_tokens, self.elapsed_s = state["step"], state["num_tokens"], state["elapsed_s"]
@@ -403,7 +408,7 @@ class Loop:
                     "tokens_per_step": self.tokens_per_step,
                     **self.inputs.facts,
                     "parameters": sum(p.numel() for p in self.model.parameters()),
-                    "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+                    "trainable_parameters": self.num_trainable,
                 }
             )
 

@@ -8,14 +8,17 @@ from multitask.config.train import LoopConfig
 
 
 def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
-    """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant."""
+    """Rate of step `step` (from 0): linear warm-up, then cosine (Loshchilov & Hutter, 2017), linear, or constant.
+
+    The schedule would reach `final_learning_rate` at step `max_steps`, so that the last step still learns.
+    """
     assert config.learning_rate is not None
     warmup = min(config.warmup_steps, max_steps // 10)
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return config.learning_rate
-    done = (step - warmup) / max(1, max_steps - 1 - warmup)
+    done = (step - warmup) / (max_steps - warmup)
     left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * left
 

@@ -211,7 +211,7 @@ def test_a_grid_predicts_every_token_of_its_blocks_once_an_epoch(length: int) ->
     first, second = (made.next_blocks(made.num_blocks) for _ in range(2))
     assert sorted(seen(made, first)) == sorted(seen(made, second)) == list(range(1, 16 * ((length - 1) // 16) + 1))
     assert made.epochs() == {"text": 2.0}
-    assert made.tokens_per_epoch == 16 * made.num_blocks
+    assert made.num_blocks_in(2) == 2 * made.num_blocks
     if made.num_blocks > 5:
         assert first != second, "each epoch has an order of its own"
         assert [b[0].row for b in first] != sorted(b[0].row for b in first)
@@ -255,3 +255,41 @@ def test_isolated_documents_are_examples_of_their_own() -> None:
     assert sum(d.length for d in block) == 11
     plain = TextStream(text, 11, seed=0)
     assert seen(made, [block]) == seen(plain, plain.next_blocks(1)), "the same tokens are predicted"
+
+
+class _Lengths:
+    """Rows of given lengths in place of encoded ones."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths, self.num_prompts = np.array(lengths, np.int32), np.ones(len(lengths), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "num_rows", "window"),
+    [
+        (140, 160, 6000, 2048),
+        (20, 30, 9000, 2048),
+        (5, 256, 5000, 512),
+        (120, 135, 3000, 2048),
+        (140, 160, 400_000, 2048),
+    ],
+)
+@pytest.mark.parametrize("epochs", [1, 2.5])
+def test_epochs_are_passes_over_the_rows(low: int, high: int, num_rows: int, window: int, epochs: float) -> None:
+    """Blocks are not full: as many are needed as hold so many draws, not so many tokens."""
+    if num_rows > 100_000 and epochs != 1:
+        pytest.skip("one size is enough")
+    rng = np.random.default_rng(0)
+    rows = {"a": _Lengths(rng.integers(low, high, num_rows).tolist()), "b": _Lengths([low] * 1000)}
+    sizes = {name: len(found) for name, found in rows.items()}
+    made = BlockStream(rows, Mixture(sizes, sampling_rates(sizes), 7), 256, window)  # type: ignore[arg-type]
+    num_blocks = round(made.num_blocks_in(epochs))
+    drawn = 0
+    while num_blocks:
+        blocks = made.next_blocks(min(num_blocks, 500))
+        drawn += sum(map(len, blocks))
+        num_blocks -= len(blocks)
+    assert drawn / sum(sizes.values()) == pytest.approx(epochs, rel=0.02)

@@ -107,3 +107,16 @@ def test_an_old_name_in_a_flag_is_read_too() -> None:
     with pytest.warns(FutureWarning, match="'isolated' is now called 'document_masking'"):
         config = load(PretrainConfig, {"text": {"files": {"train": "a"}}}, ["train.isolated=true"])
     assert config.train.document_masking
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ({"data": {"sources": {"myConfig": [{"fils": {"train": "a"}}]}}}, "data.sources.myConfig.0.fils"),
+        ({"data": {"sources": {"SourceConfig": [{"files": {"train": 3}}]}}}, "data.sources.SourceConfig.0.files.train"),
+        ({"train": {"mixture_weights": {"aConfig": "x"}}}, "train.mixture_weights.aConfig"),
+    ],
+)
+def test_a_users_own_names_stay_in_the_path(settings: dict[str, Any], path: str) -> None:
+    with pytest.raises(InputError, match=rf"(?m)^settings: {re.escape(path)}: "):
+        load(RunConfig, settings)

@@ -241,3 +241,16 @@ def test_places_not_yet_written_are_no_part_of_any_sum() -> None:
         assert generate(model, given, 12, set(), 5000) == expected
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_model_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = MODELS["gpt2"]().eval(), prompts()
+    tried: list[Any] = []
+    probe = kv_cache._try_shared_prefix
+    monkeypatch.setattr(kv_cache, "_try_shared_prefix", lambda m: tried.append(m) or probe(m))
+    for _ in range(2):
+        choose(model, [(prompt, CHOICES) for prompt in given], 5000)
+        generate(model, given, 3, {7}, 5000)
+    assert tried == [model]
+    choose(MODELS["gpt2"]().eval(), [(given[0], CHOICES)], 5000)
+    assert len(tried) == 2, "another model is another one"

@@ -319,6 +319,8 @@ def test_merged_is_unmerged(base: Path, adapted: tuple[Path, Any], monkeypatch: 
     lora(base, out, monkeypatch, merge=True)
     assert not (out / "model" / "adapter_config.json").exists()
     assert not (out / "base").exists(), "a plain model needs no base"
+    unmerged, merged = (json.loads((f / "results.json").read_text())["cost"] for f in (run, out))
+    assert merged["trainable_parameters"] == unmerged["trainable_parameters"] > 0
     plain = AutoModelForCausalLM.from_pretrained(out / "model")
     assert float((logits(plain) - logits(built(base, QA)[0])).abs().max()) > 0.1, "nothing was learned"
     torch.testing.assert_close(logits(plain), logits(finished), atol=1e-5, rtol=1e-5)

@@ -262,3 +262,14 @@ def test_the_command_exits_130_and_says_how_to_go_on(number: int, tmp_path: Path
         return  # resuming is the same for both
     results = train(resume=run, flags=[f"train.max_steps={saved + 2}"])
     assert results["cost"]["steps"] == saved + 2
+
+
+def test_data_that_is_new_or_missing_on_resume_is_named(tmp_path: Path) -> None:
+    train(settings("qa", "cls", train={"save_every_steps": 2}), out=tmp_path / "run")
+    path = checkpoint.newest(tmp_path / "run") / "state.json"
+    state = json.loads(path.read_text())
+    for name, problem in (("qa", "qa is new"), ("nli", "nli is missing")):
+        changed = {k: v for k, v in state["data"].items() if k != name} | ({name: ["0"]} if name == "nli" else {})
+        path.write_text(json.dumps({**state, "data": changed}))
+        with pytest.raises(InputError, match=f"is not what this run was begun with: {problem}; put the files back"):
+            train(resume=tmp_path / "run", flags=["train.max_steps=8"])

@@ -275,7 +275,7 @@ def test_other_text_does_not_go_on(tmp_path: Path) -> None:
     config = given(tmp_path, train={"save_every_steps": 4})
     pretrain(config, out=tmp_path / "run")
     given(tmp_path, story(300, seed=2))
-    with pytest.raises(InputError, match=r"the data of text is not what this run was begun with"):
+    with pytest.raises(InputError, match=r"not what this run was begun with: the data of text has another sha256"):
         pretrain(resume=tmp_path / "run", flags=["train.max_steps=14"])
     given(tmp_path)
     assert pretrain(resume=tmp_path / "run", flags=["train.max_steps=14"])["cost"]["steps"] == 14
