@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from multitask.evaluation import metrics
+from multitask.evaluation.bootstrap import interval_over_seeds
 from multitask.evaluation.schema import Spread
 from multitask.reports.results import Run
 
@@ -16,7 +18,7 @@ class Score:
     """A score of an arm.
 
     value: the mean over its runs.
-    low, high: 95 % interval over rows; of several runs the mean of their ends, which is no narrower than the mean's.
+    low, high: 95 % interval over rows, of several runs over rows and seeds.
     sd: standard deviation over runs or draws; None for a single one.
     num: how many runs or draws; `over` says which of the two.
     """
@@ -135,15 +137,24 @@ def _over_runs(parts: Sequence[dict[str, dict[str, Score]]]) -> dict[str, dict[s
         for task, scores in part.items():
             for name, score in scores.items():
                 found[task][name].append(score)
-    return {task: {name: _mean(same) for name, same in scores.items()} for task, scores in found.items()}
+    return {task: {name: _mean(same, _most(name)) for name, same in scores.items()} for task, scores in found.items()}
 
 
-def _mean(scores: Sequence[Score]) -> Score:
+def _most(metric: str) -> float:
+    """The largest value of a metric."""
+    return 1.0 if metric in metrics.NAMES and metric not in (*metrics.FROM_NLL, "length") else float("inf")
+
+
+def _mean(scores: Sequence[Score], most: float = float("inf")) -> Score:
+    """most: the interval over few seeds may be wider than the metric's range; it is clipped to it."""
     if len(scores) == 1:
         return scores[0]
     values = [score.value for score in scores]
-    ends = [[getattr(score, end) for score in scores] for end in ("low", "high")]
-    low, high = (None if None in end else statistics.fmean(end) for end in ends)
+    lows, highs = ([end for score in scores if (end := getattr(score, name)) is not None] for name in ("low", "high"))
+    low = high = None
+    if len(lows) == len(highs) == len(values):
+        low, high = interval_over_seeds(values, lows, highs)
+        low, high = max(0.0, low), min(most, high)
     return Score(statistics.fmean(values), low, high, statistics.stdev(values), len(values), "seeds")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from multitask.errors import InputError
 from multitask.evaluation import metrics
-from multitask.evaluation.bootstrap import Array, Sample, bootstrap, sample
+from multitask.evaluation.bootstrap import Resampled, Sample, bootstrap, sample
 from multitask.reports.arms import Arm
 from multitask.reports.results import json_lines
 
@@ -101,7 +101,7 @@ class ComparedTask:
             self.texts.append({"id": key[0], "prompt": abridged(prompt, 700), "references": references})
         return self._numbers[key]
 
-    def _resample(self) -> tuple[int, dict[str, Array]]:
+    def _resample(self) -> tuple[int, dict[str, Resampled]]:
         """Scores of each arm on the rows that all of them have numbers of, and on resamples of these."""
         tested = {arm: a.runs for arm, a in self.answers.items() if self.measure and all(rows for rows, _ in a.runs)}
         if not tested:

@@ -75,6 +75,9 @@ def content_of(tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: s
                 "shots": arm.shots,
                 "has_main_score": any(task.metric in arm.scores.get(task.name, {}) for task in tasks),
                 "seeds": sorted({run.results.seed for run in arm.runs}),
+                "num_runs": max(
+                    (task.resampled[arm.name].num_runs for task in tasks if arm.name in task.resampled), default=0
+                ),
                 "scores": {
                     task: {name: asdict(score) for name, score in scores.items()} for task, scores in arm.scores.items()
                 },
@@ -131,13 +134,14 @@ def _comparisons(tasks: Sequence[ComparedTask], compared: Sequence[Arm], against
 
 def _tests(pairs: Sequence[tuple[ComparedTask, str, str]]) -> Iterator[Content]:
     effects = [effect(task.resampled[first], task.resampled[second]) for task, first, second in pairs]
-    for (task, _, _), found, corrected in zip(pairs, effects, holm([e.p for e in effects]), strict=True):
+    for (task, first, second), found, corrected in zip(pairs, effects, holm([e.p for e in effects]), strict=True):
         yield {
             "task": task.name,
             "metric": task.metric,
             **{key: round(value, 6) for key, value in asdict(found).items()},
             "p_holm": round(corrected, 6),
             "verdict": _verdict(task, found, corrected),
+            "has_seed_noise": min(task.resampled[name].num_runs for name in (first, second)) > 1,
         }
 
 

@@ -44,10 +44,13 @@ def amount(value: float | None) -> str:
 
 
 EXPLAINED = {
-    "scores": "Beside each score: its 95 % interval over rows. ±: standard deviation over seeds, or over draws of "
-    "demonstrations. ▲ ▼: better, worse than the arm compared with, after correction. ↑ more is better, ↓ less is.",
-    "significance": "Paired bootstrap over rows ({:,} resamples, the same for all arms), two-sided; an arm of several "
-    "seeds or draws scores their mean. p (Holm) is corrected for the {} comparisons with this arm.",
+    "scores": "Beside each score: its 95 % interval over rows, and over seeds where there are several. ±: standard "
+    "scores": "Beside each score: its 95 % interval over rows, and over seeds where there are several. ±: standard "
+    "deviation over seeds, or over draws of "
+    "significance": "Paired bootstrap over rows ({:,} resamples, the same for all arms), two-sided; of an arm with "
+    "several seeds or draws the mean is tested, with their variance. p (Holm) is corrected for the {} comparisons with "
+    "this arm.",
+    "one_seed": "Seed noise is not in the intervals and p-values of arms with one seed or draw: {}.",
     "dropped": "{}: windows differ, so arms scored between {:,} and {:,} rows; tests use the {:,} that all have.",
     "few_shot": "Two different uncertainties: sd, drawn as error bars, is over draws of demonstrations; the interval, "
     "drawn as a band, is over rows. Fitted: demonstrations that the window had room for.",
@@ -151,6 +154,8 @@ def _significance(content: Content) -> str:
         for t in tests
     ]
     parts = [_table(head, rows), EXPLAINED["significance"].format(content["num_resamples"], len(tests))] if rows else []
+    if single := [arm["name"] for arm in content["arms"] if rows and arm["num_runs"] == 1]:
+        parts.append(EXPLAINED["one_seed"].format(", ".join(map(_text, single))))
     reasons: dict[str, list[str]] = defaultdict(list)
     for one in content["untested"]:
         reasons[one["why"]].append(f"{one['arm']} ({one['task']})")

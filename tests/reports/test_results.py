@@ -50,7 +50,7 @@ def test_seeds_of_one_arm_are_one_arm(tmp_path: Path) -> None:
     score = found["tuned"].scores["nli"]["accuracy"]
     assert (score.value, score.num, score.over) == (0.75, 2, "seeds")
     assert score.sd == pytest.approx(statistics.stdev([1.0, 0.5]))
-    assert (score.low, score.high) == pytest.approx((0.65, 0.85))
+    assert (score.low, score.high) == (0, 1), "two seeds that differ by 0.5 say nothing more"
     assert len(found["tuned"].predictions("nli")) == 2
     assert found["majority"].scores["nli"]["accuracy"].num == 1, "the same baseline of two files is one"
     assert found["majority"].predictions("nli") == []
