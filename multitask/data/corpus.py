@@ -21,6 +21,7 @@ from multitask.config.data import DataConfig, SourceConfig, TextConfig
 from multitask.data.readers import EXTENSIONS, existing, file_records, short
 from multitask.errors import InputError, RowError, suggest
 from multitask.files import sha256_of
+from multitask.source_hash import source_hash
 
 TextSplit = Literal["train", "validation"]
 Parts = Iterator[tuple[str, bool]]
@@ -90,11 +91,10 @@ def provenance(config: TextConfig, split: TextSplit) -> dict[str, Any]:
     is_shared = _is_shared(config)
     source: TextSplit = "train" if is_shared else split
     if config.synthetic is not None:
-        from multitask.data.synthetic import dataset
-        from multitask.data.synthetic import documents as written
-
-        code = [Path(str(module.__file__)) for module in (dataset, written)]
-        files, digests = [f"documents:{source}:{_named(config).get(source, 0)}"], [sha256_of(code)]
+        files, digests = (
+            [f"documents:{source}:{_named(config).get(source, 0)}"],
+            [source_hash("multitask.data.synthetic.documents")],
+        )
     else:
         files = _names(config, source)
         digests = [sha256_of([existing(name, _rows(config))]) for name in files]

@@ -14,6 +14,7 @@ from multitask.data.readers import RawRecord, existing, file_records
 from multitask.errors import InputError, RowError, suggest
 from multitask.files import sha256_of, shipped
 from multitask.pattern import fields
+from multitask.source_hash import source_hash
 from multitask.task import Task
 
 SYNTHETIC = SourceConfig(synthetic={"train": 20000, "validation": 500, "test": 500})
@@ -40,14 +41,11 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, 
     Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
     """
     if source.synthetic is not None:
-        from multitask.data.synthetic import dataset
-
-        code = [Path(dataset.__file__)]
-        if is_documents(source):
-            from multitask.data.synthetic import documents
-
-            code.append(Path(documents.__file__))
-        files, digests = [f"synthetic:{split}:{_synthetic_count(source, split)}"], [sha256_of(code)]
+        module = "documents" if is_documents(source) else "dataset"
+        files, digests = (
+            [f"synthetic:{split}:{_synthetic_count(source, split)}"],
+            [source_hash(f"multitask.data.synthetic.{module}")],
+        )
     elif source.hub is not None:
         files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
         arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]

@@ -133,9 +133,9 @@ def effect(first: Resampled, second: Resampled, seed: int = 0) -> Effect:
 
     Rows are resampled. Seeds are few, and drawing two or three of them with replacement gives too little spread, so
     they are resampled from a normal distribution with the variance found between them, and the whole distribution is
-    widened as Student's t is, with the degrees of freedom of Satterthwaite (1946): V^2 / sum(v_i^2 / (k_i - 1)), where V
-    is the variance of the difference and v_i its part from the k_i seeds of one system. Without it, a seed noise of two
-    points and two seeds make a third of all comparisons of equal systems significant at 5 %. With one seed in each
+    widened as Student's t is, with the degrees of freedom of Satterthwaite (1946): V^2 / sum(v_i^2 / (k_i - 1)), where
+    V is the variance of the difference and v_i its part from the k_i seeds of one system. Without it, a seed noise of
+    two points and two seeds make a third of all comparisons of equal systems significant at 5 %. With one seed in each
     system, rows are all that is resampled.
 
     The p-value inverts the interval (Efron and Tibshirani, 1993, chapter 15): twice the smaller fraction of resamples

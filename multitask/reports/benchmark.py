@@ -23,24 +23,16 @@ from multitask.events import Report, ignore
 from multitask.files import shipped
 from multitask.models.io import load_causal, model_folder
 from multitask.registry import fingerprint
+from multitask.source_hash import source_hash
 from multitask.task import Task
 from multitask.training import finetune
 from multitask.training.demo_model import demo_model
 
-_NOT_ASKED = {
-    "api",
-    "benchmark",
-    "main",
-    "console",
-    "figures",
-    "plots",
-    "pages",
-    "preview",
-    "report",
-    "results",
-    "significance",
+_CODE = {
+    "trivial": "multitask.evaluation.baselines",
+    "prompted": "multitask.evaluation.fewshot",
 }
-"""Modules that no score depends on."""
+"""The module that makes an arm's scores; of all other arms the one that fine-tunes."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,6 @@ def _base(suite: BenchmarkConfig, report: Report) -> str | None:
 
 def _key(arm: ArmRun, tasks: Mapping[str, Task], base: str | None) -> str:
     """A hash of all that decides an arm's scores: settings, rows, plugins, the base and the code."""
-    code = [path for path in sorted(Path(__file__).parent.parent.rglob("*.py")) if path.stem not in _NOT_ASKED]
     rows = [
         provenance(source, split, arm.config.data)
         for name in arm.tasks
@@ -153,7 +144,7 @@ def _key(arm: ArmRun, tasks: Mapping[str, Task], base: str | None) -> str:
         json.dumps(rows, sort_keys=True),
         *(fingerprint(tasks[name]) for name in arm.tasks),
         _content(base),
-        *(path.read_text("utf-8") for path in code),
+        source_hash(_CODE.get(arm.kind, "multitask.training.finetune")),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 

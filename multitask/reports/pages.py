@@ -45,8 +45,8 @@ def amount(value: float | None) -> str:
 
 EXPLAINED = {
     "scores": "Beside each score: its 95 % interval over rows, and over seeds where there are several. ±: standard "
-    "scores": "Beside each score: its 95 % interval over rows, and over seeds where there are several. ±: standard "
-    "deviation over seeds, or over draws of "
+    "deviation over seeds, or over draws of demonstrations. ▲ ▼: better, worse than the arm compared with, after "
+    "correction. ↑ more is better, ↓ less is.",
     "significance": "Paired bootstrap over rows ({:,} resamples, the same for all arms), two-sided; of an arm with "
     "several seeds or draws the mean is tested, with their variance. p (Holm) is corrected for the {} comparisons with "
     "this arm.",

@@ -18,16 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from multitask import pattern, registry
+from multitask import registry
 from multitask.config.data import DataConfig, SourceConfig
-from multitask.data import readers
-from multitask.data import rows as data_rows
 from multitask.data import sources as data_sources
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
 from multitask.files import cache_folder
+from multitask.source_hash import source_hash
 from multitask.task import Task
-from multitask.tokenization import row_encoder
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
 from multitask.tokenization.tokenizer import lost_characters
 
@@ -156,13 +154,12 @@ def _key(
     limit: int | None,
 ) -> str:
     """A hash of everything the file depends on: data, task, tokenizer, settings and the code that encodes."""
-    code = [Path(str(module.__file__)).read_bytes() for module in (data_rows, readers, row_encoder, pattern)]
     parts = [
         registry.fingerprint(task),
         tokenizer.backend_tokenizer.to_str(),
         json.dumps([source.model_dump(mode="json") for source in sources]),  # unsorted: labels stand in order
         json.dumps([provenance, split, block_size, config.on_bad_row, max_answer_tokens, limit], sort_keys=True),
-        *(hashlib.sha256(text).hexdigest() for text in [*code, Path(__file__).read_bytes()]),
+        source_hash(__name__),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 

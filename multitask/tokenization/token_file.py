@@ -24,14 +24,13 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from multitask import files
 from multitask.config.data import DataConfig, TextConfig
-from multitask.data import corpus, readers
+from multitask.data import corpus
 from multitask.data.corpus import TextSplit
 from multitask.errors import InputError, suggest
 from multitask.events import Report, ignore
 from multitask.files import cache_folder
-from multitask.tokenization import row_encoder
+from multitask.source_hash import source_hash
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.survey import CharacterSurvey, TextCounts, UnknownCharacter
 from multitask.tokenization.tokenizer import plain_reader
@@ -129,12 +128,11 @@ class _Encoder:
 
     def key(self, provenance: dict[str, Any]) -> str:
         """A hash of everything the ids depend on: text, tokenizer, settings and the code that encodes."""
-        code = [Path(str(module.__file__)) for module in (corpus, readers, row_encoder)]
         settings = self.config.model_dump(mode="json", include={"format", "fields", "encoding", "documents"})
         parts = [
             self.plain.to_str(),
             json.dumps([provenance, settings, self.before_id, self.after_id], sort_keys=True),
-            files.sha256_of([*code, Path(__file__)]),
+            source_hash(__name__),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 

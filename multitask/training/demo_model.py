@@ -15,28 +15,9 @@ from multitask.errors import Interrupted
 from multitask.events import Report, ignore
 from multitask.files import cache_folder, shipped
 from multitask.registry import choose, fingerprint, load_tasks
+from multitask.source_hash import source_hash
 from multitask.task import Task
 from multitask.training import finetune
-
-_CODE = (
-    "models/attention",
-    "batching/packing",
-    "tokenization/bpe",
-    "data/rows",
-    "data/synthetic/documents",
-    "models/dropout",
-    "tokenization/row_encoder",
-    "pattern",
-    "training/loop",
-    "models/loss",
-    "batching/mixture",
-    "models/build",
-    "training/run_dir",
-    "training/finetune",
-    "tokenization/tokenizer",
-    "data/synthetic/dataset",
-)
-"""Modules that decide the weights."""
 
 
 def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path:
@@ -58,9 +39,8 @@ def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path
 
 def _key(config: RunConfig, tasks: dict[str, Task]) -> str:
     """A hash of all that decides the weights."""
-    code = [(Path(__file__).parent.parent / f"{name}.py").read_text("utf-8") for name in _CODE]
     recipe = [config.model_dump_json(exclude={"eval": True, "data": {"cache"}}), *map(fingerprint, tasks.values())]
-    return hashlib.sha256("\0".join([*recipe, *code]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([*recipe, source_hash("multitask.training.finetune")]).encode()).hexdigest()[:16]
 
 
 def _train(config: RunConfig, tasks: dict[str, Task], folder: Path, report: Report) -> None:

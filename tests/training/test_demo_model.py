@@ -80,7 +80,7 @@ def test_another_recipe_is_another_base(make: Make) -> None:
 
 def test_changed_code_is_another_base(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(train={"max_steps": 1})
-    monkeypatch.setattr(demo_model, "_CODE", (*demo_model._CODE[:-1], "errors"))
+    monkeypatch.setattr(demo_model, "source_hash", lambda name: f"other code of {name}")
     assert make(train={"max_steps": 1}) != first
 
 
