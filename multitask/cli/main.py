@@ -3,19 +3,18 @@
 0: done. 1: our own failure. 2: wrong usage or input. 130: interrupted, everything saved.
 """
 
-import json
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from multitask.cli.console import ProgressConsole
-from multitask.cli.generation import GenerationConsole
+from multitask.cli.options import dotted, shared_options, split_names
+from multitask.cli.text_commands import generate, tokenizer
 from multitask.errors import InputError, Interrupted
 
 # Threads that wait spinning starve each other as soon as another program uses a core. A 1 M-parameter model on two
@@ -31,10 +30,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """One line on stderr, without the place in the code that only developers need."""
+    click.echo(f"warning: {message}", err=True)
+
+
 class _Commands(click.Group):
     """Turns our errors into messages and exit codes."""
 
     def invoke(self, context: click.Context) -> Any:
+        warnings.showwarning = _show_warning
         try:
             return super().invoke(context)
         except InputError as error:
@@ -51,31 +56,6 @@ class _Commands(click.Group):
 
 def _program() -> str:
     return "python run.py" if Path(sys.argv[0]).name == "run.py" else "multitask"
-
-
-def _split(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
-    return [name.strip() for name in value.split(",") if name.strip()] if value is not None else None
-
-
-def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that every command with settings has."""
-    options = [
-        click.option("--tasks", callback=_split, metavar="A,B", help="Task names; default: those of the settings."),
-        click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML)."),
-        click.option("--set", "flags", multiple=True, metavar="A.B=C", help="One setting by dotted name; repeatable."),
-        click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute."),
-        click.option("--limit", type=int, help="Use the first N training rows of each task."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _flags(flags: tuple[str, ...], **named: Any) -> list[str]:
-    """Dotted settings of the options that were given."""
-    given = {name.replace("__", "."): value for name, value in named.items() if value is not None}
-    return [*(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()), *flags]
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -101,7 +81,7 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
 
 
 @main.command()
-@_shared
+@shared_options
 @click.option("--model", help="Hub name or local folder; default: an empty GPT-2.")
 @click.option("--adapter", type=click.Choice(["none", "lora"]), help="Train all weights, or LoRA.")
 @click.option("--merge", is_flag=True, default=None, help="With LoRA: write a plain model.")
@@ -121,7 +101,7 @@ def train(
     """Train one GPT-2 on several tasks; with no options, the embedded world on a small empty model."""
     from multitask import api
 
-    named = _flags(
+    named = dotted(
         flags, device=device, data__limit=limit, model__name=model, adapter__kind=adapter, adapter__merge=merge
     )
     console = ProgressConsole()
@@ -160,7 +140,7 @@ def pretrain(
     """Train a language model on running text: FILES, or what the settings name."""
     from multitask import api
 
-    named = _flags(flags, device=device, model__name=model, model__tokenizer=tokenizer, model__shape=shape)
+    named = dotted(flags, device=device, model__name=model, model__tokenizer=tokenizer, model__shape=shape)
     console = ProgressConsole()
     try:
         found = api.pretrain(config, flags=named, report=console, find_learning_rate=find_learning_rate, **options)
@@ -174,7 +154,7 @@ def pretrain(
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@_shared
+@shared_options
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
 @click.option("--max-rows", type=int, help="Score the first N rows of each task.")
 @click.option("--text", type=click.Path(path_type=Path), help="Instead of tasks: perplexity of this running text.")
@@ -205,16 +185,16 @@ def evaluate(
         return
     if window is not None or stride is not None:
         raise InputError("--window and --stride belong to --text FILE")
-    named = _flags(flags, device=device, data__limit=limit, eval__split=split, eval__max_rows=max_rows)
+    named = dotted(flags, device=device, data__limit=limit, eval__split=split, eval__max_rows=max_rows)
     console = ProgressConsole()
     results = api.evaluate(model, config, flags=named, report=console, **options)
     console.table(results)
 
 
 @main.command()
-@_shared
+@shared_options
 @click.option("--model", help="Hub name or folder of any causal model; default: the embedded base, trained once.")
-@click.option("--shots", callback=_split, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
+@click.option("--shots", callback=split_names, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
 @click.option("--draws", type=int, help="Sets of examples drawn from the training rows.")
 @click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
@@ -237,7 +217,7 @@ def fewshot(
     from multitask import api
 
     numbers = [int(k) if k.isdecimal() else k for k in shots] if shots is not None else None
-    named = _flags(
+    named = dotted(
         flags,
         device=device,
         data__limit=limit,
@@ -259,7 +239,7 @@ def fewshot(
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="Suite file (YAML).")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the suite; default: runs/<name of the file>.")
 @click.option(
-    "--arms", callback=_split, metavar="A,B", help="Arms by name, for instance prompted,single-nli; default: all."
+    "--arms", callback=split_names, metavar="A,B", help="Arms by name, for instance prompted,single-nli; default: all."
 )
 @click.option("--dry-run", is_flag=True, help="List the arms with an estimate of their time; train nothing.")
 @click.option("--set", "flags", multiple=True, metavar="A.B=C", help="One setting of the suite; repeatable.")
@@ -318,7 +298,7 @@ def import_openai(source: Path, out: Path) -> None:
 
 
 @main.command()
-@_shared
+@shared_options
 @click.option("--model", help="Hub name or local folder; default: an empty GPT-2.")
 @click.option("--rows", default=3, show_default=True, help="Rows shown of each task.")
 def preview(
@@ -330,150 +310,15 @@ def preview(
     rows: int,
     **options: Any,
 ) -> None:
-    """Show what training would see, without training: rows, shares, lengths, cuts, memory and time."""
+    """Show what training would see, without training: rows, sampling rates, lengths, truncation, memory, time."""
+    from rich.console import Console
+
     from multitask import api
+    from multitask.cli.preview import show
 
-    named = _flags(flags, device=device, data__limit=limit, model__name=model)
-    api.preview(config, flags=named, num_rows=rows, **options)
-
-
-@main.command()
-@click.argument("model")
-@click.argument("prompt", required=False)
-@click.option("--task", metavar="NAME", help="Answer this task's prompt; default: go on with free text.")
-@click.option("--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task; repeatable.")
-@click.option("--file", type=click.Path(), help="Prompts by line: text, or JSON (.jsonl): `prompt`, or task fields.")
-@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file.")
-@click.option("--interactive", is_flag=True, help="Keep the model loaded and ask for prompts until an empty line.")
-@click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
-@click.option("--temperature", type=float, help="Draw tokens: below 1 closer to the likeliest; default where drawn: 1.")
-@click.option("--top-k", type=int, help="Draw among the K likeliest tokens.")
-@click.option("--top-p", type=float, help="Draw among the likeliest tokens that together reach probability P.")
-@click.option("--repetition-penalty", type=float, help="Above 1: tokens seen before become less likely.")
-@click.option("--beams", type=int, help="Search with so many continuations side by side, draw nothing.")
-@click.option("--num-samples", type=int, help="Texts for each prompt; default: 1.")
-@click.option("--seed", type=int, help="The same seed, the same text; default: 0.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON lines, one for each text.")
-@click.option("--explain", is_flag=True, help="Show the candidates of each step, before and after reshaping.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates shown of a step.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the steps of one text (PNG).")
-@click.option("--stream/--no-stream", default=None, help="Show text as it comes; default: one text on a terminal.")
-@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute.")
-def generate(
-    model: str,
-    prompt: str | None,
-    task: str | None,
-    flags: tuple[str, ...],
-    file: str | None,
-    encoding: Literal["utf-8", "cp949"],
-    interactive: bool,
-    explain: bool,
-    top: int,
-    stream: bool | None,
-    out: Path | None,
-    picture: Path | None,
-    **options: Any,
-) -> None:
-    """Let MODEL (a run, a model folder or a hub name) go on with PROMPT, or answer a task's prompt.
-
-    The likeliest token is taken each time (greedy), unless --temperature, --top-k or --top-p ask for tokens to be
-    drawn, or --beams for a search. PROMPT is read as the tokenizer reads it, markers included: a tuned model may be
-    asked with 'TEXT<|summarize|>'. `-` is standard input, a prompt a line. An empty PROMPT begins a text where the
-    tokenizer has a token for that. Texts of a task end at <|end|>, free text at the model's own end.
-    """
-    from multitask import api
-    from multitask.inference.prompt_input import flag_fields, read_prompts
-    from multitask.registry import choose, load_tasks
-
-    chosen = choose(load_tasks(options["tasks_dirs"]), [task])[task] if task is not None else None
-    given = {"PROMPT": prompt is not None, "--file": file is not None, "--field": bool(flags)}
-    sources = [name for name, is_given in {**given, "--interactive": interactive}.items() if is_given]
-    if len(sources) != 1:
-        found = " and ".join(sources) or "none"
-        raise InputError(f"found {found}, expected one of PROMPT, --file, --task with --field, --interactive")
-    named: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    writing = GenerationConsole(chosen, top if explain else 0, stream)
-    if interactive:
-        if out is not None or picture is not None:
-            raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")
-        writing.converse(api.generator(model, task, report=writing.report, **named))
-        return
-    prompts: list[Any] = [prompt]
-    if flags:
-        if chosen is None:
-            raise InputError("--field gives a field of a task; name the task with --task")
-        prompts = [flag_fields(chosen, flags)]
-    elif prompt == "-" or file is not None:
-        prompts = read_prompts(Path(file) if file not in (None, "-") else sys.stdin.buffer, chosen, encoding)
-    is_one = len(prompts) == named.get("num_samples", 1) == named.get("beams", 1) == 1
-    to_stream = writing.streaming(is_one and out is None, prompts[0])
-    named |= {"explain": writing.top, "picture": picture, "out": out, "stream": to_stream, "report": writing.report}
-    records = api.generate(model, prompts, task, **named)
-    if to_stream is None and out is not None:
-        click.echo(f"{len(records)} texts written to {out}")
-    else:
-        writing.show(records, to_stream is not None)
+    named = dotted(flags, device=device, data__limit=limit, model__name=model)
+    show(api.preview(config, flags=named, **options), rows, Console())
 
 
-@main.command()
-@click.argument("files", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the tokenizer.")
-@click.option("--kind", type=click.Choice(["bytes", "metaspace", "characters"]), help="Default: bytes, as GPT-2's.")
-@click.option("--vocab-size", type=int, help="Tokens of text; default: as many as it gives, at most 8000.")
-@click.option("--min-frequency", type=int, help="Merge pairs that occur so often or more; default: 2.")
-@click.option("--prefix-space/--no-prefix-space", default=None, help="bytes: the first word is as any; default: yes.")
-@click.option("--clean", is_flag=True, default=None, help="metaspace: BERT's clean-up first; Hangul is kept.")
-@click.option("--characters", metavar="TEXT", help="characters: further ones that the text may lack.")
-@click.option("--unknown", type=click.Choice(["error", "unk"]), help="characters: what others do; default: error.")
-@click.option("--field", "fields", multiple=True, help="Field of JSONL files; repeatable; default: text.")
-@click.option("--format", type=click.Choice(["text", "jsonl"]), help="Default: by extension.")
-@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), help="Of the files; default: utf-8.")
-@click.option("--tasks", callback=_split, metavar="A,B", help="Tasks whose tokens are built in, or none; default: all.")
-@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
-@click.option("--token", "tokens", multiple=True, help="A special token of your own; repeatable.")
-@click.option("--separator", help="Token between documents, eos; default: <|endoftext|>, of metaspace </s>.")
-@click.option("--spare", type=int, help="Special tokens <|unused0|>, ... left free for later; default: 100.")
-@click.option("--held-out", type=click.Path(), help="Measure on this file; default: the last tenth, not trained on.")
-@click.option("--curve", callback=_split, metavar="1000,2000", help="Compression at these vocabulary sizes, too.")
-@click.option("--from", "source", type=click.Path(), metavar="DIR", help="Take vocab.json and merges.txt from there.")
-@click.option("--export", type=click.Path(), metavar="DIR", help="Write vocab.json and merges.txt there.")
-@click.option("--overwrite", is_flag=True, help="Replace a tokenizer that the folder holds.")
-def tokenizer(
-    files: tuple[str, ...],
-    out: Path,
-    fields: tuple[str, ...],
-    format: str | None,
-    encoding: str | None,
-    tasks: list[str] | None,
-    tasks_dirs: tuple[str, ...],
-    curve: list[str] | None,
-    held_out: str | None,
-    source: str | None,
-    export: str | None,
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Train a tokenizer on FILES (text, JSONL, .gz) or the embedded world, with the task tokens built in."""
-    from multitask import api
-
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    if tasks is not None:
-        given["tasks"] = tasks[0] if tasks in (["all"], ["none"]) else tasks
-    if curve is not None:
-        given["curve"] = curve
-    text = {"fields": list(fields) or None, "format": format, "encoding": encoding}
-    console = ProgressConsole()
-    folders = {"held_out": held_out, "source": source, "export": export}
-    found = api.tokenizer(
-        files,
-        given,
-        out=out,
-        text={name: value for name, value in text.items() if value is not None},
-        overwrite=overwrite,
-        tasks_dirs=tasks_dirs,
-        report=console,
-        **folders,
-    )
-    console.vocabulary(found)
-    console.console.print(f"written to {out}" + (f"; vocab.json and merges.txt to {export}" if export else ""))
+main.add_command(generate)
+main.add_command(tokenizer)

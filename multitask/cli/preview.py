@@ -1,54 +1,34 @@
-"""What training would see, without training: rows by loss weight, mixture, lengths, cuts, memory and time.
+"""Prints a preview: rows coloured by loss weight, mixture, lengths, counts of rows, memory and time.
 
 A prompt is shown dim, a target bold, a marker reversed as the one token it is; `|` ends each token of a target
 (`||`: a character of two).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from multitask.batching.mixture import sampling_rates
-from multitask.config.run import RunConfig
-from multitask.device import choose_device
-from multitask.evaluation.tuned import block_size_of
-from multitask.models.attention import name_for
-from multitask.models.build import build
-from multitask.models.lora import add_lora, plain_model
 from multitask.pattern import markers
-from multitask.task import Task
-from multitask.tokenization.encoded_rows import Examples, prepare
-from multitask.training.estimate import estimate
-from multitask.training.finetune import tokenizer_texts
+from multitask.tokenization.encoded_rows import Examples
+from multitask.training.preview import Estimate, Preview
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def preview(config: RunConfig, tasks: Mapping[str, Task], num_rows: int, console: Console) -> None:
-    """Prints the whole preview; trains nothing, writes nothing but the cache of encoded rows."""
-    device = choose_device(config.device)
-    model, tokenizer, new_ids = build(config.model, tasks, tokenizer_texts(tasks, config), config.seed)
-    plain_model(model).config._attn_implementation = name_for(device)
-    block_size = block_size_of(config.train, model)
-    examples = {
-        name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-        for name, task in tasks.items()
-    }
-    special = set(tokenizer.convert_tokens_to_ids(markers(tasks)))
-    for name, task in tasks.items():
+def show(found: Preview, num_rows: int, console: Console) -> None:
+    """Prints the whole preview, with so many rows of each task."""
+    special = set(found.tokenizer.convert_tokens_to_ids(markers(found.tasks)))
+    for name, task in found.tasks.items():
+        examples = found.examples[name]
         console.rule(Text(f"{name}   {task.stream}"), align="left")
-        for number in range(min(num_rows, len(examples[name]))):
-            console.print(row_text(examples[name], number, tokenizer, special, config.train.prompt_weight))
-    console.print(_summary(examples, config))
-    if config.adapter.kind == "lora":
-        model = add_lora(model, config.adapter, new_ids)
-    console.print(_estimate(model, examples, config, block_size, device))
+        for number in range(min(num_rows, len(examples))):
+            console.print(row_text(examples, number, found.tokenizer, special, found.config.train.prompt_weight))
+    console.print(_summary(found))
+    console.print(_estimate(found.estimate))
 
 
 def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int], prompt_weight: float) -> Text:
@@ -77,19 +57,16 @@ def histogram(lengths: Any, num_bars: int = 16) -> str:
     return "".join(_BARS[int(np.ceil(8 * count / counts.max()))] for count in counts)
 
 
-def _summary(examples: Mapping[str, Examples], config: RunConfig) -> Table:
-    sizes = {name: len(rows) for name, rows in examples.items()}
-    train = config.train
-    share = sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
+def _summary(found: Preview) -> Table:
     heads = ("task", "rows", "sampling rate", "truncated", "dropped", "skipped", "chars lost", "mean", "max")
     table = Table(*heads, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("lengths in tokens", no_wrap=True)
-    for name, rows in examples.items():
+    for name, rows in found.examples.items():
         report = rows.report
         table.add_row(
             name,
             f"{len(rows):,}",
-            f"{share[name]:.1%}",
+            f"{found.rates[name]:.1%}",
             *(f"{report[key]:,}" for key in ("num_truncated", "num_dropped", "num_skipped", "num_chars_lost")),
             f"{rows.lengths.mean():.0f}",
             f"{rows.lengths.max()}",
@@ -98,13 +75,10 @@ def _summary(examples: Mapping[str, Examples], config: RunConfig) -> Table:
     return table
 
 
-def _estimate(
-    model: Any, examples: Mapping[str, Examples], config: RunConfig, block_size: int, device: torch.device
-) -> Text:
-    found = estimate(model, examples, config, block_size, device)
+def _estimate(found: Estimate) -> Text:
     return Text(
-        f"{found['total_parameters']:,} parameters, {found['trainable_parameters']:,} train; {device} "
-        f"{found['precision']}, about {1 / found['s_per_token']:,.0f} tokens/s\n"
-        f"memory about {found['peak_bytes'] / 2**30:.1f} GiB; {found['num_tokens']:,.0f} tokens in about "
-        f"{found['num_tokens'] * found['s_per_token'] / 60:.1f} min"
+        f"{found.total_parameters:,} parameters, {found.trainable_parameters:,} trained; {found.device} "
+        f"{found.precision}, about {1 / found.s_per_token:,.0f} tokens/s\n"
+        f"memory about {found.peak_bytes / 2**30:.1f} GiB; {found.num_steps:,} steps, {found.num_tokens:,.0f} tokens "
+        f"in about {found.num_tokens * found.s_per_token / 60:.1f} min"
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multitask.config.data import TextConfig
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.errors import InputError, suggest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     pass
 
 
+_DOCUMENTS = {"train": 10_000, "validation": 1_000}  # synthetic ones, for a tokenizer
 Settings = RunConfig | PretrainConfig | Mapping[str, Any] | str | Path | None
 
 
@@ -99,3 +101,45 @@ def check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | Pretr
             f"--resume {run}: {', '.join(differing)} cannot change in a run that was begun; keep it, or begin "
             f"another run; what may change: {', '.join(free)}"
         )
+
+
+def resumed_folder(resume: str | Path, out: str | Path | None, overwrite: bool) -> Path:
+    """The folder of a run to resume; raises InputError for arguments that contradict one another."""
+    if overwrite:
+        raise InputError("--resume continues a run, --overwrite replaces it; give one of the two")
+    if out is not None and Path(out) != Path(resume):
+        raise InputError(f"--resume {resume} continues in that folder, --out {out} names another; leave out --out")
+    if not (Path(resume) / "config.yaml").exists():
+        raise InputError(f"{resume}: not a run folder (no config.yaml); name the folder that train or pretrain wrote")
+    return Path(resume)
+
+
+def trained_block_size(model: Path) -> int | None:
+    """The window that a run was trained with, if the model is one's: its prompts are truncated as for scoring."""
+    homes = [folder / "config.yaml" for folder in (model, model.parent) if (folder / "config.yaml").exists()]
+    trained = read_yaml(homes[0]).get("train") if homes else None
+    return (trained.get("block_size") or trained.get("batch_tokens")) if isinstance(trained, dict) else None
+
+
+def text_settings(files: Iterable[str | Path], held_out: str | Path | None, further: Mapping[str, Any]) -> TextConfig:
+    """The texts that a tokenizer is trained and measured on; without files, the synthetic documents."""
+    train, validation = [str(file) for file in files], [] if held_out is None else [str(held_out)]
+    origin: dict[str, Any] = {"synthetic": _DOCUMENTS}
+    if train:
+        origin = {"files": {"train": train, **({"validation": validation} if validation else {})}}
+    elif held_out is not None:
+        raise InputError(f"--held-out {held_out}: name the files that the tokenizer is trained on, too")
+    if all(Path(name).exists() for name in train + validation):  # rather than below MULTITASK_DATA
+        origin["root"] = "."
+    return load(TextConfig, {**origin, **further}, where="text")
+
+
+def pretrain_settings(settings: Settings, files: Iterable[str | Path], flags: Iterable[str]) -> PretrainConfig:
+    """A `PretrainConfig` from whatever was given; files: the text, in place of that of the settings."""
+    given, where = given_settings(settings, "pretrain")
+    if names := [str(name) for name in files]:
+        kept = {k: v for k, v in dict(given.get("text") or {}).items() if k not in ("files", "synthetic")}
+        given["text"] = {"root": str(Path.cwd()), **kept, "files": {"train": names}}
+        if settings is None:  # that of the shipped file is made for the synthetic dataset
+            given.pop("tokenizer", None)
+    return load(PretrainConfig, given, list(flags), where)

@@ -28,8 +28,19 @@ from multitask.evaluation.baselines import Fitted, baseline_scores, count_target
 from multitask.evaluation.evaluator import ArmScores, EncodedPrompt, Evaluator
 from multitask.evaluation.prompts import StreamFormat
 from multitask.evaluation.results_file import cost_of, results_of, write_results
-from multitask.evaluation.schema import Confusion, Contamination, Data, FreeAnswers, Results, TaskScores
+from multitask.evaluation.schema import (
+    Confusion,
+    Contamination,
+    Data,
+    FreeAnswers,
+    PlainText,
+    Results,
+    Score,
+    TaskScores,
+)
 from multitask.events import Report, ignore
+from multitask.files import sha256_of
+from multitask.inference.perplexity import perplexity_of_text
 from multitask.models.lora import plain_model
 from multitask.pattern import markers
 from multitask.registry import fingerprint
@@ -307,6 +318,31 @@ def evaluate(
     tokens = sum(rows.num_tokens or 0 for rows in data.values())
     cost = cost_of(model, tokens, time.perf_counter() - started)
     results = results_of(config, "evaluate", "tuned", name, data, scores, cost=cost)
+    if out is not None:
+        write_results(out, results)
+    return results
+
+
+def evaluate_text(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    text: Path,
+    config: RunConfig,
+    window: int | None,
+    stride: int | None,
+    batch_tokens: int,
+    out: Path | None = None,
+) -> Results:
+    """Sliding-window perplexity of a plain text file; with `out`, writes `out`."""
+    window = window or max_positions(model) or 1024
+    found = perplexity_of_text(model, tokenizer, text, window, stride or window, batch_tokens)
+    measured = {key: Score(value=found[key]) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
+    scores = TaskScores(num_examples=int(found["num_windows"]), metrics=measured, baselines={})
+    data = Data(files=[str(text)], sha256=[sha256_of([text])], split="text", num_rows=1)
+    plain_text = PlainText.model_validate({"file": str(text), **found})
+    arm = Path(name).name
+    results = results_of(config, "evaluate", arm, name, {"text": data}, {"text": scores}, text=plain_text)
     if out is not None:
         write_results(out, results)
     return results

@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from multitask.batching.collate import Ids
-from multitask.device import to_double
 from multitask.errors import InputError
 from multitask.inference.kv_cache import (
     DecodingBatch,
@@ -27,6 +26,7 @@ from multitask.inference.kv_cache import (
     prefix_groups,
     supports_shared_prefix,
 )
+from multitask.models.device import to_double
 from multitask.models.lora import plain_model
 
 IsDone = Callable[[list[int]], bool]

@@ -8,21 +8,22 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multitask.config.loading import load, merged
+from multitask.config.loading import load, merged, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.sources import has_split, provenance, resolve
-from multitask.device import choose_device, forget_peak
-from multitask.errors import InputError, suggest
+from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, results_file
-from multitask.events import Report, ignore
+from multitask.events import Event, Report, ignore
 from multitask.files import shipped
+from multitask.models.device import choose_device, forget_peak
 from multitask.models.io import load_causal, model_folder
 from multitask.registry import fingerprint
+from multitask.reports.report import report as write_report
 from multitask.source_hash import source_hash
 from multitask.task import Task
 from multitask.training import finetune
@@ -176,3 +177,28 @@ def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path,
             config = config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
         resumes = any((folder / "checkpoints").glob("step-*"))
         finetune.train(config, tasks, folder, overwrite=not resumes, resume=resumes, report=report, arm=arm.name)
+
+
+def read_suite(name: str | Path, flags: Iterable[str]) -> tuple[BenchmarkConfig, Path]:
+    """A suite from a YAML file, or from a shipped one by its name; and that file."""
+    path = Path(name)
+    inside = shipped("configs") / f"{path.stem}.yaml"
+    path = inside if not path.exists() and inside.exists() else path
+    return load(BenchmarkConfig, read_yaml(path), list(flags), str(path)), path
+
+
+def benchmark_and_report(
+    suite: BenchmarkConfig,
+    tasks: Mapping[str, Task],
+    folder: Path,
+    where: str,
+    only: Sequence[str] | None,
+    report: Report,
+) -> list[Event]:
+    """Runs what is missing, then writes the report; raises Interrupted with the suite's folder."""
+    try:
+        done = benchmark(suite, tasks, folder, where, only, report)
+    except Interrupted:
+        raise Interrupted(str(folder)) from None
+    write_report([folder], folder)
+    return done

@@ -8,18 +8,18 @@ from multitask.batching.mixture import sampling_rates
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.rows import Counts, read
-from multitask.device import choose_device
 from multitask.evaluation import tuned
 from multitask.evaluation.metrics import FROM_NLL
 from multitask.files import shipped
 from multitask.models.attention import name_for
 from multitask.models.build import build
+from multitask.models.device import choose_device
 from multitask.models.lora import add_lora, plain_model
 from multitask.reports.benchmark import chosen, plan
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import prepare
 from multitask.training import finetune
-from multitask.training.estimate import estimate
+from multitask.training.preview import estimate
 
 _ARM_S = 3.0  # to load, to score baselines and to write, about
 
@@ -80,7 +80,7 @@ def _measure(
         trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean
         return {"trained": trained, "lengths": lengths}, s_per_token
     found = estimate(model, rows, config, block_size, device)
-    return {"trained": found["num_tokens"], "lengths": lengths}, found["s_per_token"]
+    return {"trained": found.num_tokens, "lengths": lengths}, found.s_per_token
 
 
 def _test_rows(tasks: Mapping[str, Task], config: RunConfig, lengths: Mapping[str, float]) -> tuple[int, float, int]:

@@ -14,7 +14,7 @@ from multitask.reports import pages
 from multitask.reports.arms import arms
 from multitask.reports.compared_task import ComparedTask
 from multitask.reports.content import COSTS, Content, content_of, examples_of_rows, reference_arm
-from multitask.reports.draw import draw_figures
+from multitask.reports.figures import draw_figures
 from multitask.reports.results import read
 
 MAX_PAGE_BYTES = 2_000_000

@@ -24,15 +24,15 @@ from torch import Tensor
 from multitask.batching.collate import Batch, Ids, collate
 from multitask.batching.packing import Block, SampledExample, micro_steps
 from multitask.config.train import LoopConfig
-from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
 from multitask.events import Report
 from multitask.inference.scoring import example_nll
+from multitask.models.device import peak_memory_bytes
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
+from multitask.plots import draw_loss
 from multitask.training import checkpoint
 from multitask.training.optim import learning_rate, make_optimizer
-from multitask.training.plots import draw_loss
 
 _NUM_WORSE = 3  # validations without a better one before the reader is told
 

@@ -30,7 +30,7 @@ def find_learning_rate(
     The rate rises from 1e-6 to 1 in `train.max_steps` steps, 100 when that is None, and stops when the loss is four
     times the least. Suggested is the rate at which the loss falls fastest. Nothing that is trained is kept.
     """
-    from multitask.training.plots import draw_rates
+    from multitask.plots import draw_rates
 
     num_steps = config.train.max_steps or 100
     if num_steps < _LEAST_RATES:

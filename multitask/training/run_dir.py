@@ -21,9 +21,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
 from multitask.config.run import PretrainConfig, RunConfig
-from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, Interrupted, suggest
 from multitask.events import Report
+from multitask.models.device import choose_device, choose_precision
 from multitask.models.io import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop, TrainingInputs

@@ -13,7 +13,7 @@ from helpers import FACTS, ROOT, SYNTHETIC, files, learned, python, settings, un
 import multitask
 from multitask import evaluate, load_tasks, train
 from multitask.cli import main as cli_main
-from multitask.cli.main import _flags
+from multitask.cli.options import dotted
 from multitask.config.loading import load
 from multitask.config.resolve import settings_of
 from multitask.config.run import RunConfig
@@ -149,8 +149,11 @@ def test_version_and_usage() -> None:
         (["--limit", "0"], "data.limit: Input should be greater than or equal to 1, found 0"),
         (["--config", "no.yaml"], "no.yaml: no such file"),
         (["--resume", "nothing"], "nothing: not a run folder (no config.yaml)"),
-        (["--resume", "a", "--overwrite"], "--resume goes on with a run, --overwrite replaces it; give one of the two"),
-        (["--resume", "a", "--out", "b"], "--resume a goes on in that folder, --out b names another; leave out --out"),
+        (["--resume", "a", "--overwrite"], "--resume continues a run, --overwrite replaces it; give one of the two"),
+        (
+            ["--resume", "a", "--out", "b"],
+            "--resume a continues in that folder, --out b names another; leave out --out",
+        ),
         (["--tasks-dir", "nothing"], "nothing: no such folder of task plugins"),
         (["--device", "cuda"], "--device cuda: not available here; available: cpu"),
         (["--model", "no/such"], "no/such: no such folder"),
@@ -330,7 +333,7 @@ def test_a_source_of_an_unknown_task_is_an_error_not_the_world() -> None:
 
 
 def test_names_that_look_like_numbers_stay_names() -> None:
-    flags = _flags((), model__name="2024", data__limit=3, adapter__merge=True)
+    flags = dotted((), model__name="2024", data__limit=3, adapter__merge=True)
     config = load(RunConfig, {}, [*flags, 'model.revision="1234567"', "train.learning_rate=3e-4"])
     assert (config.model.name, config.model.revision) == ("2024", "1234567")
     assert (config.data.limit, config.adapter.merge, config.train.learning_rate) == (3, True, 3e-4)

@@ -244,8 +244,8 @@ def test_a_picture_says_when_it_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     step = {"id": 1, "token": '"$x_1$ 서울"', "candidates": [{"id": 1, "token": '"서울"', "before": 1, "after": 1}]}
-    monkeypatch.setattr("multitask.training.plots._HANGUL", ())
-    from multitask.training.plots import draw_steps
+    monkeypatch.setattr("multitask.plots._HANGUL", ())
+    from multitask.plots import draw_steps
 
     assert not draw_steps([step], tmp_path / "boxes.png")
     assert draw_steps([], tmp_path / "none.png")

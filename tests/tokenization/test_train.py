@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from multitask import api
 from multitask.cli import main as cli_main
+from multitask.config import resolve
 from multitask.config.data import TextConfig
 from multitask.errors import InputError
 from multitask.pattern import markers
@@ -108,7 +109,7 @@ def test_what_is_printed(text: Path, tmp_path: Path) -> None:
 
 
 def test_the_embedded_world_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_DOCUMENTS", {"train": 60, "validation": 10})
+    monkeypatch.setattr(resolve, "_DOCUMENTS", {"train": 60, "validation": 10})
     found = made("--out", tmp_path / "made", "--tasks", "nli", "--spare", "0")
     assert found["held_out"]["text"] == "10 documents of the embedded world's validation split"
     assert found["special_tokens"] == ["<|endoftext|>", "<|pad|>", "<|end|>", "<|sep|>", "<|nli|>"]

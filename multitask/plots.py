@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multitask.errors import InputError
+from multitask.events import Report
+
 _HANGUL = (
     "NotoSansCJK-Regular.ttc",
     "NotoSansKR-Regular.otf",
@@ -116,6 +119,17 @@ def draw_steps(steps: Sequence[Mapping[str, Any]], picture: Path) -> bool:
             figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(picture, dpi=110)
     return not any("missing from font" in str(warning.message) for warning in caught)
+
+
+def save_steps(steps: Sequence[Mapping[str, Any]], picture: Path, report: Report) -> None:
+    """Draws the steps of a text; raises InputError where the file cannot be written, warns of missing fonts."""
+    try:
+        is_readable = draw_steps(steps, picture)
+    except (OSError, ValueError) as error:  # no such folder, or an extension that matplotlib does not know
+        raise InputError(f"{picture}: cannot be drawn ({error}); name a file ending in .png") from None
+    if not is_readable:
+        text = f"{picture}: no font here has all its characters; install one, for instance Noto Sans CJK"
+        report({"event": "warning", "text": text})
 
 
 def _short(token: str) -> str:

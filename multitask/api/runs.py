@@ -1,0 +1,295 @@
+"""The commands from Python: settings in, results out.
+
+`train(tasks=["summ", "qa"], out="runs/first")["tasks"]["qa"]["metrics"]["f1"]["value"]`
+"""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multitask.config.loading import load, read_yaml
+from multitask.config.resolve import (
+    Settings,
+    check_unchanged,
+    chosen_tasks,
+    pretrain_settings,
+    resumed_folder,
+    settings_of,
+)
+from multitask.config.run import PretrainConfig, RunConfig
+from multitask.errors import InputError
+from multitask.events import Report, ignore
+from multitask.files import shipped
+from multitask.registry import choose, load_tasks
+
+if TYPE_CHECKING:
+    from multitask.training.preview import Preview
+
+
+def train(
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = ignore,
+) -> dict[str, Any]:
+    """Trains one model on several tasks; returns what `results.json` of the run folder holds.
+
+    Args:
+        settings: a `RunConfig`, a mapping, a YAML file (or the name of a shipped one); None: the embedded default.
+        tasks: task names; None: those of the settings.
+        out: run folder; None: `runs/<tasks>-<date>-<time>`.
+        resume: a run folder to continue, with its own settings.
+        overwrite: replace a run that `out` holds.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `train.learning_rate=3e-4`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    if resume is not None:
+        out = resumed_folder(resume, out, overwrite)
+        settings = settings if settings is not None else out / "config.yaml"
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    if out is not None and resume is not None:
+        check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
+    folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from multitask.training.finetune import (
+        train as run,  # heavy: after everything that can be wrong with names and settings
+    )
+
+    return run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
+
+
+def pretrain(
+    settings: Settings = None,
+    *,
+    files: Iterable[str | Path] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    find_learning_rate: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = ignore,
+) -> dict[str, Any]:
+    """Trains a model on running text; returns what `results.json` of the run folder holds.
+
+    Args:
+        settings: a `PretrainConfig`, a mapping, a YAML file (or the name of a shipped one); None: `pretrain.yaml`.
+        files: the text, in place of that of the settings.
+        out: run folder; None: `runs/pretrain-<date>-<time>`.
+        resume: a run folder to continue, with its own settings.
+        overwrite: replace a run that `out` holds.
+        find_learning_rate: instead of training, try learning rates; returns `suggested` and the curve.
+        tasks_dirs: folders with further task plugins, whose tokens a tokenizer trained here gets.
+        flags: settings by dotted name, `model.shape=mini`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    if resume is not None:
+        out = resumed_folder(resume, out, overwrite)
+        settings = settings if settings is not None else out / "config.yaml"
+    config = pretrain_settings(settings, files, flags)
+    if resume is not None:
+        begun = load(PretrainConfig, read_yaml(Path(resume) / "config.yaml"), where=f"{resume}/config.yaml")
+        check_unchanged(begun, config, Path(resume))
+    found = load_tasks(tasks_dirs)
+    named = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
+    tasks = found if named == "all" else {} if named == "none" else choose(found, named)
+    folder = Path(out) if out is not None else Path("runs") / f"pretrain-{time.strftime('%Y%m%d-%H%M%S')}"
+    from multitask.training import lr_finder
+    from multitask.training import pretrain as runner
+
+    if find_learning_rate:
+        if resume is not None or overwrite:
+            raise InputError("--find-lr trains nothing: leave out --resume and --overwrite, and name a new --out")
+        return lr_finder.find_learning_rate(config, tasks, folder, report)
+    return runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
+
+
+def evaluate(
+    model: str | Path,
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = ignore,
+) -> dict[str, Any]:
+    """Scores a model folder or run on its tasks' rows; returns what the results file holds.
+
+    Args:
+        model: a run folder, or a model folder that a run wrote.
+        settings: as in `train`; None: the run's own, or else the embedded default.
+        tasks: task names; None: those of the settings.
+        out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `eval.max_rows=100`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    path = Path(model)
+    homes = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").exists()]
+    if settings is None and homes:
+        settings = homes[0]
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    from multitask.evaluation.tuned import evaluate as run
+    from multitask.models.device import choose_device
+    from multitask.models.io import load_trained
+
+    loaded, tokenizer = load_trained(path)
+    loaded.to(choose_device(config.device))
+    kept = (homes[0].parent if homes else path) / "baselines"
+    results = run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report, kept)
+    return results.to_json()
+
+
+def evaluate_text(
+    model: str | Path,
+    text: str | Path,
+    window: int | None = None,
+    stride: int | None = None,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_tokens: int = 8192,
+) -> dict[str, Any]:
+    """Perplexity of a running text in overlapping windows; returns `{"text": {...}}` with what it was measured with.
+
+    Args:
+        model: a run or model folder, or the hub name of any causal language model.
+        text: a UTF-8 file.
+        window: tokens that the model sees at a time; None: as many as it has positions.
+        stride: tokens between two windows; None: the window, no overlap.
+        out: results file. None: nothing is written.
+        device: auto, cpu, cuda or mps.
+        batch_tokens: tokens of one forward pass.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    from multitask.evaluation.tuned import evaluate_text as run
+    from multitask.models.device import choose_device
+    from multitask.models.io import load_causal
+
+    config = load(RunConfig, {"device": device})
+    loaded, tokenizer = load_causal(str(model))
+    loaded.to(choose_device(config.device))
+    into = Path(out) if out is not None else None
+    return run(loaded, tokenizer, str(model), Path(text), config, window, stride, batch_tokens, into).to_json()
+
+
+def fewshot(
+    model: str | Path | None = None,
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = ignore,
+) -> dict[str, Any]:
+    """Prompts a model with solved examples, without training it; returns what the results file holds.
+
+    Args:
+        model: a hub name or folder of any causal language model; None: the settings' `model.name`, or else the
+            embedded base, which is trained first (minutes) and kept.
+        settings: as in `train`; None: `configs/fewshot.yaml`, fewer rows of the embedded default.
+        tasks: task names; None: those of the settings.
+        out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `fewshot.shots=[0,4]`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    if settings is None:
+        settings = shipped("configs") / "fewshot.yaml"
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    from multitask.evaluation.fewshot import fewshot as run
+    from multitask.models.device import choose_device
+    from multitask.models.io import load_causal
+    from multitask.training.demo_model import demo_model
+
+    name = str(model or config.model.name or demo_model(report=report))
+    loaded, tokenizer = load_causal(name, config.model.revision)
+    loaded.to(choose_device(config.device))
+    return run(loaded, tokenizer, name, chosen, config, Path(out) if out is not None else None, report).to_json()
+
+
+def benchmark(
+    settings: str | Path,
+    *,
+    out: str | Path | None = None,
+    arms: Iterable[str] | None = None,
+    dry_run: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    report: Report = ignore,
+) -> dict[str, Any]:
+    """Runs the arms of a suite that are missing, then its report; returns `{"arms": [...], "report": folder}`.
+
+    Args:
+        settings: a YAML file (or the name of a shipped one), read as `BenchmarkConfig`.
+        out: folder of the suite; None: `runs/<name of the file>`, so that the same command goes on.
+        arms: names of arms; None: all.
+        dry_run: run nothing; each arm has `tokens` and `seconds`, an estimate.
+        tasks_dirs: folders with further task plugins.
+        flags: settings by dotted name, `run.train.epochs=2`.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        Interrupted: Ctrl-C or SIGTERM, after everything was saved.
+    """
+    from multitask.reports import benchmark as runner
+    from multitask.reports import benchmark_estimate
+
+    suite, path = runner.read_suite(settings, flags)
+    chosen = choose(load_tasks(tasks_dirs), load(RunConfig, suite.run, where=f"{path}: run").tasks)
+    only = list(arms) if arms is not None else None
+    if dry_run:
+        return {"arms": list(benchmark_estimate.dry_run(suite, chosen, str(path), only))}
+    folder = Path(out) if out is not None else Path("runs") / path.stem
+    done = runner.benchmark_and_report(suite, chosen, folder, str(path), only, report)
+    return {"arms": done, "report": str(folder / "report.html")}
+
+
+def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None) -> dict[str, Any]:
+    """Writes `report.md`, `report.json`, `report.html` of run folders, results files, suites; returns the numbers.
+
+    against: the arm that all others are tested against; None: the first one. Raises InputError for files that are no
+    results, or that cannot be compared.
+    """
+    from multitask.reports.report import report as write
+
+    return write([Path(run) for run in runs], Path(out), against)
+
+
+def preview(
+    settings: Settings = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+) -> "Preview":
+    """What `train` with the same arguments would see; raises InputError as it would."""
+    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    from multitask.training.preview import preview as run
+
+    return run(config, chosen)

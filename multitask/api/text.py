@@ -1,0 +1,167 @@
+"""Texts from Python: generation, tokenizers, OpenAI's checkpoints.
+
+`generate("runs/demo", {"document": "A cat sat."}, task="summ")[0]["prediction"]`
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multitask.config.evaluation import SamplingConfig
+from multitask.config.loading import load
+from multitask.config.model import TokenizerConfig
+from multitask.config.resolve import (
+    text_settings,
+    trained_block_size,
+)
+from multitask.config.run import RunConfig
+from multitask.errors import InputError
+from multitask.events import Report, ignore
+from multitask.pattern import markers
+from multitask.registry import choose, load_tasks
+
+if TYPE_CHECKING:
+    from multitask.inference.generator import Generator
+    from multitask.inference.prompt_input import PromptInput
+
+
+def generator(
+    model: str | Path,
+    task: str | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    device: str = "auto",
+    report: Report = ignore,
+    **sampling: Any,
+) -> "Generator":
+    """A loaded model that writes, once or many times; arguments as in `generate`."""
+    settings, config = load(SamplingConfig, sampling, where="sampling"), load(RunConfig, {"device": device})
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+    chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
+    from multitask.inference.generator import Generator
+    from multitask.models.device import choose_device
+    from multitask.models.io import load_causal
+
+    loaded, tokenizer = load_causal(str(model))
+    loaded.to(choose_device(config.device))
+    window = trained_block_size(Path(model)) if task is not None else None
+    return Generator(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, window, report=report)
+
+
+def generate(
+    model: str | Path,
+    prompts: "str | Mapping[str, Any] | Iterable[str | Mapping[str, Any] | PromptInput]",
+    task: str | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    explain: int = 0,
+    picture: str | Path | None = None,
+    out: str | Path | None = None,
+    stream: Callable[[str], None] | None = None,
+    tasks_dirs: Iterable[str | Path] = (),
+    device: str = "auto",
+    report: Report = ignore,
+    **sampling: Any,
+) -> list[dict[str, Any]]:
+    """Lets a model write; returns a record for each text, as `out` holds them.
+
+    Args:
+        model: a run or model folder, or the hub name of any causal language model.
+        prompts: one or several: free text, or with `task` mappings of its fields.
+        task: its prompts are encoded as in training, and its answers parsed; None: free text goes on until an end.
+        max_new_tokens: most tokens of a text; None: the task's; of free text 100, or as many as fit the window.
+        explain: of each step so many of the likeliest tokens, before and after reshaping, as `steps`.
+        picture: a PNG of that, of one text.
+        out: JSON lines. None: nothing is written.
+        stream: called with parts of the one text as it is written.
+        tasks_dirs: folders with further task plugins.
+        device: auto, cpu, cuda or mps.
+        report: called with warnings: what was truncated, what the tokenizer cannot write.
+        sampling: as in `SamplingConfig`: temperature, top_k, top_p, repetition_penalty, beams, num_samples, seed.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do. Nothing is written then.
+    """
+    from multitask.files import check_writable, write_lines
+    from multitask.inference.prompt_input import PromptInput
+
+    given = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+    if not given:
+        raise InputError("there are no prompts, expected at least one")
+    asked = [one if isinstance(one, PromptInput) else PromptInput(one, f"prompt {n}") for n, one in enumerate(given, 1)]
+    if picture is not None and (len(asked) != 1 or sampling.get("num_samples", 1) != 1):
+        raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
+    if out is not None:
+        check_writable(Path(out))
+    named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
+    writer = generator(model, task, **named, report=report, **sampling)
+    records = writer.write(asked, explain or (5 if picture is not None else 0), stream)
+    if picture is not None:
+        from multitask.plots import save_steps
+
+        save_steps(records[0]["steps"], Path(picture), report)
+    if out is not None:
+        write_lines(Path(out), records)
+    return records
+
+
+def import_openai(source: str | Path, out: str | Path) -> dict[str, Any]:
+    """Turns OpenAI's checkpoint of a GPT-2 into a Hugging Face folder; returns the number of tensors and the shape.
+
+    source: the folder with `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe`. TensorFlow is
+    not needed. Raises InputError for a file that is missing or damaged; nothing is written then.
+    """
+    from multitask.models.openai.weights import import_openai as run
+
+    return run(Path(source), Path(out))
+
+
+def tokenizer(
+    files: Iterable[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    text: Mapping[str, Any] | None = None,
+    held_out: str | Path | None = None,
+    source: str | Path | None = None,
+    export: str | Path | None = None,
+    overwrite: bool = False,
+    tasks_dirs: Iterable[str | Path] = (),
+    report: Report = ignore,
+) -> dict[str, Any]:
+    """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
+
+    Args:
+        files: what it is trained on: plain text or JSONL, `.gz` may follow; none: the embedded world's documents.
+        settings: values of `TokenizerConfig`.
+        out: folder that it is written to.
+        text: further values of `TextConfig`: `fields`, `encoding`, `format`, `validation`.
+        held_out: file that it is measured on; None: the end of the text, which it is not trained on then.
+        source: folder with `vocab.json` and `merges.txt`; nothing is trained.
+        export: folder that these two files of the result are written to.
+        overwrite: replace a tokenizer that `out` holds.
+        tasks_dirs: folders with further task plugins.
+        report: called with progress records.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    config = load(TokenizerConfig, dict(settings or {}), where="tokenizer")
+    found = load_tasks(tasks_dirs)
+    named = list(found) if config.tasks == "all" else [] if config.tasks == "none" else config.tasks
+    special = markers(choose(found, named))
+    texts = text_settings(files, held_out, text or {})
+    from multitask.tokenization.train import tokenizer as run
+
+    return run(
+        config,
+        texts,
+        special,
+        Path(out),
+        source=Path(source) if source is not None else None,
+        export=Path(export) if export is not None else None,
+        overwrite=overwrite,
+        report=report,
+    )

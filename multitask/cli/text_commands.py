@@ -1,0 +1,156 @@
+"""The commands `generate` and `tokenizer`."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from multitask.cli.console import ProgressConsole
+from multitask.cli.generation import GenerationConsole
+from multitask.cli.options import split_names
+from multitask.errors import InputError
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--task", metavar="NAME", help="Answer this task's prompt; default: go on with free text.")
+@click.option("--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task; repeatable.")
+@click.option("--file", type=click.Path(), help="Prompts by line: text, or JSON (.jsonl): `prompt`, or task fields.")
+@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file.")
+@click.option("--interactive", is_flag=True, help="Keep the model loaded and ask for prompts until an empty line.")
+@click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
+@click.option("--temperature", type=float, help="Draw tokens: below 1 closer to the likeliest; default where drawn: 1.")
+@click.option("--top-k", type=int, help="Draw among the K likeliest tokens.")
+@click.option("--top-p", type=float, help="Draw among the likeliest tokens that together reach probability P.")
+@click.option("--repetition-penalty", type=float, help="Above 1: tokens seen before become less likely.")
+@click.option("--beams", type=int, help="Search with so many continuations side by side, draw nothing.")
+@click.option("--num-samples", type=int, help="Texts for each prompt; default: 1.")
+@click.option("--seed", type=int, help="The same seed, the same text; default: 0.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON lines, one for each text.")
+@click.option("--explain", is_flag=True, help="Show the candidates of each step, before and after reshaping.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates shown of a step.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the steps of one text (PNG).")
+@click.option("--stream/--no-stream", default=None, help="Show text as it comes; default: one text on a terminal.")
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute.")
+def generate(
+    model: str,
+    prompt: str | None,
+    task: str | None,
+    flags: tuple[str, ...],
+    file: str | None,
+    encoding: Literal["utf-8", "cp949"],
+    interactive: bool,
+    explain: bool,
+    top: int,
+    stream: bool | None,
+    out: Path | None,
+    picture: Path | None,
+    **options: Any,
+) -> None:
+    """Let MODEL (a run, a model folder or a hub name) go on with PROMPT, or answer a task's prompt.
+
+    The likeliest token is taken each time (greedy), unless --temperature, --top-k or --top-p ask for tokens to be
+    drawn, or --beams for a search. PROMPT is read as the tokenizer reads it, markers included: a tuned model may be
+    asked with 'TEXT<|summarize|>'. `-` is standard input, a prompt a line. An empty PROMPT begins a text where the
+    tokenizer has a token for that. Texts of a task end at <|end|>, free text at the model's own end.
+    """
+    from multitask import api
+    from multitask.inference.prompt_input import flag_fields, read_prompts
+    from multitask.registry import choose, load_tasks
+
+    chosen = choose(load_tasks(options["tasks_dirs"]), [task])[task] if task is not None else None
+    given = {"PROMPT": prompt is not None, "--file": file is not None, "--field": bool(flags)}
+    sources = [name for name, is_given in {**given, "--interactive": interactive}.items() if is_given]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        raise InputError(f"found {found}, expected one of PROMPT, --file, --task with --field, --interactive")
+    named: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    writing = GenerationConsole(chosen, top if explain else 0, stream)
+    if interactive:
+        if out is not None or picture is not None:
+            raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")
+        writing.converse(api.generator(model, task, report=writing.report, **named))
+        return
+    prompts: list[Any] = [prompt]
+    if flags:
+        if chosen is None:
+            raise InputError("--field gives a field of a task; name the task with --task")
+        prompts = [flag_fields(chosen, flags)]
+    elif prompt == "-" or file is not None:
+        prompts = read_prompts(Path(file) if file not in (None, "-") else sys.stdin.buffer, chosen, encoding)
+    is_one = len(prompts) == named.get("num_samples", 1) == named.get("beams", 1) == 1
+    to_stream = writing.streaming(is_one and out is None, prompts[0])
+    named |= {"explain": writing.top, "picture": picture, "out": out, "stream": to_stream, "report": writing.report}
+    records = api.generate(model, prompts, task, **named)
+    if to_stream is None and out is not None:
+        click.echo(f"{len(records)} texts written to {out}")
+    else:
+        writing.show(records, to_stream is not None)
+
+
+@click.command()
+@click.argument("files", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the tokenizer.")
+@click.option("--kind", type=click.Choice(["bytes", "metaspace", "characters"]), help="Default: bytes, as GPT-2's.")
+@click.option("--vocab-size", type=int, help="Tokens of text; default: as many as it gives, at most 8000.")
+@click.option("--min-frequency", type=int, help="Merge pairs that occur so often or more; default: 2.")
+@click.option("--prefix-space/--no-prefix-space", default=None, help="bytes: the first word is as any; default: yes.")
+@click.option("--clean", is_flag=True, default=None, help="metaspace: BERT's clean-up first; Hangul is kept.")
+@click.option("--characters", metavar="TEXT", help="characters: further ones that the text may lack.")
+@click.option("--unknown", type=click.Choice(["error", "unk"]), help="characters: what others do; default: error.")
+@click.option("--field", "fields", multiple=True, help="Field of JSONL files; repeatable; default: text.")
+@click.option("--format", type=click.Choice(["text", "jsonl"]), help="Default: by extension.")
+@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), help="Of the files; default: utf-8.")
+@click.option(
+    "--tasks", callback=split_names, metavar="A,B", help="Tasks whose tokens are built in, or none; default: all."
+)
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+@click.option("--token", "tokens", multiple=True, help="A special token of your own; repeatable.")
+@click.option("--separator", help="Token between documents, eos; default: <|endoftext|>, of metaspace </s>.")
+@click.option("--spare", type=int, help="Special tokens <|unused0|>, ... left free for later; default: 100.")
+@click.option("--held-out", type=click.Path(), help="Measure on this file; default: the last tenth, not trained on.")
+@click.option("--curve", callback=split_names, metavar="1000,2000", help="Compression at these vocabulary sizes, too.")
+@click.option("--from", "source", type=click.Path(), metavar="DIR", help="Take vocab.json and merges.txt from there.")
+@click.option("--export", type=click.Path(), metavar="DIR", help="Write vocab.json and merges.txt there.")
+@click.option("--overwrite", is_flag=True, help="Replace a tokenizer that the folder holds.")
+def tokenizer(
+    files: tuple[str, ...],
+    out: Path,
+    fields: tuple[str, ...],
+    format: str | None,
+    encoding: str | None,
+    tasks: list[str] | None,
+    tasks_dirs: tuple[str, ...],
+    curve: list[str] | None,
+    held_out: str | None,
+    source: str | None,
+    export: str | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Train a tokenizer on FILES (text, JSONL, .gz) or the embedded world, with the task tokens built in."""
+    from multitask import api
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if tasks is not None:
+        given["tasks"] = tasks[0] if tasks in (["all"], ["none"]) else tasks
+    if curve is not None:
+        given["curve"] = curve
+    text = {"fields": list(fields) or None, "format": format, "encoding": encoding}
+    console = ProgressConsole()
+    folders = {"held_out": held_out, "source": source, "export": export}
+    found = api.tokenizer(
+        files,
+        given,
+        out=out,
+        text={name: value for name, value in text.items() if value is not None},
+        overwrite=overwrite,
+        tasks_dirs=tasks_dirs,
+        report=console,
+        **folders,
+    )
+    console.vocabulary(found)
+    console.console.print(f"written to {out}" + (f"; vocab.json and merges.txt to {export}" if export else ""))
