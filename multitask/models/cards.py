@@ -1,55 +1,53 @@
-"""Model cards: each task's prompt string and a snippet of plain Hugging Face code that a test executes."""
+"""Model cards, from `card.md.j2`: each task's prompt string and a snippet of plain Hugging Face code.
+
+A test executes the snippet.
+"""
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from multitask.pattern import fields, render, text_of
 from multitask.task import END, Task
 
 
 def card(tasks: Mapping[str, Task], examples: Mapping[str, Mapping[str, str]], base: str | None = None) -> str:
-    """The model card: each task's prompt string, and a snippet of plain Hugging Face code.
+    """The card of a model that was tuned on tasks.
 
-    base: with LoRA, where the base is, as a Python expression.
+    examples: one row's fields of each task. base: with LoRA, where the base is, as a Python expression.
     """
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        "",
-        "# One GPT-2, many tasks",
-        "",
-    ]
-    lines += ["| task | prompt | the model writes |", "| --- | --- | --- |"]
-    for name, task in tasks.items():
-        shown = prompt_text(task, {field: f"{{{field}}}" for field in fields(task.stream)}).replace("|", "\\|")
-        lines.append(f"| {name} | `{shown}` | {{{task.target}}}, then `{END.replace('|', chr(92) + '|')}` |")
     name, task = next(iter(tasks.items()))
-    prompt = prompt_text(task, examples.get(name) or {field: "" for field in fields(task.stream)})
-    load = (
-        ["model = AutoModelForCausalLM.from_pretrained(FOLDER)"]
-        if base is None
-        else [
-            f"model = AutoModelForCausalLM.from_pretrained({base})",
-            "model = PeftModel.from_pretrained(model, FOLDER)",
-        ]
-    )
-    lines += [
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        *(["from peft import PeftModel"] if base else []),
-        'FOLDER = "."  # this folder',
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
-        *load,
-        f"inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors='pt')",
-        f"ids = model.generate(**inputs, max_new_tokens={task.max_new_tokens})[0, inputs['input_ids'].shape[1]:]",
-        "print(tokenizer.decode(ids, skip_special_tokens=True).strip())",
-        "```",
-        "",
+    example = examples.get(name) or {field: "" for field in fields(task.stream)}
+    rows = [
+        {
+            "name": name,
+            "prompt": prompt_text(task, {field: f"{{{field}}}" for field in fields(task.stream)}),
+            "target": task.target,
+        }
+        for name, task in tasks.items()
     ]
-    return "\n".join(lines)
+    return _rendered(tasks=rows, prompt=prompt_text(task, example), max_new_tokens=task.max_new_tokens, base=base)
+
+
+def plain_card(prompt: str, max_new_tokens: int, needs_import: bool) -> str:
+    """The card of a model of plain text; prompt: what the snippet continues."""
+    return _rendered(prompt=prompt, max_new_tokens=max_new_tokens, needs_import=needs_import)
+
+
+def _rendered(prompt: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["bars"] = lambda text: text.replace("|", "\\|")
+    given = {"tasks": [], "base": None, "needs_import": False, "end": END, **values}
+    return environment.get_template("card.md.j2").render(prompt=json.dumps(prompt, ensure_ascii=False), **given)
 
 
 def prompt_text(task: Task, values: Mapping[str, str]) -> str:

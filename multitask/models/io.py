@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from multitask.errors import InputError
-from multitask.models.cards import card
+from multitask.models.cards import card, plain_card
 from multitask.models.lora import is_adapter, plain_model
 from multitask.task import Task
 from multitask.tokenization.tokenizer import load_tokenizer, not_found
@@ -53,27 +53,15 @@ def save(
 
 
 def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str) -> None:
-    """As `save`, for a model of running text: with weights, tokenizer, generation settings and card.
+    """As `save`, for a model of plain text: with weights, tokenizer, generation settings and card.
 
-    prompt: what the card's snippet goes on from.
+    prompt: what the card's snippet continues.
     """
     save(model, tokenizer, folder, {}, {})
-    code = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    if model.config.model_type != "gpt2":
-        code.append("import multitask.models.bigram  # transformers does not know this kind of model")
-    most = min(40, model.config.n_positions // 2)
     start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
-    code += [
-        'FOLDER = "."  # this folder',
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
-        "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
-        f"inputs = tokenizer({json.dumps(start, ensure_ascii=False)}, return_tensors='pt', add_special_tokens=False)",
-        f"ids = model.generate(input_ids=inputs['input_ids'], do_sample=True, max_new_tokens={most})[0]",
-        "print(tokenizer.decode(ids))",
-    ]
-    text = ["# A language model of running text", "", "```python", *code, "```", ""]
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""]
-    (folder / "README.md").write_text("\n".join([*head, *text]), "utf-8")
+    most = min(40, model.config.n_positions // 2)
+    text = plain_card(start, most, needs_import=model.config.model_type != "gpt2")
+    (folder / "README.md").write_text(text, "utf-8")
 
 
 def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:

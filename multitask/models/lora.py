@@ -47,6 +47,11 @@ def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) 
     return get_peft_model(model, lora)
 
 
+def merged(model: Any) -> Any:
+    """A plain model with the updates of LoRA added to its weights; another model as it is."""
+    return model.merge_and_unload() if is_adapter(model) else model
+
+
 def is_adapter(model: Any) -> bool:
     """True for a PEFT model."""
     from peft import PeftModel

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 Content = Mapping[str, Any]
 COUNTS = ("num_rows", "num_truncated", "num_dropped", "num_skipped", "num_chars_lost")
 CONTAMINATION = ("num_duplicates", "num_contained", "ngram", "overlap")
@@ -64,8 +66,6 @@ EXPLAINED = {
 
 def page(content: Content, drawn: Mapping[str, str], costs: Mapping[str, str]) -> str:
     """`report.html`: every text of the results escaped, figures inline."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,7 +77,7 @@ def page(content: Content, drawn: Mapping[str, str], costs: Mapping[str, str]) -
     for show in (number, signed, probability, amount):
         environment.filters[show.__name__] = show
     inline = {name: re.sub(r' xmlns="[^"]*"', "", svg, count=1) for name, svg in drawn.items()}
-    return environment.get_template("report.html").render(
+    return environment.get_template("report.html.j2").render(
         report=content,
         figures=inline,
         costs=costs,
@@ -89,34 +89,44 @@ def page(content: Content, drawn: Mapping[str, str], costs: Mapping[str, str]) -
 
 def markdown(content: Content, drawn: Mapping[str, str], costs: Mapping[str, str]) -> str:
     """`report.md`: the tables of the page, and its figures by file name."""
-    against = content["against"]
-    parts = [
-        f"# Report\n\n{len(content['arms'])} arms, {len(content['tasks'])} tasks; compared with **{_text(against)}**.",
-        f"## Scores\n\n{_scores(content)}\n\n{EXPLAINED['scores']}",
-        _pictures(drawn, "scores-"),
-        f"## Significance against {_text(against)}\n\n{_significance(content)}",
-    ]
-    if content["few_shot"]:
-        parts += ["## Few-shot", _few_shot(content), EXPLAINED["few_shot"], _pictures(drawn, "few-shot-")]
-    if content["gain"]:
-        parts += ["## Multitask gain or loss", _gain(content)]
-    if curves := _pictures(drawn, "learning-"):
-        parts += ["## Learning curves", curves, EXPLAINED["learning"]]
-    if content["confusion"]:
-        parts += ["## Confusion", *map(_matrix, content["confusion"])]
-    if any(arm["cost"] for arm in content["arms"]):
-        parts += ["## Cost", _cost(content, costs), EXPLAINED["cost"], _pictures(drawn, "cost-")]
-    parts += ["## Data", _data(content), EXPLAINED["data"]]
-    if content["settings"]["differing"]:
-        parts += ["## Settings that differ", _settings(content)]
-    parts += ["## Runs", _runs(content)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["md"] = _text
+    tests = content["comparisons"].get(content["against"], [])
+    untested: dict[str, list[str]] = defaultdict(list)
+    for one in content["untested"]:
+        untested[one["why"]].append(f"{one['arm']} ({one['task']})")
+    return environment.get_template("report.md.j2").render(
+        report=content,
+        figures=list(drawn),
+        explained=EXPLAINED,
+        scores=_scores(content),
+        tests=_tests(tests),
+        one_seed=[arm["name"] for arm in content["arms"] if arm["num_runs"] == 1],
+        windows=[
+            (name, task["num_rows"][0], task["num_rows"][-1], task["num_paired"])
+            for name, task in content["tasks"].items()
+            if len(task["num_rows"]) > 1
+        ],
+        untested=untested,
+        few_shot=_few_shot(content),
+        gain=_gain(content),
+        confusion=_matrix,
+        cost=_cost(content, costs),
+        data=_data(content),
+        settings=_settings(content),
+        runs=_runs(content),
+        environment_text=lambda parts: ", ".join(f"{k} {v}" for part in parts.values() for k, v in part.items()),
+    )
 
 
-# --- Tables of the Markdown
+# --- Tables of the Markdown: head and rows
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
-def _scores(content: Content) -> str:
+def _scores(content: Content) -> Table:
     tests = content["comparisons"].get(content["against"], [])
     marks = {(test["arm"], test["task"]): {"better": " ▲", "worse": " ▼"}.get(test["verdict"], "") for test in tests}
     head = ["arm"]
@@ -131,7 +141,7 @@ def _scores(content: Content) -> str:
             score = arm["scores"].get(name, {}).get(task["metric"])
             row.append(_score(score) + marks.get((arm["name"], name), ""))
         rows.append(row)
-    return _table(head, rows)
+    return head, rows
 
 
 def _score(score: Content | None) -> str:
@@ -143,8 +153,7 @@ def _score(score: Content | None) -> str:
     return text + (f" ± {number(score['sd'])}, {score['num']} {score['over']}" if score["sd"] is not None else "")
 
 
-def _significance(content: Content) -> str:
-    tests = content["comparisons"].get(content["against"], [])
+def _tests(tests: Sequence[Content]) -> Table:
     head = ["arm", "task", "metric", "difference", "95 % interval", "p", "p (Holm)", "verdict"]
     rows = [
         [
@@ -153,21 +162,10 @@ def _significance(content: Content) -> str:
         ]
         for t in tests
     ]
-    parts = [_table(head, rows), EXPLAINED["significance"].format(content["num_resamples"], len(tests))] if rows else []
-    if single := [arm["name"] for arm in content["arms"] if rows and arm["num_runs"] == 1]:
-        parts.append(EXPLAINED["one_seed"].format(", ".join(map(_text, single))))
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for one in content["untested"]:
-        reasons[one["why"]].append(f"{one['arm']} ({one['task']})")
-    for name, task in content["tasks"].items():
-        if len(task["num_rows"]) > 1:
-            few, many = task["num_rows"][0], task["num_rows"][-1]
-            parts.append(EXPLAINED["dropped"].format(_text(name), few, many, task["num_paired"]))
-    parts.append("\n".join(_text(f"Not tested, {why}: {', '.join(arms)}.") + "\n" for why, arms in reasons.items()))
-    return "\n\n".join(parts).strip()
+    return head, rows
 
 
-def _few_shot(content: Content) -> str:
+def _few_shot(content: Content) -> Table:
     head = ["arm", "task", "metric", "mean", "sd over draws", "95 % interval over rows", "draws", "fitted"]
     rows = [
         [
@@ -176,10 +174,10 @@ def _few_shot(content: Content) -> str:
         ]
         for p in content["few_shot"]
     ]
-    return _table(head, rows)
+    return head, rows
 
 
-def _gain(content: Content) -> str:
+def _gain(content: Content) -> Table:
     head = ["task", "multitask arm", "single-task arm", "multitask", "single", "difference", "p (Holm)", "verdict"]
     rows = [
         [
@@ -188,25 +186,25 @@ def _gain(content: Content) -> str:
         ]
         for g in content["gain"]
     ]
-    return _table(head, rows)
+    return head, rows
 
 
-def _matrix(matrix: Content) -> str:
+def _matrix(matrix: Content) -> Table:
     rows = [[label, *map(str, line)] for label, line in zip(matrix["labels"], matrix["counts"], strict=True)]
-    return f"{_text(matrix['task'])}, {_text(matrix['arm'])}:\n\n" + _table(["gold", *matrix["labels"]], rows)
+    return ["gold", *matrix["labels"]], rows
 
 
-def _cost(content: Content, costs: Mapping[str, str]) -> str:
+def _cost(content: Content, costs: Mapping[str, str]) -> Table:
     rows = [
         [str(arm["number"]), arm["name"] + (" †" if arm["cost_is_shared"] else "")]
         + [amount(arm["cost"].get(key)) for key in (*costs, "total_parameters", "tokens_per_s")]
         for arm in content["arms"]
         if arm["cost"]
     ]
-    return _table(["#", "arm", *costs.values(), "all parameters", "tokens/s"], rows)
+    return ["#", "arm", *costs.values(), "all parameters", "tokens/s"], rows
 
 
-def _data(content: Content) -> str:
+def _data(content: Content) -> Table:
     head = [
         "task",
         "split",
@@ -218,37 +216,23 @@ def _data(content: Content) -> str:
         digests = ", ".join(digest[:12] for digest in line["sha256"] or ())
         counts = [amount(line[key]) if key != "overlap" else number(line[key]) for key in (*COUNTS, *CONTAMINATION)]
         rows.append([line["task"], line["split"], *counts, digests, ", ".join(line["arms"])])
-    return _table([*head, "arms"], rows)
+    return [*head, "arms"], rows
 
 
-def _settings(content: Content) -> str:
+def _settings(content: Content) -> Table:
     arms = list(content["settings"]["all"])
     rows = [[name, *(v[arm] or "–" for arm in arms)] for name, v in content["settings"]["differing"].items()]
-    return _table(["setting", *arms], rows)
+    return ["setting", *arms], rows
 
 
-def _runs(content: Content) -> str:
+def _runs(content: Content) -> Table:
     rows = []
     for run in content["runs"]:
         hashes = [run["sha256"][:12], (run["commit"] or "–")[:12]]
         rows.append([", ".join(run["arms"]), str(run["seed"]), run["file"], *hashes, str(run["environment"])])
-    notes = []
-    for number, environment in enumerate(content["environments"], 1):
-        said = ", ".join(f"{name} {value}" for part in environment.values() for name, value in part.items())
-        notes.append(f"\n\nEnvironment {number}: {_text(said)}.")
-    return _table(["arms", "seed", "file", "sha256", "commit", "environment"], rows) + "".join(notes)
+    return ["arms", "seed", "file", "sha256", "commit", "environment"], rows
 
 
 def _text(text: str) -> str:
     """Text that Markdown shows as it is, also inside a table."""
     return re.sub(r"([\\|*_`\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[_text(cell) for cell in line] for line in (head, *rows)]
-    lines.insert(1, ["---"] * len(head))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _pictures(drawn: Mapping[str, str], start: str) -> str:
-    return "\n".join(f"![{name}](figures/{name}.svg)" for name in drawn if name.startswith(start))

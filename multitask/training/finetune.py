@@ -1,37 +1,37 @@
-"""Training: rows of several tasks, one stream, one loop, one model folder.
+"""Fine-tuning: rows of several tasks, one stream, one loop, one model folder.
 
-Read `train` for the order of things, `Loop.run` for the loop: draw blocks, sum nats over micro-steps, divide by the
-step's weight, clip, step. LoRA changes the model, never the loop.
+`train` reads top to bottom; `Loop.run` is the loop: draw blocks, sum nats over micro-steps, divide by the step's
+weight, clip, step. LoRA changes the model, never the loop.
 """
 
 import itertools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
+from multitask.batching.collate import Ids
 from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream, check_window
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, read
 from multitask.errors import InputError
 from multitask.evaluation import results_file, tuned
-from multitask.evaluation.baselines import Fitted
 from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import Cost, Data
 from multitask.events import Report, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
-from multitask.models.lora import add_lora, is_adapter, plain_model
+from multitask.models.lora import add_lora, is_adapter, merged, plain_model
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
-from multitask.training import run_dir
 from multitask.training.loop import Loop, TrainingInputs
+from multitask.training.run_dir import Run, interruptible, open_run
 
 
 def train(
@@ -44,119 +44,136 @@ def train(
     report: Report = ignore,
     arm: str | None = None,
 ) -> dict[str, Any]:
-    """Trains one model on `tasks` and leaves a run folder; returns what `results.json` holds.
+    """Trains one model on `tasks` and writes a run folder; returns what `results.json` holds.
 
     arm: what a report calls the run; None: `multitask`, or `single-<task>`, with `-lora`.
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
     tuned.check_metrics(tasks, config.eval)
-
-    def prepare(config: RunConfig, out: Path, accelerator: Accelerator) -> _Prepared:
-        return _prepare(config, tasks, out, resume, accelerator)
-
-    def finish(config: RunConfig, loop: Loop, prepared: _Prepared) -> dict[str, Any]:
-        return _finish(loop, prepared, config, tasks, started, arm)
-
-    return run_dir.run_training(config, out, overwrite, resume, report, prepare, finish)
+    with open_run(config, out, overwrite, resume) as run:
+        config, out = run.config, run.out
+        model, tokenizer = _model(run, tasks)
+        block_size = tuned.block_size_of(config.train, model)
+        check_window(block_size, plain_model(model).config.n_positions)
+        rows = _encode(run, tasks, tokenizer, block_size)
+        rates = _rates(rows.train, config)
+        shown_rates = {name: round(rate, 4) for name, rate in rates.items()}
+        validation = _Validation(model, tokenizer, tasks, config, block_size)
+        inputs = TrainingInputs(
+            names=list(tasks),
+            stream=_stream(rows.train, rates, config, block_size),
+            validation=rows.validation_examples(block_size),
+            block_size=block_size,
+            layout=config.train.packing,
+            prompt_weight=config.train.prompt_weight,
+            on_validation=validation.scores,
+            selects_by_score=config.train.select_by == "score",
+            facts={"sampling_rates": shown_rates, "data": {name: found.report for name, found in rows.train.items()}},
+        )
+        loop = Loop(config.train, config.seed, inputs, out, run.accelerator, model, report)
+        run.begin(loop)
+        loop.run()
+        if not run.accelerator.is_main_process:
+            return {}
+        with interruptible(out):
+            loop.load_best()
+            finished = merged(model) if config.adapter.merge else model
+            save(finished, tokenizer, out / "model", tasks, {n: _shown(found) for n, found in rows.validation.items()})
+            fitted = {
+                name: tuned.fitted_baselines(task, tokenizer, block_size, config, out / "baselines", keeps=True)
+                for name, task in tasks.items()
+            }
+            data, scores = tuned.score_tasks(
+                finished, tokenizer, tasks, config, out / "predictions", block_size, fitted, report
+            )
+            for name, found in rows.train.items():
+                data[name] = data[name].model_copy(update={"train": Data.model_validate(found.report)})
+            cost = Cost(**loop.cost, sampling_rates=shown_rates, wall_s=round(time.perf_counter() - started, 1))
+            parts = config, "train", arm or _arm(config, tasks), str(out / "model"), data, scores
+            results = results_file.results_of(*parts, cost=cost)
+            results_file.write_results(out / "results.json", results)
+        report({"event": "done", "out": str(out), "results": results.to_json()})
+        return results.to_json()
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What the loop teaches, with what only the end needs."""
+class _Rows:
+    """Encoded rows of each task."""
 
-    inputs: TrainingInputs
-    model: Any
-    tokenizer: Any
-    examples: Mapping[str, Examples]
+    train: Mapping[str, Examples]
     validation: Mapping[str, Examples]
 
+    def validation_examples(self, block_size: int) -> dict[str, list[tuple[Ids, int]]]:
+        """(ids, length of the prompt) of the validation rows that fit; raises InputError where none does."""
+        fitting: dict[str, list[tuple[Ids, int]]] = {
+            name: [(rows.ids(n), int(rows.num_prompts[n])) for n in np.flatnonzero(rows.lengths <= block_size).tolist()]
+            for name, rows in self.validation.items()
+        }
+        if not any(fitting.values()):
+            raise InputError(
+                f"no validation row of any task fits the window of {block_size} tokens with its answer; raise "
+                "train.block_size (or model.n_positions)"
+            )
+        return fitting
 
-def _prepare(
-    config: RunConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator
-) -> _Prepared:
-    """Model and rows, and how they are drawn."""
-    model, tokenizer = _model(config, tasks, out, resume, accelerator)
-    train, block_size = config.train, tuned.block_size_of(config.train, model)
-    check_window(block_size, plain_model(model).config.n_positions)
-    with accelerator.main_process_first():
-        examples = {
+
+def _encode(run: Run[RunConfig], tasks: Mapping[str, Task], tokenizer: Any, block_size: int) -> _Rows:
+    """Rows from the cache, or encoded now by the main process."""
+    config = run.config
+    with run.accelerator.main_process_first():
+        train = {
             name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
             for name, task in tasks.items()
         }
-        validation = tuned.examples_of(tasks, "validation", tokenizer, block_size, config.data, train.eval_max_rows)
-        if accelerator.is_main_process:  # what the last scoring would refuse is said now, not after hours
-            tuned.examples_of(tasks, config.eval.split, tokenizer, block_size, config.data, config.eval.max_rows)
-    sizes = {name: len(rows) for name, rows in examples.items()}
-    share = sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
-    fitting = {
-        name: [(rows.ids(n), int(rows.num_prompts[n])) for n in np.flatnonzero(rows.lengths <= block_size).tolist()]
-        for name, rows in validation.items()
-    }
-    if not any(fitting.values()):
-        raise InputError(
-            f"no validation row of any task fits the window of {block_size} tokens with its answer; raise "
-            "train.block_size (or model.n_positions)"
-        )
+        parts = tokenizer, block_size, config.data
+        validation = tuned.examples_of(tasks, "validation", *parts, config.train.eval_max_rows)
+        if run.accelerator.is_main_process:  # what the final scoring would reject is said now, not after hours
+            tuned.examples_of(tasks, config.eval.split, *parts, config.eval.max_rows)
+    return _Rows(train, validation)
 
-    prompts: dict[str, list[EncodedPrompt]] = {}
 
-    def on_validation() -> dict[str, Any]:
-        if train.select_by == "loss":
+def _rates(rows: Mapping[str, Examples], config: RunConfig) -> dict[str, float]:
+    """The sampling rate of each task."""
+    sizes, train = {name: len(found) for name, found in rows.items()}, config.train
+    return sampling_rates(sizes, train.mixing_temperature, train.mixture_cap, train.mixture_weights)
+
+
+def _stream(
+    rows: Mapping[str, Examples], rates: Mapping[str, float], config: RunConfig, block_size: int
+) -> BlockStream:
+    mixture = Mixture({name: len(found) for name, found in rows.items()}, rates, config.seed)
+    return BlockStream(rows, mixture, block_size, config.train.packing_window)
+
+
+class _Validation:
+    """Each task's first metric on its validation rows, where it selects the best checkpoint."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, tasks: Mapping[str, Task], config: RunConfig, block_size: int
+    ) -> None:
+        self.model, self.tokenizer, self.tasks = model, tokenizer, tasks
+        self.config, self.block_size = config, block_size
+
+    @cached_property
+    def prompts(self) -> dict[str, list[EncodedPrompt]]:
+        """The validation rows as prompts."""
+        return {
+            name: tuned.prompts_of(task, "validation", self.tokenizer, self.block_size, self.config)
+            for name, task in self.tasks.items()
+        }
+
+    def scores(self) -> dict[str, Any]:
+        """What joins the record of a validation."""
+        if self.config.train.select_by == "loss":
             return {}
-        if not prompts:
-            prompts.update(
-                {n: tuned.prompts_of(t, "validation", tokenizer, block_size, config) for n, t in tasks.items()}
-            )
-        return {"score": tuned.first_metrics(model, tokenizer, tasks, prompts, config, block_size)}
-
-    inputs = TrainingInputs(
-        names=list(tasks),
-        stream=BlockStream(examples, Mixture(sizes, share, config.seed), block_size, train.packing_window),
-        validation=fitting,
-        block_size=block_size,
-        layout=train.packing,
-        prompt_weight=train.prompt_weight,
-        on_validation=on_validation,
-        selects_by_score=train.select_by == "score",
-        facts={
-            "sampling_rates": {name: round(part, 4) for name, part in share.items()},
-            "data": {name: rows.report for name, rows in examples.items()},
-        },
-    )
-    return _Prepared(inputs, model, tokenizer, examples, validation)
+        parts = self.model, self.tokenizer, self.tasks, self.prompts, self.config, self.block_size
+        return {"score": tuned.first_metrics(*parts)}
 
 
-def _finish(
-    loop: Loop, prepared: _Prepared, config: RunConfig, tasks: Mapping[str, Task], started: float, arm: str | None
-) -> dict[str, Any]:
-    """Writes the best model and its scores; returns what `results.json` holds."""
-    out, tokenizer = loop.out, prepared.tokenizer
-    loop.load_best()
-    finished = loop.model
-    if is_adapter(finished) and config.adapter.merge:
-        finished = finished.merge_and_unload()
-    shown = {name: _shown(rows) for name, rows in prepared.validation.items()}
-    save(finished, tokenizer, out / "model", tasks, shown)
+def _arm(config: RunConfig, tasks: Mapping[str, Task]) -> str:
     named = "multitask" if len(tasks) > 1 else f"single-{next(iter(tasks))}"
-    arm = arm or named + ("-lora" if config.adapter.kind == "lora" else "")
-    fitted: dict[str, Fitted | None] = {
-        name: tuned.fitted_baselines(task, tokenizer, loop.block_size, config, out / "baselines", keeps=True)
-        for name, task in tasks.items()
-    }
-    data, scores = tuned.score_tasks(
-        finished, tokenizer, tasks, config, out / "predictions", loop.block_size, fitted, loop.report
-    )
-    for name, rows in prepared.examples.items():
-        data[name] = data[name].model_copy(update={"train": Data.model_validate(rows.report)})
-    cost = Cost(
-        **loop.cost,
-        sampling_rates=prepared.inputs.facts["sampling_rates"],
-        wall_s=round(time.perf_counter() - started, 1),
-    )
-    results = results_file.results_of(config, "train", arm, str(out / "model"), data, scores, cost=cost)
-    results_file.write_results(out / "results.json", results)
-    return results.to_json()
+    return named + ("-lora" if config.adapter.kind == "lora" else "")
 
 
 def _shown(rows: Examples) -> Mapping[str, str]:
@@ -165,14 +182,13 @@ def _shown(rows: Examples) -> Mapping[str, str]:
     return rows.row(number).fields
 
 
-def _model(
-    config: RunConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator
-) -> tuple[Any, Any]:
-    """Model and tokenizer; the main process makes the tokenizer, the others and a resumed run read it."""
+def _model(run: Run[RunConfig], tasks: Mapping[str, Task]) -> tuple[Any, Any]:
+    """Model and tokenizer; the main process makes the tokenizer, the others and a resumed run load it."""
+    config, out, accelerator = run.config, run.out, run.accelerator
     folder, settings = out / "model", config.model
-    makes_tokenizer = accelerator.is_main_process and not resume
+    makes_tokenizer = accelerator.is_main_process and not run.resumes
     if not makes_tokenizer:
-        if not resume:
+        if not run.resumes:
             accelerator.wait_for_everyone()
         if settings.tokenizer is None and settings.name is None:
             settings = settings.model_copy(update={"tokenizer": str(folder)})

@@ -14,7 +14,7 @@ from multitask.events import Report, ignore
 from multitask.task import Task
 from multitask.training import run_dir
 from multitask.training.loop import Loop
-from multitask.training.pretrain import _prepare
+from multitask.training.pretrain import prepare
 
 _LEAST_RATES = 5
 
@@ -41,10 +41,10 @@ def find_learning_rate(
         for path in out.iterdir():
             path.unlink()
     train = config.train.model_copy(update={"max_steps": num_steps, "learning_rate": 1.0, "warmup_steps": 0})
-    accelerator, config, out = run_dir.begin(config.model_copy(update={"train": train}), out, False, False)
+    config, out, accelerator = run_dir.begin(config.model_copy(update={"train": train}), out, False, False)
     try:
-        prepared = _prepare(config, tasks, out, False, accelerator, report)
-        loop = Loop(config.train, config.seed, prepared.inputs, out, accelerator, prepared.model, report)
+        ready = prepare(run_dir.Run(config, out, accelerator, resumes=False), tasks, report)
+        loop = Loop(config.train, config.seed, ready.inputs, out, accelerator, ready.model, report)
         tried = loop.try_rates(1e-6, 1.0, num_steps)
         accelerator.wait_for_everyone()
     finally:

@@ -1,12 +1,13 @@
-"""Pretraining: running text, one long stream of tokens, the same loop, the same folder.
+"""Pretraining: a plain text corpus, one long stream of tokens, the same loop, the same folder.
 
-Read `pretrain` for the order of things. An empty GPT-2 of any shape, a bigram model, or any model folder reads blocks
-of the text; every now and then it is asked how likely it finds text it has not read, and writes a sample.
+`pretrain` reads top to bottom. A randomly initialised GPT-2 of any shape, a bigram model, or any model folder is
+trained on blocks of the text; at each validation it is scored on text that it was not trained on, and generates a
+sample.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,11 @@ from multitask.task import Task
 from multitask.tokenization import train as tokenization_train
 from multitask.tokenization.token_file import TokenFile, token_file
 from multitask.tokenization.tokenizer import load_tokenizer
-from multitask.training import run_dir
 from multitask.training.loop import Loop, TrainingInputs
+from multitask.training.run_dir import Run, interruptible, open_run
 
 NAME = "text"
-"""What running text is called where a task's name stands."""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    inputs: TrainingInputs
-    model: Any
-    tokenizer: Any
-    train: TokenFile
-    validation: TokenFile
-    in_order: "_Blocks"
+"""What the corpus is called where a task's name stands."""
 
 
 class _Blocks(Sequence[tuple[Ids, int]]):
@@ -67,6 +58,19 @@ class _Blocks(Sequence[tuple[Ids, int]]):
         return self.stream.ids(self.drawn[number]), 1
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All that a loop over a plain text corpus needs, and what only its end needs."""
+
+    inputs: TrainingInputs
+    model: Any
+    tokenizer: Any
+    train: TokenFile
+    validation: TokenFile
+    in_order: "_Blocks"
+    """The whole validation text, block by block."""
+
+
 def pretrain(
     config: PretrainConfig,
     tasks: Mapping[str, Task],
@@ -77,51 +81,48 @@ def pretrain(
     report: Report = ignore,
     arm: str | None = None,
 ) -> dict[str, Any]:
-    """Trains a model on running text and leaves a run folder; returns what `results.json` holds.
+    """Trains a model on a plain text corpus and writes a run folder; returns what `results.json` holds.
 
     tasks: those whose tokens a tokenizer trained here gets. arm: what a report calls the run.
     Raises InputError for settings, texts or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
+    with open_run(config, out, overwrite, resume) as run:
+        config, out = run.config, run.out
+        ready = prepare(run, tasks, report)
+        model, tokenizer = ready.model, ready.tokenizer
+        loop = Loop(config.train, config.seed, ready.inputs, out, run.accelerator, model, report)
+        run.begin(loop)
+        loop.run()
+        if not run.accelerator.is_main_process:
+            return {}
+        with interruptible(out):
+            loop.load_best()
+            save_plain(model, tokenizer, out / "model", config.sample_prompt)
+            held, train = ready.validation.report, ready.train.report
+            rows = {"num_rows": held["num_documents"], "train": train | {"num_rows": train["num_documents"]}}
+            data = Data.model_validate(held | rows)
+            scores = _score(loop, ready, config).model_copy(update=ready.inputs.on_validation())
+            cost = Cost(**loop.cost, wall_s=round(time.perf_counter() - started, 1))
+            parts = config, "pretrain", arm or config.model.arch, str(out / "model"), {NAME: data}, {NAME: scores}
+            results = results_file.results_of(*parts, cost=cost)
+            results_file.write_results(out / "results.json", results)
+        report({"event": "done", "out": str(out), "results": results.to_json()})
+        return results.to_json()
 
-    def prepare(config: PretrainConfig, out: Path, accelerator: Accelerator) -> _Prepared:
-        return _prepare(config, tasks, out, resume, accelerator, report)
 
-    def finish(config: PretrainConfig, loop: Loop, prepared: _Prepared) -> dict[str, Any]:
-        return _finish(loop, prepared, config, started, arm)
-
-    return run_dir.run_training(config, out, overwrite, resume, report, prepare, finish)
-
-
-def _prepare(
-    config: PretrainConfig, tasks: Mapping[str, Task], out: Path, resume: bool, accelerator: Accelerator, report: Report
-) -> _Prepared:
+def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report) -> Prepared:
     """Tokenizer, tokens and model, and how blocks are drawn."""
-    tokenizer = _tokenizer(config, tasks, out, resume, accelerator, report)
+    config, accelerator = run.config, run.accelerator
+    tokenizer = _tokenizer(config, tasks, run.out, run.resumes, accelerator, report)
     with accelerator.main_process_first():
         train = token_file(tokenizer, config.text, "train", report)
         validation = token_file(tokenizer, config.text, "validation", report)
-    named = config.model.model_copy(update={"name": model_folder(config.model.name)})
-    model, _ = build_model(named, tokenizer, [], config.seed)
-    base = plain_model(model)
-    if not isinstance(base, BigramLMHeadModel):
-        base.config._attn_implementation = name_for(accelerator.device)
-        if config.train.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = _model(config, tokenizer, accelerator)
     block_size = tuned.block_size_of(config.train, model)
-    check_window(block_size, base.config.n_positions)
-    for tokens, least in ((train, block_size + 1), (validation, 2)):
-        if len(tokens) < least:
-            raise InputError(
-                f"{', '.join(tokens.report['files']) or 'the world'} ({tokens.report['split']}): {len(tokens)} tokens, "
-                f"a block needs {least}; lower train.block_size ({block_size}), or give more text"
-            )
-    border = train.before_id if train.before_id is not None else train.after_id
-    if config.train.document_masking and border is None:
-        raise InputError(
-            "train.document_masking: nothing stands between documents; name a token in text.after or text.before"
-        )
-    border = border if config.train.document_masking else None
+    check_window(block_size, plain_model(model).config.n_positions)
+    _check_lengths(train, validation, block_size)
+    border = _border(config, train)
     stream = TextStream(
         train.ids, block_size, config.seed, config.train.stride, config.train.blocks == "random", border
     )
@@ -131,10 +132,44 @@ def _prepare(
         stream=stream,
         validation={NAME: _Blocks(whole, config.train.eval_max_blocks)},
         block_size=block_size,
-        on_validation=_sampler(model, tokenizer, config, train),
+        on_validation=_Sampler(model, tokenizer, config, train).sample,
         facts={"sampling_rates": {NAME: 1.0}, "data": {NAME: train.report}},
     )
-    return _Prepared(inputs, model, tokenizer, train, validation, _Blocks(whole))
+    return Prepared(inputs, model, tokenizer, train, validation, _Blocks(whole))
+
+
+def _model(config: PretrainConfig, tokenizer: Any, accelerator: Accelerator) -> Any:
+    named = config.model.model_copy(update={"name": model_folder(config.model.name)})
+    model, _ = build_model(named, tokenizer, [], config.seed)
+    base = plain_model(model)
+    if not isinstance(base, BigramLMHeadModel):
+        base.config._attn_implementation = name_for(accelerator.device)
+        if config.train.gradient_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _check_lengths(train: TokenFile, validation: TokenFile, block_size: int) -> None:
+    """Raises InputError for a text of less than a block."""
+    for tokens, least in ((train, block_size + 1), (validation, 2)):
+        if len(tokens) < least:
+            files = ", ".join(tokens.report["files"]) or "the synthetic corpus"
+            raise InputError(
+                f"{files} ({tokens.report['split']}): {len(tokens)} tokens, a block needs {least}; lower "
+                f"train.block_size ({block_size}), or give more text"
+            )
+
+
+def _border(config: PretrainConfig, train: TokenFile) -> int | None:
+    """With document masking, the token between documents; raises InputError where there is none."""
+    if not config.train.document_masking:
+        return None
+    border = train.before_id if train.before_id is not None else train.after_id
+    if border is None:
+        raise InputError(
+            "train.document_masking: nothing stands between documents; name a token in text.after or text.before"
+        )
+    return border
 
 
 def _tokenizer(
@@ -159,61 +194,43 @@ def _tokenizer(
     return load_tokenizer(str(folder))
 
 
-def _sampler(model: Any, tokenizer: Any, config: PretrainConfig, train: TokenFile) -> Callable[[], dict[str, Any]]:
-    """What a validation shows beside the loss: text written after a fixed prompt, sampled with fixed numbers."""
-    start = next((i for i in (train.before_id, train.after_id) if i is not None), 0)
-    prompt = tokenizer(config.sample_prompt, add_special_tokens=False)["input_ids"] or [start]
-    ends = {i for i in (train.after_id,) if i is not None}
-    room = plain_model(model).config.n_positions - len(prompt)
-    if config.sample_tokens and room < 1:
-        raise InputError(
-            f"sample_prompt: {len(prompt)} tokens leave no room in a window of {room + len(prompt)}; shorten it"
-        )
+class _Sampler:
+    """What a validation shows beside the loss: text generated after a fixed prompt, sampled with fixed numbers."""
 
-    def on_validation() -> dict[str, Any]:
-        if not config.sample_tokens:
+    def __init__(self, model: Any, tokenizer: Any, config: PretrainConfig, train: TokenFile) -> None:
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        start = next((i for i in (train.before_id, train.after_id) if i is not None), 0)
+        self.prompt = tokenizer(config.sample_prompt, add_special_tokens=False)["input_ids"] or [start]
+        self.end_ids = {i for i in (train.after_id,) if i is not None}
+        window = plain_model(model).config.n_positions
+        self.num_left = window - len(self.prompt)
+        if config.sample_tokens and self.num_left < 1:
+            raise InputError(f"sample_prompt: {len(self.prompt)} tokens leave none in a window of {window}; shorten it")
+
+    def sample(self) -> dict[str, Any]:
+        """What joins the record of a validation."""
+        if not self.config.sample_tokens:
             return {}
-        uniform = free_generation.numbers(config.seed)
-        ((ids, _),) = generate(model, [prompt], min(config.sample_tokens, room), ends, 8192, uniform=uniform)
-        return {"sample": config.sample_prompt + tokenizer.decode(ids)}
-
-    return on_validation
+        limit, uniform = min(self.config.sample_tokens, self.num_left), free_generation.numbers(self.config.seed)
+        ((ids, _),) = generate(self.model, [self.prompt], limit, self.end_ids, 8192, uniform=uniform)
+        return {"sample": self.config.sample_prompt + self.tokenizer.decode(ids)}
 
 
-def _finish(loop: Loop, prepared: _Prepared, config: PretrainConfig, started: float, arm: str | None) -> dict[str, Any]:
-    """Writes the best model and how likely it finds the whole validation text; returns what `results.json` holds."""
-    out, model, tokenizer = loop.out, loop.model, prepared.tokenizer
-    loop.load_best()
-    save_plain(model, tokenizer, out / "model", config.sample_prompt)
-    train, held = (
-        file.report | {"num_rows": file.report["num_documents"]} for file in (prepared.train, prepared.validation)
-    )
-    data = Data.model_validate(held | {"train": train})
-    scores = _score(loop, prepared, config).model_copy(update=prepared.inputs.on_validation())
-    cost = Cost(**loop.cost, wall_s=round(time.perf_counter() - started, 1))
-    arm = arm or config.model.arch
-    results = results_file.results_of(
-        config, "pretrain", arm, str(out / "model"), {NAME: data}, {NAME: scores}, cost=cost
-    )
-    results_file.write_results(out / "results.json", results)
-    return results.to_json()
-
-
-def _score(loop: Loop, prepared: _Prepared, config: PretrainConfig) -> TaskScores:
+def _score(loop: Loop, ready: Prepared, config: PretrainConfig) -> TaskScores:
     """Perplexity of the whole validation text, block by block, beside count-based baselines.
 
     Words and bytes are divided among blocks by their tokens, so that scores per word and per byte have intervals too.
     """
-    blocks, ids = prepared.in_order, prepared.train.ids
+    blocks, ids = ready.in_order, ready.train.ids
     nats, tokens = example_nll(loop.model, blocks, config.train.micro_batch_tokens, loop.accelerator.autocast)
-    counted = BigramCounts(ids[:-1], ids[1:], len(prepared.tokenizer))
-    held = prepared.validation.report
+    counted = BigramCounts(ids[:-1], ids[1:], len(ready.tokenizer))
+    held = ready.validation.report
     own, baselines = metrics.Numbers(), {"unigram": metrics.Numbers(), "bigram": metrics.Numbers()}
     for number, (sequence, _) in enumerate(blocks):
         sizes = {
             "tokens": float(tokens[number]),
-            "words": held["num_words"] * float(tokens[number]) / len(prepared.validation),
-            "bytes": held["num_bytes"] * float(tokens[number]) / len(prepared.validation),
+            "words": held["num_words"] * float(tokens[number]) / len(ready.validation),
+            "bytes": held["num_bytes"] * float(tokens[number]) / len(ready.validation),
         }
         if not math.isfinite(nats[number]):
             raise InputError(f"{loop.out}: the model finds no finite likelihood of the validation text")

@@ -1,18 +1,19 @@
-"""A run's folder and its engine: what every kind of training does before its first and after its last step.
+"""A run's folder and its processes: what every kind of training does before its first and after its last step.
 
-`begin(config, out, overwrite=False, resume=False)` -> the accelerator, the settings with all that was chosen for them,
-and a folder `runs/NAME` that is ours, with `config.yaml` in it.
+`with open_run(config, out, overwrite=False, resume=False) as run:` -> the settings with all that was chosen for them,
+an accelerator, and a folder `runs/NAME` with `config.yaml` in it.
 """
 
 import json
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import yaml
 from accelerate import Accelerator, PartialState
@@ -22,11 +23,10 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_objec
 
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.errors import InputError, Interrupted, suggest
-from multitask.events import Report
 from multitask.models.device import choose_device, choose_precision
 from multitask.models.io import model_folder
 from multitask.training import checkpoint
-from multitask.training.loop import Loop, TrainingInputs
+from multitask.training.loop import Loop
 
 Config = TypeVar("Config", RunConfig, PretrainConfig)
 
@@ -46,7 +46,7 @@ _REPLACED = ".replaced-by-multitask"  # below a run that --overwrite begins: the
 _REMOVED = ".removed-by-multitask"  # the same on its way out
 
 
-def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Accelerator, Config, Path]:
+def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Config, Path, Accelerator]:
     """Makes the folder ours and writes `config.yaml` into it: every setting as used.
 
     Raises InputError when the folder holds something else, or when a setting asks for what is not here.
@@ -64,59 +64,47 @@ def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Acc
                 _give_back(out)
             raise
     accelerator.wait_for_everyone()
-    return accelerator, config, out
+    return config, out, accelerator
 
 
-class Prepared(Protocol):
-    """What a kind of training makes ready: what the loop teaches, and the model that learns it."""
+@dataclass
+class Run(Generic[Config]):
+    """A run under way: its settings with all that was chosen for them, its folder, its processes."""
 
-    @property
-    def inputs(self) -> TrainingInputs:
-        """What is taught."""
+    config: Config
+    out: Path
+    accelerator: Accelerator
+    resumes: bool
+    has_begun: bool = False
 
-    @property
-    def model(self) -> Any:
-        """What learns."""
+    def begin(self, loop: Loop) -> None:
+        """Called when all input was read and found right: from here on the run that it replaces is gone.
+
+        A resumed run continues from its newest checkpoint; raises InputError when that does not fit.
+        """
+        if self.resumes:
+            loop.restore(checkpoint.newest(self.out))
+        if self.accelerator.is_main_process:
+            _discard(self.out)
+        self.has_begun = True
 
 
-P = TypeVar("P", bound=Prepared)
+@contextmanager
+def open_run(config: Config, out: Path, overwrite: bool, resume: bool) -> Iterator[Run[Config]]:
+    """A run's folder, ours until the end; `config.yaml` is in it.
 
-
-def run_training(
-    config: Config,
-    out: Path,
-    overwrite: bool,
-    resume: bool,
-    report: Report,
-    prepare: Callable[[Config, Path, Accelerator], P],
-    finish: Callable[[Config, Loop, P], dict[str, Any]],
-) -> dict[str, Any]:
-    """A whole training of any kind: `begin`, `prepare`, the loop, `finish`; returns what `finish` does.
-
-    Raises InputError as `begin` and `prepare` do; Interrupted after Ctrl-C or SIGTERM from the first step on, with
-    everything saved. Whatever stops it before: what was begun is removed again, and what it was to replace is back.
+    Whatever stops the run before `Run.begin`: what was written is removed again, and the run that it was to replace is
+    back. Raises InputError as `begin` does.
     """
-    accelerator, config, out = begin(config, out, overwrite, resume)
+    run = Run(*begin(config, out, overwrite, resume), resume)
     try:
-        prepared = prepare(config, out, accelerator)
-        loop = Loop(config.train, config.seed, prepared.inputs, out, accelerator, prepared.model, report)
-        if resume:
-            loop.restore(checkpoint.newest(out))
+        yield run
     except BaseException:
-        if accelerator.is_main_process and not resume:  # once the input is right, the same command works
-            _give_back(out)
+        if run.accelerator.is_main_process and not resume and not run.has_begun:
+            _give_back(run.out)  # once the input is right, the same command works
         raise
-    if accelerator.is_main_process:
-        _discard(out)
-    loop.run()
-    results: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        with interruptible(out):
-            results = finish(config, loop, prepared)
-        report({"event": "done", "out": str(out), "results": results})
-    accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
-    accelerator.end_training()
-    return results
+    run.accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
+    run.accelerator.end_training()
 
 
 def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:

@@ -258,7 +258,7 @@ def test_a_run_is_replaced_only_by_one_that_begins(
         assert "train.jsonl:7" in refused(*again)
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(finetune, "_prepare", Mock(side_effect=fault))
+            patch.setattr(finetune, "_model", Mock(side_effect=fault))
             assert command(*again).exit_code == (130 if fault is KeyboardInterrupt else 1)
     assert contents(tmp_path / "run") == before
     replaces(tmp_path, again, before)

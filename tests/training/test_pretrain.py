@@ -249,7 +249,7 @@ def test_a_model_that_learns_by_heart_is_told_of(tmp_path: Path) -> None:
         (None, {"train": {"block_size": 99}}, "train.block_size 99 is longer than the model's window of 96 positions"),
         (None, {"text": {"after": ""}, "train": {"document_masking": True}}, "nothing stands between documents"),
         (None, {"train": {"blocks": "random", "stride": 3}}, "stride belongs to `blocks: grid`"),
-        (None, {"sample_prompt": "one two three four five " * 25}, "leave no room in a window of 96"),
+        (None, {"sample_prompt": "one two three four five " * 25}, "leave none in a window of 96"),
         (None, {"model": {"shape": "huge"}}, "model.shape"),
     ],
 )
