@@ -63,7 +63,7 @@ def generate(
         uniform: None: greedy. Else each token is drawn from the model's distribution, with the number in [0, 1) that
             this gives for (row, step): the same numbers, the same text, whatever shares the pass.
         reshape: changes scores before one is picked. Rows are given to it with prompt and ids written so far, padded
-            on the left with V, an id that no model writes.
+            on the left with a row's own first id: what depends on the set of ids alone ignores it.
         watch: called with each pass's tokens, ends included.
 
     Raises:
@@ -105,7 +105,8 @@ class _Picker:
         scores, at = raw, [(number, len(new)) for number, new in rows]
         if self.reshape:
             read = [torch.cat([self.prompts[number], torch.tensor(new, dtype=torch.long)]) for number, new in rows]
-            ids = pad_sequence(read, batch_first=True, padding_value=raw.shape[-1], padding_side="left")
+            width = max(len(row) for row in read)  # an id of V as padding is an error in transformers before 5.23
+            ids = torch.stack([torch.cat([row[:1].expand(width - len(row)), row]) for row in read])
             scores = self.reshape(ids.to(raw.device), raw)
         if not scores.amax(-1).isfinite().all():
             raise InputError(

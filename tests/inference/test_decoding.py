@@ -155,6 +155,19 @@ def test_sampling_is_the_same_whatever_shares_the_pass(model: Any) -> None:
         assert generate(model, [prompt], 8, {7}, 5000, **alone) == [together[row]]
 
 
+def test_reshaping_sees_ids_of_the_row_alone(model: Any) -> None:
+    """Transformers before 5.23 raise for padding that is no id of the vocabulary."""
+    given, seen = prompts(), set()
+
+    def remember(ids: Tensor, scores: Tensor) -> Tensor:
+        seen.update(frozenset(row) for row in ids.tolist())
+        return scores
+
+    found = generate(model, given, 3, set(), 5000, reshape=remember)
+    assert len({len(prompt) for prompt in given}) > 1, "some rows are padded"
+    assert seen == {frozenset(p + n[:step]) for p, (n, _) in zip(given, found, strict=True) for step in range(3)}
+
+
 def test_one_candidate_is_greedy(model: Any) -> None:
     given = prompts()
     drawn = generate(model, given, 8, {7}, 5000, uniform=uniform, reshape=reshaping(SamplingConfig(top_k=1)))
