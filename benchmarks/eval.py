@@ -1,9 +1,9 @@
-"""Scoring speed beside lm-evaluation-harness, writing speed beside transformers' `generate`: the same model and rows.
+"""Scoring speed beside lm-evaluation-harness, generation speed beside transformers' `generate`, on the same rows.
 
 `python benchmarks/eval.py --rounds 3` trains a small model for two minutes, then asks it the same questions in turns,
 each arm in a process of its own, checks that the answers are equal, and writes `benchmarks/eval.md`:
 
-| choosing among three answers, 8 demonstrations | rows/s | ours is faster by | peak memory |
+| choosing among three answers, 8 demonstrations | rows/s | speed-up of ours | peak memory |
 
 `make bench-eval` makes the environment.
 """
@@ -46,8 +46,8 @@ TRAIN = {
 NUM_STEPS = 240
 MOST_NATS = 1e-4  # two log-likelihoods further apart than this are not the same
 MOST_TIE = 1e-5  # two logits further apart than this are no tie
-CHOOSING, WRITING = ("ours choosing", "harness"), ("ours writing", "padded generate")
-LARGER = ("ours choosing, more rows", "ours writing, more rows")
+CHOOSING, WRITING = ("ours choosing", "harness"), ("ours generating", "padded generate")
+LARGER = ("ours choosing, more rows", "ours generating, more rows")
 ARMS = (*CHOOSING, *WRITING, *LARGER)
 
 
@@ -153,9 +153,9 @@ def _prompts_to_write(work: Path, root: Path, tasks: Any, tokenizer: Any, num_te
 
 
 def _spread(numbers: Sequence[int]) -> dict[str, float]:
-    """Least, quartiles, most and mean."""
+    """Minimum, quartiles, maximum and mean."""
     quantiles = np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]).round().astype(int).tolist()
-    names = ("least", "lower quartile", "median", "upper quartile", "most")
+    names = ("min", "lower quartile", "median", "upper quartile", "max")
     return {**dict(zip(names, quantiles, strict=True)), "mean": round(statistics.mean(numbers), 1)}
 
 
@@ -285,10 +285,10 @@ def padded_generate(work: Path, file: str) -> tuple[dict[str, Any], list[list[in
 RUN: dict[str, tuple[Callable[[Path, str], tuple[dict[str, Any], Any]], str]] = {
     "ours choosing": (ours_choosing, "nli.jsonl"),
     "harness": (harness, "nli.jsonl"),
-    "ours writing": (ours_writing, "texts.jsonl"),
+    "ours generating": (ours_writing, "texts.jsonl"),
     "padded generate": (padded_generate, "texts.jsonl"),
     "ours choosing, more rows": (ours_choosing, "nli-more.jsonl"),
-    "ours writing, more rows": (ours_writing, "texts-more.jsonl"),
+    "ours generating, more rows": (ours_writing, "texts-more.jsonl"),
 }
 
 
@@ -296,7 +296,7 @@ RUN: dict[str, tuple[Callable[[Path, str], tuple[dict[str, Any], Any]], str]] = 
 
 
 def run_arm(work: Path, arm: str) -> dict[str, Any]:
-    """One arm in a process of its own; raises RuntimeError with the end of its output when it fails."""
+    """One arm in its own process; raises RuntimeError with the end of its output when it fails."""
     command = [sys.executable, __file__, "--arm", arm, "--work", str(work)]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
     with tempfile.TemporaryFile("w+") as errors:
@@ -376,18 +376,18 @@ def markdown(
     both = [results[arm] for arm in WRITING]
     sets = {name: [[run["by_set"][name] for run in runs] for runs in both] for name in facts["texts"]}
     ties = f" but {texts['num_ties']}, ties within {MOST_TIE:.0e}" if texts["num_ties"] else ""
-    taught = ", ".join(f"{source}.train" for name in WRITTEN for source in SOURCES[name])
+    trained_on = ", ".join(f"{source}.train" for name in WRITTEN for source in SOURCES[name])
     return "\n".join(
         [
-            "# Scoring and writing speed",
+            "# Speed of scoring and generation",
             "",
             f"- Choosing among three answers after {NUM_SHOTS} demonstrations: "
             f"{_times(*(results[arm] for arm in CHOOSING))} the rows/s of lm-evaluation-harness {harness_version}. "
             f"All {choices['num_pairs']:,} log-likelihoods are equal within {choices['furthest']:.0e}, all predictions "
             "are equal.",
-            f"- Writing greedily: {_times(*both)} the rows/s of transformers' padded `generate`; "
+            f"- Greedy generation: {_times(*both)} the rows/s of transformers' padded `generate`; "
             + "; ".join(f"{name}: {_times(*runs)}" for name, runs in sets.items())
-            + f". The same text in all {num_texts} rows{ties}.",
+            + f". The same text for all {num_texts} rows{ties}.",
             f"- Memory with {MANY} times the rows: "
             + "; ".join(
                 _memory(results, arm, larger) for arm, larger in zip((CHOOSING[0], WRITING[0]), LARGER, strict=True)
@@ -396,27 +396,32 @@ def markdown(
             "",
             *_table("choosing", results, CHOOSING),
             "",
-            *_table("writing", results, WRITING),
+            *_table("generation", results, WRITING),
             "",
-            f"- ours choosing: `multitask.inference.scoring.choice_nll`, {BATCH_TOKENS:,} tokens a pass.",
+            f"- ours choosing: `multitask.inference.scoring.choice_nll`, {BATCH_TOKENS:,} tokens per forward pass.",
             f"- harness: `lm_eval.simple_evaluate`, `HFLM` with batch size {BATCH}, a custom task of the same strings.",
-            f"- ours writing: `multitask.inference.decoding.generate`, {BATCH} rows at work, each until it is done.",
-            f"- padded generate: `model.generate`, batches of {BATCH} rows sorted by length, padded on the left, each "
-            "until its longest answer is done.",
+            f"- ours generating: `multitask.inference.decoding.generate`, a decoding batch of "
+            f"{BATCH} rows, each until it ends.",
+            f"- padded generate: `model.generate`, batches of {BATCH} rows sorted by length, left-padded, each until "
+            "its longest answer ends.",
             "",
             "## How it was measured",
             "",
-            f"- n = {len(both[0])} rounds, arms in turns, each run in a process of its own, fp32 throughout. Timed "
-            "from strings to log-likelihoods, and from strings to ids: tokenizing is in it; imports, loading and, of "
-            "the harness, building requests and averaging are not. The column per CPU second divides by the process's "
-            "CPU time instead, which other work on the machine disturbs less. Peak memory is the process's largest "
+            f"- n = {len(both[0])} rounds, arms interleaved, each run in its own process, fp32 throughout. Timed "
+            "from strings to log-likelihoods, and from strings to ids: tokenization is included; imports, loading "
+            "and, for the harness, building requests and averaging are not. The column per CPU second divides by the "
+            "process's "
+            "CPU time instead, which is less affected by other work on the machine. Peak memory is the process's "
+            "largest "
             "resident set, imports included, the largest of its rounds.",
             f"- Choosing: the first {facts['num_rows']} rows of nli_ko_klue.test, `nli`'s plain Korean prompt, the "
             f"first {NUM_SHOTS} training rows as demonstrations, blank lines between. Tokens: {facts['shown_tokens']} "
             f"of demonstrations, prompts {_words(facts['prompt_tokens'])}; answers "
-            f"{', '.join(map(str, facts['word_tokens']))}. Nobody taught the model to answer so: it chose "
-            f"{choices['num_classes']} of the three answers at all, {choices['accuracy']:.0%} of them right.",
-            f"- Writing: test rows, prompts as the model was taught, at most {MAX_NEW_TOKENS} new tokens.",
+            f"{', '.join(map(str, facts['word_tokens']))}. The model was not trained on this prompt: it "
+            f"chose {choices['num_classes']} of the three answers at least once; {choices['accuracy']:.0%} of its "
+            f"choices were "
+            "correct.",
+            f"- Generation: test rows, prompts in the pattern of training, at most {MAX_NEW_TOKENS} new tokens.",
             *(
                 f"  - {name}: {num} rows on {facts['passages'][name]} passages. Tokens of prompts: "
                 f"{_words(facts['text_tokens'][name])}; of answers: {_words(texts['lengths'][name])}."
@@ -426,11 +431,11 @@ def markdown(
             f"- Model: a GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters ({MODEL['n_layer']} layers, width "
             f"{MODEL['n_embd']}, {MODEL['n_head']} heads, window {MODEL['n_positions']:,}, {facts['vocabulary']:,} "
             f"tokens), trained by `multitask.train` for {facts['num_steps']} steps of {TRAIN['batch_tokens']:,} tokens "
-            f"of {taught} ({facts['trained_s']} s, seed {SEED}), so that answers end, and at different lengths.",
+            f"of {trained_on} ({facts['trained_s']} s, seed {SEED}), so that answers end, and at different lengths.",
             f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
             f"- Python {platform.python_version()}, {versions}{commit()}.",
             f"- Command: `{command}`",
-            *(["", "## What was noticed", "", *(f"- {note}" for note in notes)] if notes else []),
+            *(["", "## Observations", "", *(f"- {note}" for note in notes)] if notes else []),
             "",
         ]
     )
@@ -458,7 +463,7 @@ def _words(spread: dict[str, float]) -> str:
 
 def _table(title: str, results: dict[str, list[dict[str, Any]]], pair: tuple[str, str]) -> list[str]:
     lines = [
-        f"| {title} | rows/s, median [least-most] | ours is faster by | per CPU second | peak memory |",
+        f"| {title} | rows/s, median [min-max] | speed-up of ours | per CPU second | peak memory |",
         "|---|---|---|---|---|",
     ]
     for arm in pair:

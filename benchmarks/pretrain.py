@@ -5,7 +5,7 @@
 checks that all arms compute the same losses, encodes 18 MB of text beside the `tokenizers` library alone, and writes
 `benchmarks/pretrain.md`:
 
-| arm | tokens/s | ours is faster by | peak memory |
+| arm | tokens/s | speed-up of ours | peak memory |
 
 `make bench-pretrain` makes the environment.
 """
@@ -33,7 +33,7 @@ SHAPES = {"korean": "korean_pretrain", "shakespeare": "shakespeare"}
 STEPS = {"korean": (10, 30), "shakespeare": (50, 300)}  # of one log line, which come first, and those that are timed
 OURS, PLAIN, TRAINER = "ours", ("plain sdpa", "plain eager"), ("trainer sdpa", "trainer eager")
 CHECKED_STEPS = 5
-MOST_NATS = 1e-4  # two losses further apart than this are not the same
+MOST_NATS = 1e-4  # two losses further apart than this are not equal
 TEXTS = ("lm_en_wikitext2", "lm_ko_kaist", "lm_ko_novels")
 REPEATS = 4  # of these files, about 18 MB
 LIBRARY = ("encode_batch", "encode_batch_fast")
@@ -362,7 +362,7 @@ def _encode_to_file(work: Path, root: Path, is_by_line: bool, num_bytes: int) ->
 
 
 def run_child(work: Path, root: Path, part: str, arm: str) -> dict[str, Any]:
-    """One arm in a process of its own; raises RuntimeError with the end of its output when it fails."""
+    """One arm in its own process; raises RuntimeError with the end of its output when it fails."""
     command = [sys.executable, __file__, "--part", part, "--arm", arm, "--work", str(work), "--data", str(root)]
     environment = SPIN | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(work / "home")}
     with tempfile.TemporaryFile("w+") as errors:
@@ -454,45 +454,47 @@ def markdown(
             *(line for shape in SHAPES for line in [*_table(f"training, {shape}", results[shape], "tokens/s", 1), ""]),
             *_table("encoding", encoding, "MB/s", 1e6),
             "",
-            "- ours: `multitask.api.pretrain`, logging to its file; `tokenization.token_file.token_file` with an "
-            "empty cache.",
+            "- ours: `multitask.api.pretrain`, logging to its file; `multitask.tokenization.token_file.token_file` "
+            "with an empty cache.",
             "- plain: `GPT2LMHeadModel` with labels, backward, clipping, AdamW (fused), and no logging, with either of "
-            "the attentions that transformers has for a CPU; blocks are drawn beforehand, which ours does as it goes.",
-            "- trainer: `Trainer`, logging as ours, no progress bar, its data loader as it comes, over blocks drawn "
+            "the attention implementations that transformers has for a CPU; blocks are sampled beforehand, which ours "
+            "does during training.",
+            "- trainer: `Trainer`, logging as ours, no progress bar, its default data loader, over blocks sampled "
             "beforehand; with the attention of the faster plain loop.",
             "- encode_batch, encode_batch_fast (without offsets): the `tokenizers` library alone, in one call over all "
-            f"text in memory: the {text['pieces']:,} pieces that ours cuts files into, or {text['lines']:,} lines that "
-            "are not empty. Reading text, taking ids out of its encodings, counting and writing are not in it; in ours "
-            "they are.",
+            f"text in memory: the {text['pieces']:,} pieces that ours splits files into, or {text['lines']:,} "
+            "non-empty lines. Reading text, extracting ids from its encodings, counting and writing are not included; "
+            "in ours they are.",
             "",
-            "## The same numbers",
+            "## Equal results",
             "",
-            f"Losses of the first {len(losses['korean'][OURS])} steps from the same weights, fp32, no dropout; the "
-            f"same: no arm further than {MOST_NATS:g} from ours, which are written with five decimals.",
+            f"Losses of the first {len(losses['korean'][OURS])} steps from the same weights, fp32, no dropout; "
+            f"equal: no arm differs from ours by more than {MOST_NATS:g}. Losses are shown with five decimals.",
             "",
             *(line for shape in SHAPES for line in [*_losses(shape, losses[shape]), ""]),
             *(_ids_agree(kind, encoding) for kind in ENCODING),
             "",
             "## How it was measured",
             "",
-            f"- n = {len(encoding[OURS])} rounds, arms in turns, each run in a process of its own. Where another's "
-            "work can be done in two ways, both run in the first round, from then on the faster one. Timed is from "
-            "the first log line to the last, logging included; imports, loading, the first steps, validation and "
-            "saving are not in it. The column per CPU second divides by the process's CPU time instead, which other "
-            "work on the machine disturbs less. Peak memory is the process's largest resident set, imports and all "
-            "text or blocks it holds included, the largest of its rounds.",
+            f"- n = {len(encoding[OURS])} rounds, arms interleaved, each run in its own process. Where another "
+            "library has two ways, both run in the first round, afterwards only the faster one. Timed from the first "
+            "log line to the last, logging included; imports, loading, the first steps, validation and "
+            "saving are not included. The column per CPU second divides by the process's CPU time instead, which is "
+            "less affected by other work on the machine. Peak memory is the process's largest resident set, including "
+            "imports and all text or blocks in memory, the largest of its rounds.",
             *(f"- {shape}: {_describe(shape, facts['shapes'][shape])}" for shape in SHAPES),
-            f"- All arms: fused AdamW with a constant learning rate and without weight decay (the Trainer would decay "
-            f"other parameters than ours), bf16 as autocast over fp32 weights, the same weights at the start (seed "
+            f"- All arms: fused AdamW with a constant learning rate and without weight decay (the Trainer would apply "
+            f"it to other parameters than ours), bf16 as autocast over fp32 weights, the same weights at the start "
+            f"(seed "
             f"{SEED}), `gelu_pytorch_tanh`, no key-value cache; {' '.join(f'`{k}={v}`' for k, v in SPIN.items())}, "
-            "which the command line of ours sets.",
+            "which our command line sets.",
             f"- Encoding: {text['files']} files ({', '.join(f'{name}.*.txt' for name in TEXTS)}), {text['repeats']} "
             f"times over, {text['bytes'] / 1e6:.1f} MB (of 10^6 bytes), with the Korean shape's byte-level tokenizer.",
             f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
             f"{f', OMP_NUM_THREADS={threads}' if threads else ''}.",
             f"- Python {platform.python_version()}, {versions}{commit()}.",
             f"- Command: `{command}`",
-            *(["", "## What was noticed", "", *(f"- {note}" for note in notes)] if notes else []),
+            *(["", "## Observations", "", *(f"- {note}" for note in notes)] if notes else []),
             "",
         ]
     )
@@ -526,7 +528,7 @@ def _ratio(results: dict[str, list[dict[str, Any]]], ours: str, theirs: str) -> 
 def _table(title: str, results: dict[str, list[dict[str, Any]]], unit: str, scale: float) -> list[str]:
     form = ",.0f" if scale == 1 else ",.2f"
     lines = [
-        f"| {title} | {unit}, median [least-most] | ours is faster by | per CPU second | peak memory |",
+        f"| {title} | {unit}, median [min-max] | speed-up of ours | per CPU second | peak memory |",
         "|---|---|---|---|---|",
     ]
     for arm, runs in results.items():
@@ -543,7 +545,7 @@ def _table(title: str, results: dict[str, list[dict[str, Any]]], unit: str, scal
 
 def _losses(shape: str, losses: dict[str, list[float]]) -> list[str]:
     apart = furthest(losses)
-    verdict = "the same" if apart <= MOST_NATS else "NOT the same"
+    verdict = "equal" if apart <= MOST_NATS else "NOT equal"
     steps = " | ".join(f"step {number + 1}" for number in range(len(losses[OURS])))
     return [
         f"| {shape}: {verdict}, at most {apart:.1e} apart | {steps} |",

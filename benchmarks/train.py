@@ -3,7 +3,7 @@
 `python benchmarks/train.py --rounds 5` runs ours, TRL as it comes, TRL packed (two ways), TRL grouped by length, and
 again, each time in a process of its own, and writes `benchmarks/train.md`:
 
-| arm | useful tokens/s | ours is faster by | peak memory |
+| arm | useful tokens/s | speed-up of ours | peak memory |
 
 Useful tokens are those of examples; padding is work, but not useful work. `make bench-train` makes the environment.
 """
@@ -34,16 +34,16 @@ SEED = 7
 MODEL = {"vocab_size": 8000, "n_layer": 8, "n_head": 6, "n_embd": 384, "n_positions": BLOCK}
 OPTIMIZER = {"learning_rate": 5e-4, "weight_decay": 0.01}
 ARMS = {
-    "ours": "packed, 4 blocks of at most 1,024 tokens a step, in one pass, examples apart",
-    "trl default": "`SFTTrainer` as it comes: 8 rows a step, padded, gradient checkpointing",
-    "trl packing": "`packing=True`, 4 blocks of at most 1,024 tokens a step, in one pass, no checkpointing",
+    "ours": "packed, 4 blocks of at most 1,024 tokens per step, in one forward pass, examples masked from each other",
+    "trl default": "`SFTTrainer` with its defaults: 8 rows per step, padded, gradient checkpointing",
+    "trl packing": "`packing=True`, 4 blocks of at most 1,024 tokens per step, in one forward pass, no checkpointing",
     "trl packing wrapped": (
-        '`packing_strategy="wrapped"`: the same without keeping examples apart, cut wherever a block ends; it learns '
-        "something else, but takes no mask"
+        '`packing_strategy="wrapped"`: the same without masking examples from each other, split wherever a block '
+        "ends; a different training objective, but no mask is needed"
     ),
     "trl group-by-length": (
-        f"about 4,096 tokens a step, in passes of {GROUPED_ROWS} rows of like length, no checkpointing; rows are "
-        "sorted over the whole round, which pads less than its own sampler would with so few rows"
+        f"about 4,096 tokens per step, in forward passes of {GROUPED_ROWS} rows of similar length, no checkpointing; "
+        "rows are sorted over the whole round, which pads less than its own sampler would with so few rows"
     ),
 }
 
@@ -306,7 +306,7 @@ def markdown(
         for n, ours in enumerate(results["ours"])
     ]
     table = [
-        "| arm | useful tokens/s, median [least-most] | ours is faster by | per CPU second | peak memory |",
+        "| arm | useful tokens/s, median [min-max] | speed-up of ours | per CPU second | peak memory |",
         "|---|---|---|---|---|",
     ]
     for arm, runs in results.items():
@@ -327,9 +327,9 @@ def markdown(
     )
     return "\n".join(
         [
-            "# Training speed beside TRL",
+            "# Training speed compared with TRL",
             "",
-            f"Ours against TRL's fastest arm ({best}): **{speed['ours'] / speed[best]:.2f} times** its tokens/s "
+            f"Ours compared with TRL's fastest arm ({best}): **{speed['ours'] / speed[best]:.2f} times** its tokens/s "
             f"(by round: {', '.join(f'{r:.2f}' for r in by_round)}), {memory['ours'] / memory[best]:.2f} times its "
             "peak memory.",
             "",
@@ -339,25 +339,27 @@ def markdown(
             "",
             "## How it was measured",
             "",
-            f"- n = {num_rounds} rounds, arms in turns, each run in a process of its own: one pass over the round's "
-            f"{sum(facts['rows'].values()) / num_rounds:,.0f} rows, the same for all arms, other rows in each round. "
-            "Timed from the beginning of the first step to the end of the last, collation and first-step costs "
-            "included; tokenizing comes before. The column per CPU second divides by the process's CPU time instead, "
-            "which other work on the machine disturbs less. Peak memory is the process's largest resident set, "
+            f"- n = {num_rounds} rounds, arms interleaved, each run in its own process: one epoch over the round's "
+            f"{sum(facts['rows'].values()) / num_rounds:,.0f} rows, the same for all arms, different rows in each "
+            f"round. "
+            "Timed from the beginning of the first step to the end of the last, including collation and first-step "
+            "costs; tokenization is done before. The column per CPU second divides by the process's CPU time instead, "
+            "which is less affected by other work on the machine. Peak memory is the process's largest resident set, "
             "imports included, the largest of its rounds.",
             "- Useful tokens are prompt and target tokens of examples, without padding.",
-            f"- Data: the training rows of {', '.join(SOURCES.values())}, drawn in proportion: {rows}. "
-            f"{facts['num_left_out']} rows longer than {BLOCK} tokens were left out. The loss falls on the target.",
+            f"- Data: the training rows of {', '.join(SOURCES.values())}, sampled in proportion: {rows}. "
+            f"{facts['num_left_out']} rows longer than {BLOCK} tokens were left out. The loss is taken on the target.",
             f"- TRL gets the same rows as `prompt` and `completion` strings with our markers and the same tokenizer "
-            f"({facts['vocabulary']:,} tokens); that it reads them as our ids was checked for every row.",
-            f"- Model: an empty GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters ({MODEL['n_layer']} layers, "
+            f"({facts['vocabulary']:,} tokens); that its ids equal ours was checked for every row.",
+            f"- Model: a randomly initialised GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters "
+            f"({MODEL['n_layer']} layers, "
             f"width {MODEL['n_embd']}, {MODEL['n_head']} heads, `gelu_pytorch_tanh`), the same weights for all "
             f"arms (seed {SEED}). Precision {facts['precision']} (autocast over fp32 weights), AdamW (fused), clipping "
             "at 1.",
             f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
             f"- Python {platform.python_version()}, {versions}{commit()}.",
             f"- Command: `{command}`",
-            *(["", "## What was noticed", "", *(f"- {note}" for note in notes)] if notes else []),
+            *(["", "## Observations", "", *(f"- {note}" for note in notes)] if notes else []),
             "",
         ]
     )
