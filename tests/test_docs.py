@@ -5,6 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+from multitask.config.loading import load
+from multitask.config.run import RunConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -40,6 +44,14 @@ def test_the_tour_names_symbols_where_they_are_defined(page: str) -> None:
         source = (ROOT / path).read_text("utf-8")
         for part in symbol.split("."):
             assert re.search(rf"\b(?:class|def) {part}\b", source), f"{path} does not define {part}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/data.md", "docs/results.md"])
+def test_yaml_in_a_page_is_valid_settings(page: str) -> None:
+    found = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    assert found
+    for text in found:
+        load(RunConfig, yaml.safe_load(text), where=page)
 
 
 def test_missing_links_and_files_are_found() -> None:
