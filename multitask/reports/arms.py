@@ -3,13 +3,13 @@
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from multitask.evaluation import metrics
-from multitask.evaluation.bootstrap import interval_over_seeds
-from multitask.evaluation.schema import Spread
+from multitask.evaluation.bootstrap import interval_over_runs
+from multitask.evaluation.schema import Shots, Spread
 from multitask.reports.results import Run
 
 
@@ -18,7 +18,7 @@ class Score:
     """A score of an arm.
 
     value: the mean over its runs.
-    low, high: 95 % interval over rows, of several runs over rows and seeds.
+    low, high: 95 % interval over rows; of several runs, over rows and runs.
     sd: standard deviation over runs or draws; None for a single one.
     num: how many runs or draws; `over` says which of the two.
     """
@@ -118,16 +118,26 @@ def _plain(run: Run) -> dict[str, dict[str, Score]]:
     }
 
 
-def _prompted(run: Run, num: int) -> dict[str, dict[str, Score]]:
+def _prompted(run: Run, num_shots: int) -> dict[str, dict[str, Score]]:
     found: dict[str, dict[str, Score]] = {}
     for task, scores in run.results.tasks.items():
-        if (shots := scores.per_shot.get(num)) is not None:
-            spreads: Mapping[str, Spread] = {shots.metric: shots} | shots.metrics | {shots.metric: shots}
-            found[task] = {
-                name: Score(s.mean, s.low, s.high, s.sd, max(1, len(shots.draws)), "draws")
-                for name, s in spreads.items()
-            }
+        if (shots := scores.per_shot.get(num_shots)) is not None:
+            num = max(1, len(shots.draws))
+            found[task] = {name: _of_draws(spread, num, _most(name)) for name, spread in spreads(shots).items()}
     return found
+
+
+def spreads(shots: Shots) -> dict[str, Spread]:
+    """By metric, the main one first."""
+    return {shots.metric: shots} | shots.metrics | {shots.metric: shots}
+
+
+def _of_draws(spread: Spread, num: int, most: float) -> Score:
+    """The score over draws of demonstrations; results files hold the interval over rows alone."""
+    low, high = spread.low, spread.high
+    if low is not None and high is not None and spread.sd is not None and num > 1:
+        low, high = _over_rows_and_runs(spread.mean, low, high, spread.sd, num, most)
+    return Score(spread.mean, low, high, spread.sd, num, "draws")
 
 
 def _over_runs(parts: Sequence[dict[str, dict[str, Score]]]) -> dict[str, dict[str, Score]]:
@@ -146,16 +156,23 @@ def _most(metric: str) -> float:
 
 
 def _mean(scores: Sequence[Score], most: float = float("inf")) -> Score:
-    """most: the interval over few seeds may be wider than the metric's range; it is clipped to it."""
+    """Of several runs their mean; `most` is the largest value of the metric."""
     if len(scores) == 1:
         return scores[0]
     values = [score.value for score in scores]
+    mean, sd = statistics.fmean(values), statistics.stdev(values)
     lows, highs = ([end for score in scores if (end := getattr(score, name)) is not None] for name in ("low", "high"))
     low = high = None
     if len(lows) == len(highs) == len(values):
-        low, high = interval_over_seeds(values, lows, highs)
-        low, high = max(0.0, low), min(most, high)
-    return Score(statistics.fmean(values), low, high, statistics.stdev(values), len(values), "seeds")
+        # Runs share their rows, so the half-widths are averaged: of their mean they are no wider.
+        low, high = _over_rows_and_runs(mean, statistics.fmean(lows), statistics.fmean(highs), sd, len(values), most)
+    return Score(mean, low, high, sd, len(values), "seeds")
+
+
+def _over_rows_and_runs(mean: float, low: float, high: float, sd: float, num: int, most: float) -> tuple[float, float]:
+    """The interval within the metric's range, 0 to `most`: of few runs it may be wider."""
+    low, high = interval_over_runs(mean, low, high, sd, num)
+    return max(0.0, low), min(most, high)
 
 
 def _baselines(runs: Sequence[Run]) -> list[Arm]:

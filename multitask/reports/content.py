@@ -11,7 +11,7 @@ from typing import Any
 from multitask.errors import InputError, suggest
 from multitask.evaluation.bootstrap import Effect, effect, holm
 from multitask.reports import pages
-from multitask.reports.arms import Arm
+from multitask.reports.arms import Arm, spreads
 from multitask.reports.compared_task import NUM_RESAMPLES, ComparedTask, abridged
 from multitask.reports.results import Run
 
@@ -187,6 +187,10 @@ def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Co
             rules = {name: rule.mean for name, rule in shots[0].rules.items()}
             point = {"group": arm.group, "arm": arm.name, "task": task.name, "metric": task.metric, "shots": arm.shots}
             point |= asdict(score) | {"num_fitted": round(statistics.fmean(fitted), 2) if fitted else None}
+            rows = [spreads(each)[task.metric] for each in shots]  # the band is over rows alone
+            for end in ("low", "high"):
+                ends = [value for spread in rows if (value := getattr(spread, end)) is not None]
+                point[end] = statistics.fmean(ends) if len(ends) == len(rows) else None
             points.append(point | {"rules": rules})
     return points
 

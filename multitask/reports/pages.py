@@ -52,7 +52,7 @@ EXPLAINED = {
     "significance": "Paired bootstrap over rows ({:,} resamples, the same for all arms), two-sided; of an arm with "
     "several seeds or draws the mean is tested, with their variance. p (Holm) is corrected for the {} comparisons with "
     "this arm.",
-    "one_seed": "Seed noise is not in the intervals and p-values of arms with one seed or draw: {}.",
+    "one_seed": "One seed or draw: {}. Their seed noise is not in the intervals and p-values.",
     "dropped": "{}: windows differ, so arms scored between {:,} and {:,} rows; tests use the {:,} that all have.",
     "few_shot": "Two different uncertainties: sd, drawn as error bars, is over draws of demonstrations; the interval, "
     "drawn as a band, is over rows. Fitted: demonstrations that the window had room for.",
@@ -103,7 +103,7 @@ def markdown(content: Content, drawn: Mapping[str, str], costs: Mapping[str, str
         explained=EXPLAINED,
         scores=_scores(content),
         tests=_tests(tests),
-        one_seed=[arm["name"] for arm in content["arms"] if arm["num_runs"] == 1],
+        one_seed=[arm["name"] for arm in content["arms"] if arm["num_runs"] == 1 and arm["shots"] != 0],
         windows=[
             (name, task["num_rows"][0], task["num_rows"][-1], task["num_paired"])
             for name, task in content["tasks"].items()

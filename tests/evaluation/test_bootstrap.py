@@ -7,7 +7,7 @@ from scipy import stats
 
 from multitask.evaluation import bootstrap as evaluation_bootstrap
 from multitask.evaluation import metrics
-from multitask.evaluation.bootstrap import Resampled, Sample, bootstrap, effect, holm, interval_over_seeds, sample
+from multitask.evaluation.bootstrap import Resampled, Sample, bootstrap, effect, holm, interval_over_runs, sample
 
 ACCURACY = metrics.build("accuracy", "en")
 MACRO_F1 = metrics.build("macro_f1", "en")
@@ -118,18 +118,28 @@ def test_holm_by_hand() -> None:
 # ---------------------------------------------------------------- seeds
 
 
-def rejected(rng: np.random.Generator, num_seeds: int, sd: float, row_error: float, gain: float = 0.0) -> float:
+def rejected(
+    rng: np.random.Generator,
+    num_seeds: int,
+    sd: float,
+    row_error: float,
+    gain: float = 0.0,
+    second_is_deterministic: bool = False,
+) -> float:
     """Fraction of 2,000 comparisons found significant at 5 %: two systems, `gain` apart, of `num_seeds` seeds each.
 
     sd: of a seed's score around its system's. row_error: standard error of the difference over rows.
+    second_is_deterministic: it has one run, without seed noise (a prompt without demonstrations).
     """
     num_significant = 0
     for trial in range(2000):
-        seeds = rng.normal(0.5, sd, (2, num_seeds))
+        seeds = list(rng.normal(0.5, sd, (2, num_seeds)))
+        if second_is_deterministic:
+            seeds[1] = np.array([0.5])
         shift = rng.normal(0, row_error)  # what these rows do to the difference, and what resampling them shows
         rows = np.concatenate([[0.0], rng.normal(0, row_error, 400)])
         first, second = (
-            Resampled(each.mean() + moved, float(each.var(ddof=1)) / num_seeds if num_seeds > 1 else 0.0, num_seeds)
+            Resampled(each.mean() + moved, float(each.var(ddof=1)) / len(each) if len(each) > 1 else 0.0, len(each))
             for each, moved in zip(seeds, (rows + shift + gain, np.zeros(401)), strict=True)
         )
         num_significant += effect(first, second, seed=trial).p < 0.05
@@ -142,6 +152,13 @@ def test_equal_systems_with_seed_noise_are_rarely_significant(num_seeds: int, ro
     """Seed noise of 2 points; by rows alone 25 to 45 % of the comparisons would be significant."""
     rate = rejected(np.random.default_rng(num_seeds), num_seeds, 0.02, row_error)
     assert 0.02 <= rate <= 0.07
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+@pytest.mark.parametrize("row_error", [0.005, 0.02])
+def test_a_system_with_seed_noise_against_one_without(num_seeds: int, row_error: float) -> None:
+    rng = np.random.default_rng(num_seeds)
+    assert rejected(rng, num_seeds, 0.02, row_error, second_is_deterministic=True) <= 0.07
 
 
 def test_rows_alone_would_not_hold_the_level() -> None:
@@ -160,15 +177,16 @@ def test_without_seed_noise_nothing_is_lost_and_large_differences_are_found() ->
     assert 0.03 <= rejected(rng, 2, 0.0, 0.02) <= 0.07
     assert rejected(rng, 2, 0.02, 0.02, gain=0.1) > 0.7
     assert rejected(rng, 3, 0.02, 0.02, gain=0.1) > 0.9
+    assert rejected(rng, 3, 0.02, 0.01, gain=0.1, second_is_deterministic=True) > 0.9
 
 
-def test_the_interval_of_a_mean_over_seeds_by_hand() -> None:
-    """Rows +-0.098 (a standard error of 0.05), seeds 0.6 and 0.7: variance 0.005 / 2; Satterthwaite by hand."""
-    low, high = interval_over_seeds([0.6, 0.7], [0.502, 0.602], [0.698, 0.798])
+def test_the_interval_of_a_mean_over_runs_by_hand() -> None:
+    """Rows +-0.098 (a standard error of 0.05), runs 0.6 and 0.7: variance 0.005 / 2; Satterthwaite by hand."""
+    low, high = interval_over_runs(0.65, 0.552, 0.748, 0.005**0.5, 2)
     total, between = 0.05**2 + 0.0025, 0.0025
     quantile = float(stats.t.ppf(0.975, total**2 / between**2))
     assert (low, high) == pytest.approx((0.65 - quantile * total**0.5, 0.65 + quantile * total**0.5), abs=1e-4)
-    assert interval_over_seeds([0.6, 0.6], [0.5, 0.5], [0.7, 0.7]) == pytest.approx((0.5, 0.7)), "no seed noise: rows"
+    assert interval_over_runs(0.6, 0.5, 0.7, 0.0, 2) == pytest.approx((0.5, 0.7)), "no seed noise: rows"
 
 
 def test_the_interval_over_rows_is_scipys() -> None:

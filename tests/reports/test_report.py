@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reports
-from reports import answers, trained, write, write_shots
+import report_files
+from report_files import answers, trained, write, write_shots
 
 from multitask.errors import InputError
 from multitask.evaluation import metrics
@@ -135,6 +135,24 @@ def test_significance_by_hand(tmp_path: Path) -> None:
     assert "<option selected>single-nli</option>" in page
 
 
+def test_the_report_names_arms_whose_seed_noise_is_not_known(tmp_path: Path) -> None:
+    """One seed, or one draw of demonstrations; without demonstrations nothing is drawn."""
+    paths = suite(tmp_path)
+    write(tmp_path / "x.json", "once", {"nli": answers(GOOD, GOLD)})
+    content, page, markdown = made(paths, tmp_path / "out", against="multitask")
+    assert {arm["name"]: arm["num_runs"] for arm in content["arms"] if arm["num_runs"]} == {
+        "multitask": 2,
+        "single-nli": 2,
+        "0-shot": 1,
+        "4-shot": 2,
+        "once": 1,
+    }
+    tested = {test["arm"]: test["has_seed_noise"] for test in content["comparisons"]["multitask"]}
+    assert tested == {"single-nli": True, "0-shot": False, "4-shot": True, "once": False}
+    for text in (page, markdown):
+        assert "One seed or draw: once. Their seed noise is not in the intervals and p-values." in text
+
+
 def test_rows_are_matched_by_id_not_by_place(tmp_path: Path) -> None:
     """The same answers in another order are the same answers: no difference, and none on any resample."""
     rows = answers(GOOD, GOLD)
@@ -168,7 +186,10 @@ def test_less_is_better_of_bits_per_byte(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json.predictions" / "gen.jsonl").write_text("\n".join(map(json.dumps, rows)))
         content = json.loads(path.read_text())
         bits = metrics.score(metrics.build("bits_per_byte", "en"), [row["nll"] for row in rows])
-        content["tasks"]["gen"]["metrics"] = {"perplexity": reports.score(9), "bits_per_byte": reports.score(bits)}
+        content["tasks"]["gen"]["metrics"] = {
+            "perplexity": report_files.score(9),
+            "bits_per_byte": report_files.score(bits),
+        }
         content["tasks"]["gen"]["baselines"] = {}
         path.write_text(json.dumps(content))
     content, _, _ = made([tmp_path], tmp_path / "out", against="low")
@@ -184,7 +205,7 @@ def test_few_shot_keeps_its_two_uncertainties_apart(tmp_path: Path) -> None:
     zero, four = content["few_shot"]
     assert (zero["shots"], zero["sd"], zero["num"]) == (0, None, 1)
     assert (four["shots"], four["num"], four["num_fitted"]) == (4, 2, 3)
-    rights = [reports.accuracy(answers(said, GOLD)) for said in (POOR, GOOD)]
+    rights = [report_files.accuracy(answers(said, GOLD)) for said in (POOR, GOOD)]
     assert four["value"] == pytest.approx(sum(rights) / 2)
     assert four["sd"] == pytest.approx(abs(rights[0] - rights[1]) / math.sqrt(2))
     assert (four["low"], four["high"]) == pytest.approx((four["value"] - 0.05, four["value"] + 0.05))
@@ -277,7 +298,7 @@ def test_rows_that_only_some_arms_have(tmp_path: Path) -> None:
     assert found["tasks"]["nli"]["num_rows"] == [77, 80]
     assert found["tasks"]["nli"]["num_paired"] == 77
     (test,) = found["comparisons"]["first"]
-    expected = reports.accuracy(answers(POOR, GOLD)[3:]) - reports.accuracy(rows[3:])
+    expected = report_files.accuracy(answers(POOR, GOLD)[3:]) - report_files.accuracy(rows[3:])
     assert test["difference"] == pytest.approx(expected, abs=1e-6)
     for text in (page, markdown):
         assert "nli: windows differ, so arms scored between 77 and 80 rows; tests use the 77 that all have." in text

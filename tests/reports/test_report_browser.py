@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import accuracy, answers, write, write_shots
+from report_files import accuracy, answers, write, write_shots
 
 from multitask.reports.report import report
 

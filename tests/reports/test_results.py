@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reports
+import report_files
 
 from multitask.errors import InputError
 from multitask.evaluation import results_file
@@ -16,7 +16,7 @@ GOLD = "aabbaabb"
 
 
 def one(path: Path, arm: str = "tuned", said: str = GOLD, **changes: Any) -> Path:
-    return reports.write(path, arm, {"nli": reports.answers(said, GOLD)}, **changes)
+    return report_files.write(path, arm, {"nli": report_files.answers(said, GOLD)}, **changes)
 
 
 def edited(path: Path, **changes: Any) -> Path:
@@ -72,8 +72,8 @@ def test_half_of_an_arms_predictions_are_none(tmp_path: Path) -> None:
 
 def test_numbers_of_demonstrations_are_arms(tmp_path: Path) -> None:
     said = {0: [GOLD], 4: ["aaaaaaaa", GOLD], 10: ["bbbbbbbb"] * 12}
-    draws = {shots: [reports.answers(s, GOLD) for s in sets] for shots, sets in said.items()}
-    path = reports.write_shots(tmp_path / "shots.json", draws)
+    draws = {shots: [report_files.answers(s, GOLD) for s in sets] for shots, sets in said.items()}
+    path = report_files.write_shots(tmp_path / "shots.json", draws)
     found = by_name([path])
     assert list(found) == ["0-shot", "4-shot", "10-shot"]
     four = found["4-shot"].scores["nli"]["accuracy"]
@@ -82,7 +82,7 @@ def test_numbers_of_demonstrations_are_arms(tmp_path: Path) -> None:
     assert found["0-shot"].scores["nli"]["accuracy"].sd is None
     names = [file.name for file in found["10-shot"].predictions("nli")]
     assert names == [f"nli.shots-10.draw-{n}.jsonl" for n in range(12)]
-    reports.write_shots(tmp_path / "more.json", {4: draws[4]}, arm="larger")
+    report_files.write_shots(tmp_path / "more.json", {4: draws[4]}, arm="larger")
     assert list(by_name([tmp_path])) == ["larger 4-shot", "prompted 0-shot", "prompted 4-shot", "prompted 10-shot"]
 
 
@@ -91,7 +91,7 @@ def test_unigram_scores_of_other_tokens(tmp_path: Path) -> None:
     for number, bits in enumerate((1.9, 1.7)):
         path = one(tmp_path / f"{number}.json", seed=number)
         tasks = json.loads(path.read_text())["tasks"]
-        unigram = {"bits_per_byte": reports.score(bits), "perplexity": reports.score(90 + bits)}
+        unigram = {"bits_per_byte": report_files.score(bits), "perplexity": report_files.score(90 + bits)}
         tasks["nli"]["baselines"] = {"unigram": unigram}
         edited(path, tasks=tasks)
     found = by_name([tmp_path])["unigram"].scores["nli"]
@@ -202,6 +202,6 @@ def test_rouge_counted_in_other_words(tmp_path: Path) -> None:
     for name, words in (("a", "words"), ("b", "chars")):
         path = one(tmp_path / f"{name}.json", config={"eval": {"rouge_tokenizer": {"en": words}}})
         tasks = json.loads(path.read_text())["tasks"]
-        tasks["nli"]["metrics"]["rougeL"] = reports.score(0.5)
+        tasks["nli"]["metrics"]["rougeL"] = report_files.score(0.5)
         edited(path, tasks=tasks)
     assert "eval.rouge_tokenizer: {'en': 'words'} there, {'en': 'chars'} here" in refused(tmp_path)
