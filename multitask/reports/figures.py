@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 from multitask.reports.arms import Arm
 from multitask.reports.compared_task import ComparedTask
@@ -21,6 +22,11 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c
 MAX_POINTS = 150
 WIDTH = 4.0
 GREY = -1
+_NAMESPACE = "http://www.w3.org/2000/svg"
+_XLINK = "{http://www.w3.org/1999/xlink}"
+_DROPPED = ("metadata", "style")
+_GEOMETRY = {"d", "transform", "x", "y", "width", "height", "points"}
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _STYLE = (
     "stroke-linejoin: round; stroke-linecap: butt; font-family: system-ui, 'Apple SD Gothic Neo', 'Malgun Gothic', "
     "'Noto Sans KR', 'Noto Sans CJK KR', sans-serif"
@@ -212,16 +218,46 @@ def _svg(draw: Any, height: float, *content: Any) -> str:
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    text = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>| xmlns:xlink=\"[^\"]*\"|font-family: [^;]*; ",
-        "",
-        text,
-        flags=re.DOTALL,
-    )
-    text = re.sub(r"<g id=\"[^\"]*\"", "<g", text).replace("xlink:href", "href").replace(INK, "currentColor")
-    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), text)
-    return text[text.index("<svg") :].replace("<svg", f'<svg style="{_STYLE}"', 1)
+    return _plain(file.getvalue())
+
+
+def _plain(text: str) -> str:
+    """The figure as one element of a page: no styles, fonts or metadata of its own, coordinates of two decimals.
+
+    The text is parsed as XML and styles as CSS, whose grammars no version of matplotlib changes. Of ids, those that are
+    referred to stay.
+    """
+    root = ElementTree.fromstring(text)
+    elements = [element for element in root.iter() if isinstance(element.tag, str)]
+    used = {value for element in elements for key, value in element.items() if key.endswith("href") or "url(#" in value}
+    for element in elements:
+        element.tag = element.tag.removeprefix(f"{{{_NAMESPACE}}}")
+        for child in [child for child in element if child.tag in (f"{{{_NAMESPACE}}}{tag}" for tag in _DROPPED)]:
+            element.remove(child)
+        attributes = {key.removeprefix(_XLINK): value for key, value in element.items()}
+        element.attrib.clear()
+        for key, value in attributes.items():
+            if key == "style":
+                value = _style(value)
+            elif key in _GEOMETRY:
+                value = _NUMBER.sub(lambda number: f"{float(number[0]):.2f}", " ".join(value.split()))
+            if key != "id" or any(f"#{value}" in address for address in used):
+                element.set(key, value.replace(INK, "currentColor"))
+    root.set("style", _STYLE)
+    root.set("xmlns", _NAMESPACE)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _style(text: str) -> str:
+    """Declarations of CSS without the font's family; of the shorthand `font` its size stays."""
+    kept = []
+    for declaration in text.split(";"):
+        name, _, value = (part.strip() for part in declaration.partition(":"))
+        if name == "font":
+            name, value = "font-size", next(word for word in value.split() if word[0].isdigit() and word[-1].isalpha())
+        if name and name != "font-family":
+            kept.append(f"{name}: {value}")
+    return "; ".join(kept)
 
 
 def draw_figures(content: Content, tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> dict[str, str]:
