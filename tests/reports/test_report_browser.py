@@ -50,7 +50,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three arms on two tasks with Korean texts, prompts with 0 and 4 demonstrations on one of them."""
     root = tmp_path_factory.mktemp("suite")
-    for seed, many, one in ((7, GOOD, POOR), (8, GOLD, POOR)):
+    first = next(n for n, (said, right) in enumerate(zip(GOOD, GOLD, strict=True)) if said != right)
+    other_good = [*GOOD[:first], GOLD[first], *GOOD[first + 1 :]]  # as good as the first seed, wrong on another row
+    last = max(n for n, said in enumerate(GOOD) if said == GOLD[n] and n != first)
+    other_good[last] = next(label for label in sorted(set(GOLD)) if label != GOLD[last])
+    for seed, many, one in ((7, GOOD, POOR), (8, other_good, POOR)):
         other = [f"좋은 영화 {n}" if n % 8 else SCRIPT for n in range(80)]
         rows = {
             "nli": answers(many, GOLD, prompt="고양이가 자리에 앉았다. https://example.org/x.png"),
