@@ -22,9 +22,9 @@ from multitask.evaluation.evaluator import RULES, Arm, ArmScores, Evaluator
 from multitask.evaluation.prompts import PlainFormat, draw
 from multitask.evaluation.results_file import cost_of, results_of, write_results
 from multitask.evaluation.schema import Data, Draw, Results, Shots, Spread, TaskScores
-from multitask.evaluation.tuned import check_metrics, counts_of, max_positions
+from multitask.evaluation.tuned import check_metrics, counts_of
 from multitask.events import Report, ignore
-from multitask.models.lora import plain_model
+from multitask.models.lora import max_positions, plain_model
 from multitask.task import Task
 
 

@@ -41,7 +41,7 @@ from multitask.evaluation.schema import (
 from multitask.events import Report, ignore
 from multitask.files import sha256_of
 from multitask.inference.perplexity import perplexity_of_text
-from multitask.models.lora import plain_model
+from multitask.models.lora import max_positions
 from multitask.pattern import markers
 from multitask.registry import fingerprint
 from multitask.task import Task
@@ -52,12 +52,6 @@ def block_size_of(config: LoopConfig, model: Any) -> int:
     """Most tokens of one example: `train.block_size`, else as many as the model and a step hold."""
     window = max_positions(model)
     return config.block_size or min(window or config.batch_tokens, config.batch_tokens)
-
-
-def max_positions(model: Any) -> int | None:
-    """The context window of a model; None where it has no limit."""
-    found: int | None = getattr(plain_model(model).config, "max_position_embeddings", None)
-    return found
 
 
 def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:

@@ -29,7 +29,7 @@ from multitask.events import Report, ignore
 from multitask.inference.decoding import Watch, beam_search, generate
 from multitask.inference.prompt_input import PromptInput, checked_text, prompt_values
 from multitask.inference.scoring import choice_nll
-from multitask.models.lora import plain_model
+from multitask.models.lora import max_positions, plain_model
 from multitask.pattern import markers, render
 from multitask.task import END, Task
 from multitask.tokenization.row_encoder import RowEncoder
@@ -92,8 +92,7 @@ class Generator:
         self.model, self.tokenizer, self.name, self.task = model, tokenizer, name, task
         self.sampling = sampling or SamplingConfig()
         self.batch_tokens, self.report = batch_tokens, report
-        shape = plain_model(model).config
-        self.window = min(filter(None, (window, getattr(shape, "max_position_embeddings", None))), default=1 << 30)
+        self.window = min(filter(None, (window, max_positions(model))), default=1 << 30)
         self.max_new_tokens = max_new_tokens or (task.max_new_tokens if task is not None else None)
         if (self.max_new_tokens or 0) >= self.window:
             raise InputError(

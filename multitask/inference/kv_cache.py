@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 from multitask.batching.collate import Ids
 from multitask.models.attention import group_by_length, using
-from multitask.models.lora import plain_model
+from multitask.models.lora import plain_model, text_config
 
 _NAME = "multitask_kv_cache"
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -329,10 +329,10 @@ def _try_shared_prefix(model: Any) -> bool:
     not fit, and one without attention cannot.
     """
     base = plain_model(model)
-    if not base._supports_attention_backend or getattr(base.config, "sliding_window", None):
+    if not base._supports_attention_backend or getattr(text_config(base), "sliding_window", None):
         return False
     device = next(model.parameters()).device
-    ids = [(7 * n + 3) % base.config.vocab_size for n in range(12)]
+    ids = [(7 * n + 3) % text_config(base).vocab_size for n in range(12)]
     own = base(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
     rows = SharedPrefixBatch(PrefixCache(model, ids[:5]), [(ids[5:], ())], device)
     ours = logits(model, forward(model, rows.ids, rows.positions, rows))

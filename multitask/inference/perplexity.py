@@ -21,7 +21,7 @@ from multitask.data import corpus
 from multitask.errors import InputError
 from multitask.inference.likelihood import FINISH_NLL
 from multitask.inference.scoring import choice_nll, example_nll
-from multitask.models.lora import plain_model
+from multitask.models.lora import max_positions, plain_model
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.tokenizer import check_characters, plain_reader
 
@@ -54,7 +54,7 @@ def perplexity_of_text(
         InputError: a window or stride that cannot be, a file that cannot be read or is not UTF-8, no text, a character
             that the tokenizer would drop without a word, or a model that finds no finite likelihood.
     """
-    most = getattr(plain_model(model).config, "max_position_embeddings", None)
+    most = max_positions(model)
     if window < 2 or (most is not None and window > most):
         limit = "" if most is None else f" and at most {most}, the model's positions"
         raise InputError(f"a window of {window} tokens: expected at least 2{limit}")

@@ -23,7 +23,7 @@ from multitask.inference.kv_cache import (
 )
 from multitask.models.attention import name_for, using
 from multitask.models.device import to_double
-from multitask.models.lora import plain_model
+from multitask.models.lora import plain_model, text_config
 from multitask.models.loss import TokenNLL
 
 Floats = npt.NDArray[np.float64]
@@ -131,7 +131,7 @@ def _shared_prefix_nll(
 
 def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); no more logits at a time than fit."""
-    size = max(1, _MOST_LOGITS // plain_model(model).config.vocab_size)
+    size = max(1, _MOST_LOGITS // text_config(model).vocab_size)
     parts = []
     for start in range(0, len(gold), size):
         scores = logits(model, hidden[start : start + size])

@@ -13,7 +13,7 @@ from transformers import (
 
 from multitask.errors import InputError
 from multitask.models.cards import card, plain_card
-from multitask.models.lora import is_adapter, plain_model
+from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.task import Task
 from multitask.tokenization.tokenizer import load_tokenizer, not_found
 
@@ -59,7 +59,7 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
     """
     save(model, tokenizer, folder, {}, {})
     start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
-    most = min(40, model.config.n_positions // 2)
+    most = min(40, (max_positions(model) or 80) // 2)  # tokens
     text = plain_card(start, most, needs_import=model.config.model_type != "gpt2")
     (folder / "README.md").write_text(text, "utf-8")
 

@@ -19,6 +19,17 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model
 
 
+def text_config(model: Any) -> Any:
+    """The settings of a model's text part, which a model of text and images keeps apart: `vocab_size` and others."""
+    return plain_model(model).config.get_text_config()
+
+
+def max_positions(model: Any) -> int | None:
+    """The context window of a model in tokens; None where it has no limit (Mamba, XLNet)."""
+    found: int | None = getattr(text_config(model), "max_position_embeddings", None)
+    return found if found is not None and found > 0 else None
+
+
 def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) -> Any:
     """A PEFT model whose low-rank updates and new token rows train; the head stays tied.
 

@@ -9,14 +9,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GenerationConfig,
     GenerationMixin,
     GPT2Config,
     GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -25,6 +31,8 @@ from multitask.errors import InputError
 from multitask.inference.decoding import beam_search, generate
 from multitask.inference.generator import reshaping
 from multitask.inference.kv_cache import supports_shared_prefix
+from multitask.inference.scoring import choice_nll
+from multitask.models.lora import max_positions
 
 V = 50
 SMALL = {"vocab_size": V, "initializer_range": 0.3}
@@ -270,3 +278,33 @@ def test_scores_that_are_no_numbers_are_named(name: str) -> None:
         model.get_output_embeddings().weight[4] = torch.nan
     with pytest.raises(InputError, match="scores of the next token are no numbers: its weights are broken"):
         generate(model, prompts(), 3, set(), 5000)
+
+
+def gemma3() -> Gemma3ForConditionalGeneration:
+    """A model of text and images: vocabulary and positions are in the settings of its text part."""
+    text = {**SHAPE, "vocab_size": 300, "head_dim": 8, "num_key_value_heads": 2}
+    images = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=images | {"image_size": 28, "patch_size": 14})
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "num"),
+    [
+        (gpt2, 64),
+        (gemma3, 131072),
+        (lambda: MambaForCausalLM(MambaConfig(**SMALL, hidden_size=32, num_hidden_layers=2, state_size=4)), None),
+        (lambda: XLNetLMHeadModel(XLNetConfig(vocab_size=V, d_model=32, n_layer=2, n_head=4, d_inner=32)), None),
+    ],
+)
+def test_models_whose_config_has_no_positions(make: Callable[[], Any], num: int | None) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    assert max_positions(model) == num
+    given = prompts(2)
+    found = generate(model, given, 3, set(), 5000)
+    assert [len(new) for new, _ in found] == [3, 3]
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor([[*given[0], 4]])).logits[0, -2].float().log_softmax(-1)
+    assert choice_nll(model, [(given[0], [[4]])], 5000)[0][0] == pytest.approx(-float(scores[4]), rel=1e-4)
