@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tokenizer_of
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from multitask.inference.decoding import beam_search, generate
+from multitask.inference.perplexity import perplexity_of_text
 from multitask.inference.scoring import choice_nll, example_nll
 
 Make = Callable[..., GPT2LMHeadModel]
@@ -32,12 +34,13 @@ class OnDevice(Tensor):
 @pytest.fixture
 def models(tiny_model: Make) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     """One on the CPU, and the same on the device."""
-    there = tiny_model().eval()
+    num = len(tokenizer_of("byte-level"))
+    there = tiny_model(vocab_size=num).eval()
     for module in list(there.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().as_subclass(OnDevice), requires_grad=False))
     there.lm_head.weight = there.transformer.wte.weight
-    return tiny_model().eval(), there
+    return tiny_model(vocab_size=num).eval(), there
 
 
 def test_the_stub_refuses_float64(models: tuple[GPT2LMHeadModel, GPT2LMHeadModel]) -> None:
@@ -48,16 +51,25 @@ def test_the_stub_refuses_float64(models: tuple[GPT2LMHeadModel, GPT2LMHeadModel
     assert logits.cpu().double().dtype is torch.float64
 
 
-def test_scores_and_texts_are_those_of_the_cpu(models: tuple[GPT2LMHeadModel, GPT2LMHeadModel]) -> None:
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_scores_and_texts_are_those_of_the_cpu(
+    models: tuple[GPT2LMHeadModel, GPT2LMHeadModel], is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one KV cache for all rows, and by transformers' own `forward` and `generate`."""
+    for module in ("scoring", "decoding"):
+        monkeypatch.setattr(f"multitask.inference.{module}.supports_shared_prefix", lambda model: is_shared)
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10]]
-    found = []
+    found, perplexities = [], []
     for model in models:
         nats, _ = example_nll(model, [([*prompt, 11, 12], len(prompt)) for prompt in prompts], 500)
         choices = choice_nll(model, [(prompt, [[20], [21, 22]]) for prompt in prompts], 500)
         greedy = generate(model, prompts, 5, {96}, 500)
         sampled = generate(model, prompts, 5, {96}, 500, uniform=lambda row, step: (row + step) % 7 / 7)
         beams = beam_search(model, prompts[0], 4, {96}, 3, 2, 1.0)
+        text = perplexity_of_text(model, tokenizer_of("byte-level"), "the cat sat on a mat", 8, 4, 500)
         found.append((nats, np.array(choices), greedy, sampled, beams))
+        perplexities.append(text["perplexity"])
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
     assert found[1][2:] == found[0][2:]
+    assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-5)

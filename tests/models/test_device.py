@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -67,6 +68,15 @@ def test_without_the_modules_of_unix() -> None:
     code += "from multitask.cli.main import main\nimport multitask.models.device\nmain(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, "Commands:" in done.stdout) == (0, True), done.stderr
+
+
+def test_peak_memory_where_there_is_no_resource_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows: no `resource`, no `/proc`; psutil has the peak."""
+    memory = type("Memory", (), {"peak_wset": 123 << 20})
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: memory)
+    monkeypatch.setattr(device, "_STATUS", tmp_path / "status")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert device.peak_memory_bytes(torch.device("cpu")) == 123 << 20
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="compared with Linux's own count")
