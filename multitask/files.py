@@ -6,8 +6,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,57 @@ def cache_folder(config: DataConfig) -> Path:
     return config.cache.expanduser() if config.cache else Path(home) / "multitask"
 
 
+def temporary(path: Path) -> Path:
+    """Where a file or folder is written before it takes its name; another one for each process."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path, to be written as a file or a folder, that replaces `path` when the block ends.
+
+    It is on disk by then; if anything fails before, it is removed and `path` stays as it was. Raises OSError.
+    """
+    aside = temporary(path)
+    _remove(aside)  # of a killed process that had this number
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        for written in (*(aside.iterdir() if aside.is_dir() else ()), aside):
+            flush(written)
+        if aside.is_dir():
+            _remove(path)
+        os.replace(aside, path)
+        flush(path.parent)
+    finally:
+        with suppress(OSError):
+            _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, whole or not at all; raises InputError when it cannot be written."""
+    try:
+        with replacing(path) as aside:
+            aside.write_text(text, "utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is untouched: make space on "
+            "the disk, or name another place"
+        ) from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file as `write_text` does; raises ValueError for a number that is not finite."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def check_writable(path: Path) -> None:
     """Makes the folder of a file to be; raises InputError, before any work, when the file cannot be."""
     if path.is_dir():
@@ -61,13 +113,9 @@ def check_writable(path: Path) -> None:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(aside, path)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None

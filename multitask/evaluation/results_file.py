@@ -4,7 +4,6 @@
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from multitask import files
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.evaluation.schema import SCHEMA, Cost, Data, Hardware, Model, PlainText, Results, TaskScores
 from multitask.models.device import peak_memory_bytes
@@ -84,8 +84,4 @@ def cost_of(model: Any, num_tokens: int, wall_s: float) -> Cost:
 
 def write_results(path: Path, results: Results) -> None:
     """Writes a results file, whole or not at all; raises ValueError for a number that is not finite."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, "utf-8")
-    os.replace(aside, path)
+    files.write_json(path, results.to_json())

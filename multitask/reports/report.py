@@ -5,11 +5,11 @@
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from multitask.errors import InputError
+from multitask.files import replacing
 from multitask.reports import pages
 from multitask.reports.arms import arms
 from multitask.reports.compared_task import ComparedTask
@@ -52,9 +52,8 @@ def report(paths: Sequence[Path], out: Path, against: str | None = None) -> Cont
         for old in (out / "figures").glob("*.svg"):
             old.unlink()
         for name, text in files.items():
-            aside = (out / name).with_name(f".{Path(name).name}.tmp")
-            aside.write_text(text, "utf-8")
-            os.replace(aside, out / name)
+            with replacing(out / name) as aside:
+                aside.write_text(text, "utf-8")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error}); choose another --out") from None
     return content

@@ -9,13 +9,13 @@ The layout is the one in which GPT-2's vocabulary was released (openai/gpt-2, `e
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from multitask.errors import InputError, suggest
+from multitask.files import write_text
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 _HEADER = "#version: 0.2"
@@ -63,9 +63,7 @@ def write(bpe: Bpe, folder: Path) -> None:
         MERGES: "\n".join([_HEADER, *(f"{left} {right}" for left, right in bpe.merges)]),
     }
     for name, text in texts.items():
-        aside = folder / f".{name}.tmp"
-        aside.write_text(text + "\n", "utf-8", newline="\n")
-        os.replace(aside, folder / name)
+        write_text(folder / name, text + "\n")
 
 
 def read(folder: Path) -> Bpe:

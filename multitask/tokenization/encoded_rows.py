@@ -23,7 +23,7 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import sources as data_sources
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
-from multitask.files import cache_folder
+from multitask.files import cache_folder, temporary, write_json
 from multitask.source_hash import source_hash
 from multitask.task import Task
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
@@ -179,7 +179,7 @@ def _write(
     num_truncated = num_dropped = num_rows = 0
     lost: Counter[str] = Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside, beside = path.with_suffix(f".{os.getpid()}.tmp"), path.with_suffix(f".{os.getpid()}.json.tmp")
+    aside = temporary(path)
     rows = read(task, split, config, counts)
     try:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
@@ -203,12 +203,10 @@ def _write(
             "num_chars_lost": sum(lost.values()),
             "chars_lost": dict(lost.most_common(20)),
         }
-        beside.write_text(json.dumps(report, ensure_ascii=False), "utf-8")
-        os.replace(beside, path.with_suffix(".json"))
+        write_json(path.with_suffix(".json"), report)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-        beside.unlink(missing_ok=True)
 
 
 def _record(row: Row, example: Encoded) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from multitask.data import corpus
 from multitask.data.corpus import TextSplit
 from multitask.errors import InputError, suggest
 from multitask.events import Report, ignore
-from multitask.files import cache_folder
+from multitask.files import cache_folder, replacing
 from multitask.source_hash import source_hash
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.survey import CharacterSurvey, TextCounts, UnknownCharacter
@@ -267,9 +267,8 @@ class _Progress:
 
     def keep(self) -> None:
         kept = {"counts": self.counts, "lost": self.lost, "is_inside": self.is_inside}
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(json.dumps(kept), "utf-8")
-        os.replace(beside, self.path)
+        with replacing(self.path) as aside:
+            aside.write_text(json.dumps(kept), "utf-8")
 
 
 def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: dict[str, Any], report: Report) -> None:
@@ -292,9 +291,8 @@ def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: dict[str
         "after_id": encoder.after_id,
         "dtype": encoder.dtype,
     }
-    beside = path.with_suffix(".json.tmp")
-    beside.write_text(json.dumps(result, ensure_ascii=False), "utf-8")
-    os.replace(beside, path.with_suffix(".json"))
+    with replacing(path.with_suffix(".json")) as written:
+        written.write_text(json.dumps(result, ensure_ascii=False), "utf-8")
     os.replace(aside, path)
     progress.path.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from multitask.config.model import TokenizerConfig
 from multitask.data import corpus
 from multitask.errors import InputError
 from multitask.events import Report, ignore
+from multitask.files import temporary
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
 from multitask.tokenization.tokenizer import assemble, lost_characters, plain_reader, probe_identity, train_bpe
@@ -283,7 +284,7 @@ def _check_folders(
 def _save(made: PreTrainedTokenizerFast, found: dict[str, Any], out: Path) -> None:
     """Writes the folder aside and renames it; in a folder that holds one of ours, replaces our files alone."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    aside = temporary(out)
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this number
     try:
         made.save_pretrained(aside)

@@ -6,7 +6,6 @@ did best in validation.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multitask.errors import InputError
-from multitask.files import flush
+from multitask.files import replacing
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -41,27 +40,18 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: di
 
     Raises InputError when it cannot be written: the disk is full, say.
     """
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_file({key: value.contiguous().cpu() for key, value in group.items()}, aside / name)
-        for name, record in records.items():
-            (aside / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
-        for path in (*aside.iterdir(), aside):
-            flush(path)
-        if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
-        flush(target.parent)
+        with replacing(target) as aside:
+            aside.mkdir()
+            for name, group in tensors.items():
+                save_file({key: value.contiguous().cpu() for key, value in group.items()}, aside / name)
+            for name, record in records.items():
+                (aside / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{target}: cannot be written ({error}); what was saved before is untouched: make room, then go on with "
             f"--resume {target.parent.parent}"
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 

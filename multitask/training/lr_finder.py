@@ -1,6 +1,5 @@
 """Learning rate range test (Smith, 2015): a rising rate, step by step, and the loss with each."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
 from multitask.events import Report, ignore
+from multitask.files import write_json
 from multitask.task import Task
 from multitask.training import run_dir
 from multitask.training.loop import Loop
@@ -58,7 +58,7 @@ def find_learning_rate(
     rates, losses = [rate for rate, _ in tried], [loss for _, loss in tried]
     suggested = _steepest(rates, losses)
     found = {"suggested": suggested, "learning_rate": rates, "loss": losses}
-    (out / "learning_rate.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    write_json(out / "learning_rate.json", found)
     draw_rates(rates, losses, suggested, out / "learning_rate.png")
     return found
 

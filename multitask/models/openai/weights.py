@@ -10,9 +10,7 @@ the token embedding, which is stored once.
 """
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +24,7 @@ from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
-from multitask.files import flush
+from multitask.files import replacing
 from multitask.models.openai.bundle import Bundle
 
 END_OF_TEXT = "<|endoftext|>"
@@ -270,17 +268,12 @@ print(tokenizer.decode(ids[0]))
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder that appears as `out` when all of it is on disk, or never."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        for path in (*aside.iterdir(), aside):
-            flush(path)
-        aside.rename(out)
+        with replacing(out) as aside:
+            aside.mkdir()
+            yield aside
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out}: cannot be written ({error}); nothing was left: make room, or name another") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read(path: Path) -> bytes:
