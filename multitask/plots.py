@@ -77,9 +77,9 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
 
 
 def draw_steps(steps: Sequence[Mapping[str, Any]], picture: Path) -> bool:
-    """How each token was picked, as `speaking` explains it: a panel for each of the first steps.
+    """How each token was picked, as `generate --explain` shows it: a panel for each of the first steps.
 
-    Bars: the likeliest tokens' probability before (light) and after (dark) temperature, top-k and top-p; the token
+    Bars: the most likely tokens' probability before (light) and after (dark) temperature, top-k and top-p; the token
     taken is named in colour, one that was removed in grey. False when no font has all characters.
     """
     import matplotlib

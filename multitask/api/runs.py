@@ -41,7 +41,7 @@ def train(
     """Trains one model on several tasks; returns what `results.json` of the run folder holds.
 
     Args:
-        settings: a `RunConfig`, a mapping, a YAML file (or the name of a shipped one); None: the embedded default.
+        settings: a `RunConfig`, a mapping, a YAML file (or the name of a shipped one); None: the default, `demo.yaml`.
         tasks: task names; None: those of the settings.
         out: run folder; None: `runs/<tasks>-<date>-<time>`.
         resume: a run folder to continue, with its own settings.
@@ -80,7 +80,7 @@ def pretrain(
     flags: Iterable[str] = (),
     report: Report = ignore,
 ) -> dict[str, Any]:
-    """Trains a model on running text; returns what `results.json` of the run folder holds.
+    """Trains a model on a plain text corpus; returns what `results.json` of the run folder holds.
 
     Args:
         settings: a `PretrainConfig`, a mapping, a YAML file (or the name of a shipped one); None: `pretrain.yaml`.
@@ -132,7 +132,7 @@ def evaluate(
 
     Args:
         model: a run folder, or a model folder that a run wrote.
-        settings: as in `train`; None: the run's own, or else the embedded default.
+        settings: as in `train`; None: the run's own, or else `demo.yaml`.
         tasks: task names; None: those of the settings.
         out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
         tasks_dirs: folders with further task plugins.
@@ -168,7 +168,7 @@ def evaluate_text(
     device: str = "auto",
     batch_tokens: int = 8192,
 ) -> dict[str, Any]:
-    """Perplexity of a running text in overlapping windows; returns `{"text": {...}}` with what it was measured with.
+    """Sliding-window perplexity of a plain text; returns `{"text": {...}}` with what it was measured with.
 
     Args:
         model: a run or model folder, or the hub name of any causal language model.
@@ -207,8 +207,8 @@ def fewshot(
 
     Args:
         model: a hub name or folder of any causal language model; None: the settings' `model.name`, or else the
-            embedded base, which is trained first (minutes) and kept.
-        settings: as in `train`; None: `configs/fewshot.yaml`, fewer rows of the embedded default.
+            demo model, which is trained first (minutes) and kept.
+        settings: as in `train`; None: `configs/fewshot.yaml`, fewer rows of the synthetic dataset.
         tasks: task names; None: those of the settings.
         out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
         tasks_dirs: folders with further task plugins.
@@ -246,7 +246,7 @@ def benchmark(
 
     Args:
         settings: a YAML file (or the name of a shipped one), read as `BenchmarkConfig`.
-        out: folder of the suite; None: `runs/<name of the file>`, so that the same command goes on.
+        out: folder of the suite; None: `runs/<name of the file>`, so that the same command continues it.
         arms: names of arms; None: all.
         dry_run: run nothing; each arm has `tokens` and `seconds`, an estimate.
         tasks_dirs: folders with further task plugins.

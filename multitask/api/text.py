@@ -70,9 +70,10 @@ def generate(
     Args:
         model: a run or model folder, or the hub name of any causal language model.
         prompts: one or several: free text, or with `task` mappings of its fields.
-        task: its prompts are encoded as in training, and its answers parsed; None: free text goes on until an end.
+        task: its prompts are encoded as in training, and its answers parsed; None: free text is continued until an
+        end token.
         max_new_tokens: most tokens of a text; None: the task's; of free text 100, or as many as fit the window.
-        explain: of each step so many of the likeliest tokens, before and after reshaping, as `steps`.
+        explain: of each step this many of the most likely tokens, before and after reshaping, as `steps`.
         picture: a PNG of that, of one text.
         out: JSON lines. None: nothing is written.
         stream: called with parts of the one text as it is written.
@@ -134,7 +135,7 @@ def tokenizer(
     """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
 
     Args:
-        files: what it is trained on: plain text or JSONL, `.gz` may follow; none: the embedded world's documents.
+        files: what it is trained on: plain text or JSONL, `.gz` may follow; none: the synthetic documents.
         settings: values of `TokenizerConfig`.
         out: folder that it is written to.
         text: further values of `TextConfig`: `fields`, `encoding`, `format`, `validation`.

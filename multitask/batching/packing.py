@@ -3,7 +3,7 @@
 Lengths [5, 3, 4, 2] in blocks of 8 -> blocks [[0, 1], [2, 3]]. A block is a unit of work, not a shape: `packed` lays
 the examples of several blocks end to end in one row without a single pad; `none` lays each in a row of its own. Both
 hold the same examples, so both have the same loss. An example's last id is predicted and never read: its length here is
-one less than the number of its ids, and 64 tokens of running text with the one after them fill a window of 64.
+one less than the number of its ids, and 64 tokens of a corpus with the one after them fill a window of 64.
 """
 
 from bisect import bisect_left, insort
@@ -20,7 +20,7 @@ from multitask.tokenization.encoded_rows import Examples
 class SampledExample(NamedTuple):
     """One drawn example: its task's number, its row, the number of its ids that are read, the length of its prompt.
 
-    Of running text the row is the place where it begins.
+    Of a plain text corpus the row is the position where it begins.
     """
 
     task: int

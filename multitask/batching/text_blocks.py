@@ -16,7 +16,7 @@ _NUM_OFFSETS = 4096  # drawn at a time
 
 
 class TextStream:
-    """The endless stream of blocks of one running text, of the same kind as `BlockStream`.
+    """The endless stream of blocks of one plain text corpus, of the same kind as `BlockStream`.
 
     Block n is a pure function of (seed, n), and the cursor (n,) all that a resumed run needs. Isolated, a block is as
     many examples as it has documents: each begins at `border_id`, which stands before it (`before`) or ends the one

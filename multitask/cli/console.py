@@ -119,18 +119,18 @@ class ProgressConsole:
         for name, task in results["tasks"].items():
             first = True
             for metric, score in task["metrics"].items():
-                floors = [(b[metric]["value"], n) for n, b in task["baselines"].items() if metric in b]
+                baselines = [(b[metric]["value"], n) for n, b in task["baselines"].items() if metric in b]
                 down = metric in ("perplexity", "word_perplexity", "bits_per_byte", "repetition")
-                floor = (min if down else max)(floors) if floors else None
-                beats = floor is not None and (score["high"] < floor[0] if down else score["low"] > floor[0])
+                baseline = (min if down else max)(baselines) if baselines else None
+                beats = baseline is not None and (score["high"] < baseline[0] if down else score["low"] > baseline[0])
                 table.add_row(
                     name if first else "",
                     f"{task['num_examples']:,}" if first else "",
                     metric,
                     _number(score["value"]),
                     f"{_number(score['low'])} - {_number(score['high'])}",
-                    f"{_number(floor[0])} {floor[1]}" if floor else "",
-                    "" if floor is None else "better" if beats else "not clearly better",
+                    f"{_number(baseline[0])} {baseline[1]}" if baseline else "",
+                    "" if baseline is None else "better" if beats else "not clearly better",
                     end_section=metric == list(task["metrics"])[-1],
                 )
                 first = False
@@ -195,7 +195,7 @@ class ProgressConsole:
         table = Table("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
         for name, task in results["tasks"].items():
             for shots, found in task["per_shot"].items():
-                floors = [
+                baselines = [
                     (b[found["metric"]]["value"], n) for n, b in task["baselines"].items() if found["metric"] in b
                 ]
                 fitted = sum(draw["num_fitted"] for draw in found["draws"]) / len(found["draws"])
@@ -207,7 +207,7 @@ class ProgressConsole:
                     "" if found["sd"] is None else f"{found['sd']:.3f}",
                     f"{found['low']:.3f} - {found['high']:.3f}",
                     f"{fitted:.1f}",
-                    f"{max(floors)[0]:.3f} {max(floors)[1]}" if floors else "",
+                    f"{max(baselines)[0]:.3f} {max(baselines)[1]}" if baselines else "",
                     end_section=shots == list(task["per_shot"])[-1],
                 )
         self.console.print(table)

@@ -47,7 +47,7 @@ class _Commands(click.Group):
             sys.exit(2)
         except Interrupted as stopped:
             command = context.invoked_subcommand
-            click.echo(f"saved; go on with: {_program()} {command} --resume {stopped}", err=True)
+            click.echo(f"saved; resume with: {_program()} {command} --resume {stopped}", err=True)
             sys.exit(130)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -82,7 +82,7 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
 
 @main.command()
 @shared_options
-@click.option("--model", help="Hub name or local folder; default: an empty GPT-2.")
+@click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
 @click.option("--adapter", type=click.Choice(["none", "lora"]), help="Train all weights, or LoRA.")
 @click.option("--merge", is_flag=True, default=None, help="With LoRA: write a plain model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<tasks>-<date>-<time>.")
@@ -98,7 +98,7 @@ def train(
     config: Path | None,
     **options: Any,
 ) -> None:
-    """Train one GPT-2 on several tasks; with no options, the embedded world on a small empty model."""
+    """Train one model on several tasks; with no options, a small GPT-2 on the synthetic dataset."""
     from multitask import api
 
     named = dotted(
@@ -116,11 +116,13 @@ def train(
 
 @main.command()
 @click.argument("files", nargs=-1, type=click.Path())
-@click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); default: the embedded world.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings file (YAML); default: the synthetic documents."
+)
 @click.option("--set", "flags", multiple=True, metavar="A.B=C", help="One setting by dotted name; repeatable.")
-@click.option("--model", help="Go on from this model: a folder, a run or a hub name; default: an empty one.")
+@click.option("--model", help="Continue training this model: a folder, a run or a hub name; default: a new one.")
 @click.option("--tokenizer", help="Folder or hub name; default: the model's, or one trained on the text.")
-@click.option("--shape", help="Size of an empty model: nano, mini, gpt2, medium, large, xl.")
+@click.option("--shape", help="Size of a new model: nano, mini, gpt2, medium, large, xl.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/pretrain-<date>-<time>.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue an interrupted run.")
@@ -137,7 +139,7 @@ def pretrain(
     find_learning_rate: bool,
     **options: Any,
 ) -> None:
-    """Train a language model on running text: FILES, or what the settings name."""
+    """Train a language model on a plain text corpus: FILES, or what the settings name."""
     from multitask import api
 
     named = dotted(flags, device=device, model__name=model, model__tokenizer=tokenizer, model__shape=shape)
@@ -157,7 +159,7 @@ def pretrain(
 @shared_options
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
 @click.option("--max-rows", type=int, help="Score the first N rows of each task.")
-@click.option("--text", type=click.Path(path_type=Path), help="Instead of tasks: perplexity of this running text.")
+@click.option("--text", type=click.Path(path_type=Path), help="Instead of tasks: perplexity of this plain text file.")
 @click.option("--window", type=int, help="With --text: tokens of a window; default: the model's positions.")
 @click.option("--stride", type=int, help="With --text: tokens between windows; default: the window, no overlap.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results file (JSON); predictions go beside it.")
@@ -174,7 +176,7 @@ def evaluate(
     config: Path | None,
     **options: Any,
 ) -> None:
-    """Score a MODEL folder or run on its tasks, beside trivial baselines; or the perplexity of a running text."""
+    """Score a MODEL folder or run on its tasks, beside trivial baselines; or the perplexity of a plain text."""
     from multitask import api
 
     if text is not None:
@@ -193,7 +195,7 @@ def evaluate(
 
 @main.command()
 @shared_options
-@click.option("--model", help="Hub name or folder of any causal model; default: the embedded base, trained once.")
+@click.option("--model", help="Hub name or folder of any causal model; default: the demo model, trained once.")
 @click.option("--shots", callback=split_names, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
 @click.option("--draws", type=int, help="Sets of examples drawn from the training rows.")
 @click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
@@ -252,7 +254,7 @@ def benchmark(
     flags: tuple[str, ...],
     tasks_dirs: tuple[str, ...],
 ) -> None:
-    """Run a suite of arms (trivial, prompted, tuned in several ways) and its report; a stopped suite goes on."""
+    """Run a suite of arms (trivial, prompted, tuned in several ways) and its report; a stopped suite is resumed."""
     from multitask import api
 
     console = ProgressConsole()
@@ -262,7 +264,7 @@ def benchmark(
         )
     except Interrupted as stopped:
         console.close()
-        click.echo(f"saved below {stopped}; the same command goes on from there", err=True)
+        click.echo(f"saved below {stopped}; the same command continues from there", err=True)
         sys.exit(130)
     finally:
         console.close()
@@ -299,7 +301,7 @@ def import_openai(source: Path, out: Path) -> None:
 
 @main.command()
 @shared_options
-@click.option("--model", help="Hub name or local folder; default: an empty GPT-2.")
+@click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
 @click.option("--rows", default=3, show_default=True, help="Rows shown of each task.")
 def preview(
     flags: tuple[str, ...],

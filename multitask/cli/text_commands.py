@@ -15,17 +15,17 @@ from multitask.errors import InputError
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@click.option("--task", metavar="NAME", help="Answer this task's prompt; default: go on with free text.")
+@click.option("--task", metavar="NAME", help="Answer this task's prompt; default: continue free text.")
 @click.option("--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task; repeatable.")
 @click.option("--file", type=click.Path(), help="Prompts by line: text, or JSON (.jsonl): `prompt`, or task fields.")
 @click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file.")
 @click.option("--interactive", is_flag=True, help="Keep the model loaded and ask for prompts until an empty line.")
 @click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
-@click.option("--temperature", type=float, help="Draw tokens: below 1 closer to the likeliest; default where drawn: 1.")
-@click.option("--top-k", type=int, help="Draw among the K likeliest tokens.")
-@click.option("--top-p", type=float, help="Draw among the likeliest tokens that together reach probability P.")
+@click.option("--temperature", type=float, help="Sample tokens; below 1 favours likely ones; default when sampling: 1.")
+@click.option("--top-k", type=int, help="Sample from the K most likely tokens.")
+@click.option("--top-p", type=float, help="Sample from the most likely tokens that together reach probability P.")
 @click.option("--repetition-penalty", type=float, help="Above 1: tokens seen before become less likely.")
-@click.option("--beams", type=int, help="Search with so many continuations side by side, draw nothing.")
+@click.option("--beams", type=int, help="Beam search with this many beams; no sampling.")
 @click.option("--num-samples", type=int, help="Texts for each prompt; default: 1.")
 @click.option("--seed", type=int, help="The same seed, the same text; default: 0.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON lines, one for each text.")
@@ -50,9 +50,9 @@ def generate(
     picture: Path | None,
     **options: Any,
 ) -> None:
-    """Let MODEL (a run, a model folder or a hub name) go on with PROMPT, or answer a task's prompt.
+    """Let MODEL (a run, a model folder or a hub name) continue PROMPT, or answer a task's prompt.
 
-    The likeliest token is taken each time (greedy), unless --temperature, --top-k or --top-p ask for tokens to be
+    The most likely token is taken each time (greedy), unless --temperature, --top-k or --top-p ask for tokens to be
     drawn, or --beams for a search. PROMPT is read as the tokenizer reads it, markers included: a tuned model may be
     asked with 'TEXT<|summarize|>'. `-` is standard input, a prompt a line. An empty PROMPT begins a text where the
     tokenizer has a token for that. Texts of a task end at <|end|>, free text at the model's own end.
@@ -131,7 +131,7 @@ def tokenizer(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Train a tokenizer on FILES (text, JSONL, .gz) or the embedded world, with the task tokens built in."""
+    """Train a tokenizer on FILES (text, JSONL, .gz) or the synthetic documents, with the task tokens built in."""
     from multitask import api
 
     given = {name: value for name, value in options.items() if value not in (None, ())}

@@ -33,7 +33,7 @@ class EvalConfig(Settings):
 
 
 class FewshotConfig(Settings):
-    """How a model is prompted that was never taught the tasks."""
+    """How an untuned model is prompted."""
 
     shots: list[int] = Field([0, 1, 4, 8], min_length=1)
     """Numbers of solved examples (demonstrations) before each question."""
@@ -56,18 +56,18 @@ class FewshotConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How text is written. Without temperature, top_k and top_p the likeliest token is taken each time (greedy)."""
+    """How text is generated. Without temperature, top_k and top_p the most likely token is taken each time (greedy)."""
 
     temperature: float | None = Field(None, allow_inf_nan=False)
     """Scores are divided by it before a token is drawn: below 1 the likely become likelier; None: 1, where drawn."""
     top_k: int | None = Field(None, ge=1)
-    """Draw among so many of the likeliest tokens; None: all."""
+    """Sample from this many of the most likely tokens; None: all."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Draw among the likeliest tokens that together reach this probability (Holtzman et al., 2020); None: all."""
+    """Sample from the most likely tokens that together reach this probability (Holtzman et al., 2020); None: all."""
     repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Above 1, tokens of the prompt and of the text so far become less likely (Keskar et al., 2019)."""
     beams: int = Field(1, ge=1)
-    """Continuations kept side by side, of which the likeliest is taken (beam search); 1: none but the text itself."""
+    """Continuations kept side by side, of which the most likely is taken (beam search); 1: none but the text itself."""
     num_samples: int = Field(1, ge=1)
     """Texts for each prompt."""
     seed: int = Field(0, ge=0)

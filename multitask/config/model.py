@@ -32,35 +32,35 @@ class ModelConfig(Settings):
     replaces = {"shape": ("n_layer", "n_head", "n_embd", "n_positions")}
 
     name: str | None = None
-    """Hub name or local folder; None: an empty GPT-2 of the size below."""
+    """Hub name or local folder; None: a randomly initialised GPT-2 of the size below."""
     revision: str | None = None
     """Commit, branch or tag of the hub model."""
     tokenizer: str | None = None
-    """Hub name or local folder; None: the model's own, or for an empty model one trained on the run's training rows."""
+    """Hub name or local folder; None: the model's own, or for a new model one trained on the run's training rows."""
     arch: Literal["gpt2", "bigram"] = "gpt2"
-    """gpt2, or the next token from the current one alone: the floor of all language models."""
+    """gpt2, or the next token from the current one alone: the simplest baseline of all language models."""
     hidden: list[Annotated[int, Field(ge=1)]] = []
     """bigram: widths of the layers between a token and the next; empty: a table of all pairs."""
     shape: Literal["nano", "mini", "gpt2", "medium", "large", "xl"] | None = None
-    """Size of an empty model by name: nano (4 layers, width 128, window 256), mini (6, 256, 512), and OpenAI's four
+    """Size of a new model by name: nano (4 layers, width 128, window 256), mini (6, 256, 512), and OpenAI's four
     (12, 768; 24, 1024; 36, 1280; 48, 1600; window 1024). What is set beside it wins."""
     vocab_size: int = Field(2000, ge=300)
     """Tokens of a tokenizer trained here, task tokens not counted."""
     n_layer: int = Field(4, ge=1)
-    """Layers of an empty model."""
+    """Layers of a new model."""
     n_head: int = Field(4, ge=1)
-    """Attention heads of an empty model."""
+    """Attention heads of a new model."""
     n_embd: int = Field(128, ge=8)
-    """Width of an empty model."""
+    """Width of a new model."""
     n_positions: int = Field(256, ge=16)
-    """Window of an empty model, in tokens."""
+    """Context window of a new model, in tokens."""
     initializer_range: float | None = Field(None, gt=0)
-    """Standard deviation of an empty model's matrices; None: 0.8 / sqrt(n_embd): small widths learn sooner."""
+    """Standard deviation of a new model's matrices; None: 0.8 / sqrt(n_embd): small widths learn sooner."""
     embedding_range: float | None = Field(None, gt=0)
-    """Standard deviation of an empty model's token and position rows; None: that of its matrices. Rows that are large
-    beside what the layers add (1, PyTorch's own) let a model learn a short text by heart in few steps."""
+    """Standard deviation of a new model's token and position embeddings; None: that of its matrices. Rows that are
+    large beside what the layers add (1, PyTorch's own) let a model memorise a short text in few steps."""
     tied: bool = True
-    """An empty model's output matrix is its token rows, as in GPT-2; False: a matrix of its own."""
+    """A new model's output matrix is its token embeddings, as in GPT-2; False: a matrix of its own."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of embeddings, attention and residuals in training. Packing and batching change no loss when it is 0."""
 

@@ -59,11 +59,11 @@ def given_settings(settings: Settings, default: str) -> tuple[dict[str, Any], st
 def _check_kind(given: Mapping[str, Any], default: str, where: str) -> None:
     """Raises InputError for settings of another kind of run."""
     if default == "pretrain" and "text" not in given and "tasks" in given:
-        raise InputError(f"{where}: settings of `train`; for running text expected a section `text`")
+        raise InputError(f"{where}: settings of `train`; for a plain text corpus a section `text` was expected")
     if default != "pretrain" and "text" in given and "tasks" not in given:
         raise InputError(
-            f"{where}: settings of `pretrain`, of a model of running text that knows no tasks; score it with "
-            "`evaluate RUN --text FILE`, tune it with `train --model RUN`, go on with `pretrain --resume RUN`"
+            f"{where}: settings of `pretrain`, of a model of plain text that knows no tasks; score it with "
+            "`evaluate RUN --text FILE`, tune it with `train --model RUN`, resume it with `pretrain --resume RUN`"
         )
 
 

@@ -18,7 +18,7 @@ class RunConfig(Settings):
     """A whole run."""
 
     tasks: list[str] = Field(["gen", "summ", "nli", "qa", "cls"], min_length=1)
-    """Tasks taught to the one model."""
+    """Tasks that the one model is trained on."""
     seed: int = Field(7, ge=0)
     """Everything random is a function of it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -32,7 +32,7 @@ class RunConfig(Settings):
 
 
 class PretrainConfig(Settings):
-    """A run over running text."""
+    """Pretraining on a plain text corpus."""
 
     seed: int = Field(7, ge=0)
     """Everything random is a function of it."""
@@ -64,7 +64,8 @@ class BenchmarkConfig(Settings):
 
     base: str | None = "demo_model"
     """What is prompted and tuned: the recipe of a base (`configs/<name>.yaml`, trained when it is first needed and
-    kept), a hub name, or a model folder. None: tuned arms begin with an empty model, and nothing is prompted."""
+    kept), a hub name, or a model folder. None: tuned arms begin with a randomly initialised model, and nothing is
+    prompted."""
     arms: list[Arm] = Field(["trivial", "prompted", "single", "multitask", "multitask-lora"], min_length=1)
     """trivial: no model. prompted: the base with `run.fewshot.shots` demonstrations. single, multitask: tuned on each
     task alone, on all together; with `-lora`, by LoRA."""

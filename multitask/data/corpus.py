@@ -1,4 +1,4 @@
-"""Running text: from files, or from the embedded world, to documents, part by part, whatever their length.
+"""Plain text corpora: from files, or the synthetic corpus, to documents of any length, part by part.
 
 Two files `a.txt` ("one two") and `b.txt` ("three") -> `parts` gives ("one two", True), ("three", True); a file of ten
 gigabytes comes in thousands of parts, of which only the last says True.
@@ -86,7 +86,7 @@ def provenance(config: TextConfig, split: TextSplit) -> dict[str, Any]:
     """Names and content hashes of what a split is read from, and which share of it the split is.
 
     `{"files": [...], "sha256": [...], "split": ..., "validation_share": 0.1}`; the share is None where each split has
-    text of its own. Of the world, its code is hashed, the count being in the name.
+    text of its own. Of the synthetic corpus its code is hashed; the count is in the name.
     """
     is_shared = _is_shared(config)
     source: TextSplit = "train" if is_shared else split
@@ -106,7 +106,7 @@ def place_of(character: str, config: TextConfig, split: TextSplit) -> str:
     """`file:line` where a character first stands in a split's text after NFC; for a message: the text is read anew."""
     source: TextSplit = "train" if _is_shared(config) else split
     if config.synthetic is not None:
-        return f"the world's documents ({source})"
+        return f"the synthetic documents ({source})"
     for name in _names(config, source):
         path, line = existing(name, _rows(config)), 1
         if _format(path, config) == "jsonl":
@@ -199,7 +199,7 @@ def _format(path: Path, config: TextConfig) -> str:
     found = config.format or EXTENSIONS.get(suffix)
     if found not in ("text", "jsonl"):
         raise InputError(
-            f"{path}: running text is read from plain text and JSONL, and the extension '{suffix}' tells neither; set "
+            f"{path}: a corpus is read from plain text and JSONL, and the extension '{suffix}' tells neither; set "
             "`text.format` to text or jsonl"
         )
     return found

@@ -37,7 +37,7 @@ CSV_CELL = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)')
 
 
 class RawRecord(NamedTuple):
-    """What a reader found at one place: a mapping, or why there is none (a generator that raised could not go on)."""
+    """One record of a file: a mapping, or why there is none (a generator that raised could not continue)."""
 
     id: str
     where: str

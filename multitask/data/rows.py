@@ -1,4 +1,4 @@
-"""Rows: from a file, a hub set or the embedded world to checked texts that know where they came from.
+"""Rows: from a file, a hub dataset or the synthetic dataset to checked texts with their file and line.
 
 `{"id": "a1", "text": "재밌다", "label": 1}` read for `cls` with `labels: {0: {ko: 부정}, 1: {ko: 긍정}}` ->
 `Row(id="a1", fields={"text": "재밌다", "label": "긍정"}, choices=("부정", "긍정"), where="reviews.jsonl:1", ...)`.

@@ -21,7 +21,7 @@ SYNTHETIC = SourceConfig(synthetic={"train": 20000, "validation": 500, "test": 5
 
 
 def resolve(task: Task, data: DataConfig) -> list[SourceConfig]:
-    """The sources of one task, presets looked up; the embedded world where none is named.
+    """The sources of one task, presets looked up; the synthetic dataset where none is named.
 
     Raises InputError for an unknown preset, with the nearest one.
     """
@@ -38,7 +38,8 @@ def has_split(source: SourceConfig, split: str) -> bool:
 def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
     """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
 
-    Of a hub set the Arrow files in the local cache are hashed; of the world, its code, the count being in the name.
+    Of a hub set the Arrow files in the local cache are hashed; of the synthetic dataset, its code; the count is in
+    the name.
     """
     if source.synthetic is not None:
         module = "documents" if is_documents(source) else "dataset"
@@ -155,7 +156,7 @@ def _synthetic_count(source: SourceConfig, split: str) -> int:
 
 
 def is_documents(source: SourceConfig) -> bool:
-    """True for `columns: {text: document}`: the world's running text in place of rows made for the task's fields."""
+    """True for `columns: {text: document}`: synthetic documents in place of rows made for the task's fields."""
     return list(source.columns.values()) == ["document"]
 
 

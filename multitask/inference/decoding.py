@@ -93,7 +93,7 @@ def generate(
 
 @dataclass(frozen=True)
 class _Picker:
-    """Picks the next token of each row: the likeliest, or the one whose share of the whole holds the row's number."""
+    """Picks the next token of each row: the most likely, or, by its number, one of the cumulative distribution."""
 
     prompts: Sequence[Tensor]
     uniform: Uniform | None
@@ -137,7 +137,7 @@ class _Ends:
     is_done: IsDone
 
     def add(self, number: int, new: list[int], token: int) -> bool | None:
-        """Adds a token, unless it is an end. True: the row has ended; False: its limit is reached; None: it goes on."""
+        """Adds a token, unless it is an end. True: the row has ended; False: at its limit; None: it continues."""
         if token in self.end_ids:
             return True
         new.append(token)
@@ -230,7 +230,7 @@ def beam_search(
     num: int = 1,
     repetition_penalty: float = 1.0,
 ) -> list[tuple[list[int], bool]]:
-    """The `num` likeliest of `beams` continuations, best first, as transformers finds them; else as `generate`."""
+    """The `num` most likely of `beams` continuations, best first, as transformers finds them; else as `generate`."""
     device = next(model.parameters()).device
     ids = torch.from_numpy(np.array(prompt, np.int64))[None].to(device)
     was_training = model.training

@@ -66,7 +66,7 @@ class Generator:
         tokenizer: its fast tokenizer.
         name: of the model, for errors.
         sampling: how tokens are picked.
-        task: whose prompts are to be answered; None: free text goes on.
+        task: whose prompts are to be answered; None: free text is continued.
         max_new_tokens: most tokens of a text; None: the task's, or for free text what is left of the window, at most
             `MAX_FREE_TOKENS`.
         window: most tokens of a prompt and its answer; None: the model's positions.
@@ -110,8 +110,8 @@ class Generator:
     ) -> list[dict[str, Any]]:
         """`num_samples` texts for each prompt, in order, as the lines of `generate --out` hold them.
 
-        explain: of each step the so many likeliest tokens, as `steps`. stream: called with parts of the one text as it
-        is written; together they are the completion.
+        explain: of each step this many of the most likely tokens, as `steps`. stream: called with parts of the one
+        text as it is written; together they are the completion.
 
         Raises:
             InputError: a prompt that cannot be used, with its place; nothing is written then.
@@ -167,7 +167,7 @@ class Generator:
     def text(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
         """What ids say after those before them.
 
-        An answer stands alone, special tokens left off, as in scoring. Free text goes on from its prompt: alone, its
+        An answer stands alone, special tokens left off, as in scoring. Free text continues its prompt: alone, its
         first space would be lost in some tokenizers.
         """
         if self.task is not None:
@@ -266,7 +266,7 @@ class Generator:
         missing = [marker for marker in markers({task.name: task}) if marker not in vocabulary]
         if missing:
             raise InputError(
-                f"{self.name}: its tokenizer has no {missing[0]}, a marker of task '{task.name}': it was never taught "
+                f"{self.name}: its tokenizer has no {missing[0]}, a marker of '{task.name}': it was not trained on "
                 f"the task; train it (`train --model {self.name} --tasks {task.name}`), prompt it with solved examples "
                 f"(`fewshot --model {self.name} --tasks {task.name}`), or write the prompt out as free text"
             )
@@ -325,7 +325,10 @@ def _together(watches: Sequence[Watch]) -> Watch | None:
 
 
 class Explanation:
-    """Of each row and step: the token taken and the likeliest ones, with their shares before and after reshaping."""
+    """Of each row and step: the token taken and the most likely ones, with their probabilities.
+
+    Both before and after temperature, top-k and top-p.
+    """
 
     def __init__(self, generator: Generator, num: int, top: int) -> None:
         self.generator, self.top = generator, top
@@ -334,9 +337,9 @@ class Explanation:
     def watch(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
         """Called by `decoding.generate`."""
         before, after = raw.softmax(-1), scores.softmax(-1)
-        likeliest = before.topk(min(self.top, before.shape[-1])).indices.tolist()
+        candidates_of = before.topk(min(self.top, before.shape[-1])).indices.tolist()
         for n, ((row, _), token) in enumerate(zip(at, picked, strict=True)):
-            ids = likeliest[n] if token in likeliest[n] else [*likeliest[n], token]
+            ids = candidates_of[n] if token in candidates_of[n] else [*candidates_of[n], token]
             candidates = [
                 {"id": i, "token": self.generator.token(i), "before": b, "after": a}
                 for i, b, a in zip(ids, before[n, ids].tolist(), after[n, ids].tolist(), strict=True)

@@ -208,7 +208,7 @@ class DecodingBatch:
     def advance(self, model: Any, ids: Sequence[int], prefix_groups: Sequence[tuple[Ids, Sequence[Ids]]]) -> Tensor:
         """One pass: adds a token to every row, and reads new rows, which take the next places.
 
-        prefix_groups: how rows begin, read once for all of them, and how each goes on (an end of no ids is a row, too).
+        prefix_groups: how rows begin, computed once for all of them, and the rest of each (none is a row, too).
         Returns the last hidden states (n, C) of old and new rows.
         """
         device = next(model.parameters()).device

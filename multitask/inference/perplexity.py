@@ -1,4 +1,4 @@
-"""Perplexity of running text: a window slides over one long stream of tokens, whatever the length of the text.
+"""Sliding-window perplexity of plain text of any length.
 
 Tokens 0..9, window 4, stride 2: the windows 0-3, 2-5, 4-7, 6-9 score tokens 1-3, 4-5, 6-7, 8-9. A stride as long as the
 window means no overlap: 0-3, 4-7, 8-9 score 1-3, 5-7, 9, as the first token of a window without overlap has no context.

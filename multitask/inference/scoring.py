@@ -1,4 +1,4 @@
-"""What a model thinks of given text: nats of targets, and which of several answers it finds likeliest.
+"""Likelihoods of given text: nats of targets, and which of several choices is the most likely.
 
 `choose(model, [(prompt_ids, [ids of " yes", ids of " no"])], 8192)` -> `[(0, [1.2, 3.4])]`: the first answer, its final
 `<|end|>` included, has the fewest nats. The end marker also settles a choice that is the beginning of another.
@@ -159,5 +159,5 @@ def _padded(model: Any, examples: Sequence[tuple[list[int], int]]) -> list[float
 
 
 def choose(model: Any, rows: Iterable[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[tuple[int, list[float]]]:
-    """For each (prompt ids, choices' ids with their end marker): the likeliest choice's number, and the nats of all."""
+    """For each (prompt ids, ids of the choices): the number of the most likely choice, and the nats of all."""
     return [(int(np.argmin(nats)), nats) for nats in choice_nll(model, list(rows), batch_tokens)]

@@ -1,7 +1,7 @@
 """The smallest language model: the next token from the current one alone, as a transformers model.
 
 With a table, `model(input_ids=[[3, 7]]).logits[0, 1]` is row 7 of it, whatever stands before. Trained long enough its
-loss comes down to the entropy of the counted pairs: what any model of longer texts has to beat.
+loss approaches the entropy of the bigram counts: the baseline of any model of longer context.
 """
 
 import itertools

@@ -65,7 +65,7 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
 
 
 def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Any causal language model: what a run left, another local folder, or a hub name; weights in float32."""
+    """Any causal language model: a run or model folder, or a hub name; weights in float32."""
     if Path(name).exists():
         return load_trained(Path(name))
     tokenizer = load_tokenizer(name, revision)
@@ -77,7 +77,7 @@ def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrained
 
 
 def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
-    """A model that a run left: its folder, or the run's folder; an adapter is put on its base.
+    """A trained model: its folder, or the run's folder; an adapter is put on its base.
 
     Raises InputError when the folder holds no model or the adapter's base has too few token rows.
     """

@@ -129,7 +129,7 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     attend = ALL_ATTENTION_FUNCTIONS[name]
     mixed, _ = attend(attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, segments=segments)
     mixed, hidden = mixed.flatten(0, 1).flatten(1), hidden.flatten(0, 1)
-    if len(before) < len(hidden):  # all of them in running text: nothing to pick out
+    if len(before) < len(hidden):  # all of them in pretraining: nothing to select
         mixed, hidden = mixed.index_select(0, before), hidden.index_select(0, before)
     hidden = hidden + attention.resid_dropout(attention.c_proj(mixed))
     final: Tensor = transformer.ln_f(hidden + last.mlp(last.ln_2(hidden)))

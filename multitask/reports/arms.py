@@ -54,7 +54,7 @@ class Arm:
 
     @property
     def num_tasks_trained(self) -> int | None:
-        """1 for a single-task arm, more for a multitask arm, None where a model was not taught here."""
+        """1 for a single-task arm, more for a multitask arm, None where no model was trained here."""
         first, _, _ = self.name.replace("-", " ").partition(" ")
         if first in ("single", "multitask"):
             return 1 if first == "single" else 2

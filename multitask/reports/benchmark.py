@@ -1,4 +1,4 @@
-"""A suite: every way to get the tasks done, on the same rows, arm by arm, so that a stopped one goes on.
+"""A benchmark suite: every arm on the same rows; a stopped suite is resumed.
 
 `configs/benchmark_demo.yaml` -> arms `trivial`, `prompted`, `single-nli seed 7`, ..., `multitask-lora seed 8`; each is
 a results file or a run folder below `OUT/arms`, kept as long as its settings, its rows and the code stay the same.
@@ -87,7 +87,7 @@ def benchmark(
     """Runs what is missing; returns, for each arm, its name, folder, whether it was kept, and seconds.
 
     only: names of arms (`prompted`, `single`, `single-nli`, `multitask-seed-7`); None: all. Raises InputError for a
-    name that no arm has. Ctrl-C stops after the arm's checkpoint; the same command goes on.
+    name that no arm has. Ctrl-C stops after the arm's checkpoint; the same command resumes.
     """
     arms = chosen(plan(suite, list(tasks), where), only)
     base = _base(suite, report) if any(arm.kind != "trivial" for arm in arms) else None

@@ -152,14 +152,14 @@ def _verdict(task: ComparedTask, found: Effect, p: float) -> str:
 
 
 def _gain(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:
-    """Each multitask arm against each arm that was taught one task alone."""
-    taught = {arm.name: arm.num_tasks_trained for arm in compared if arm.shots is None}
+    """Each multitask arm against each arm that was trained on one task alone."""
+    trained = {arm.name: arm.num_tasks_trained for arm in compared if arm.shots is None}
     pairs = [
         (task, many.name, one.name)
         for task in tasks
         for many in compared
         for one in compared
-        if (taught.get(many.name) or 0) > 1 and taught.get(one.name) == 1
+        if (trained.get(many.name) or 0) > 1 and trained.get(one.name) == 1
         if task.metric in many.scores.get(task.name, {}) and task.metric in one.scores.get(task.name, {})
     ]
     tested = [pair for pair in pairs if {pair[1], pair[2]} <= pair[0].resampled.keys()]

@@ -66,7 +66,7 @@ class Price:
     costs: dict[str, float]
     score: float
     color: int
-    is_taught: bool
+    is_trained: bool
 
 
 def _color(place: int) -> str:
@@ -153,7 +153,7 @@ def learning(curves: Sequence[Curve]) -> str:
 
 
 def prices(metric: str, points: Sequence[Price], names: dict[str, str]) -> str:
-    """The score over each kind of cost; arms by number, filled where a model was taught."""
+    """The score over each kind of cost; arms by number, filled where a model was trained."""
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import EngFormatter, NullFormatter
@@ -164,7 +164,7 @@ def prices(metric: str, points: Sequence[Price], names: dict[str, str]) -> str:
             priced = [(point.costs[key], point) for point in points if key in point.costs]
             for cost, point in priced:
                 color = _color(point.color)
-                axes.plot(cost, point.score, "o", color=color, fillstyle="full" if point.is_taught else "none")
+                axes.plot(cost, point.score, "o", color=color, fillstyle="full" if point.is_trained else "none")
                 axes.annotate(
                     str(point.number), (cost, point.score), (4, 4), textcoords="offset points", fontsize=9, color=INK
                 )

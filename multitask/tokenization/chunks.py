@@ -21,7 +21,7 @@ def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
     """A text in pieces of about `size` characters whose ids, one after another, are those of the whole.
 
     A seam lies before white space, and only where the text around it has the same ids in one and in two. Where there is
-    none such (a text without white space, say), the piece goes on. Raises InputError where the tokenizer has no token
+    none such (a text without white space, say), the piece continues. Raises InputError where the tokenizer has no token
     for what it does not know, and says so.
     """
 

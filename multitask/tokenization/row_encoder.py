@@ -51,7 +51,7 @@ class RowEncoder:
     def encode(self, rows: Sequence[Row]) -> list[Encoded | None]:
         """Rows to examples, in order; None for a row to refuse.
 
-        Refused is what is too long without a field to cut, and what has nothing left of its prompt or target.
+        Dropped is what is too long without a field to truncate, and what has no token of prompt or target left.
         """
         rendered = [render(self.task, row.fields) for row in rows]
         texts = [p.literal + p.text for pieces in rendered for p in pieces if not p.is_marker]

@@ -1,9 +1,9 @@
-"""Running text as one long row of token ids, encoded once to a file that is looked into and never loaded.
+"""A plain text corpus as one long row of token ids, encoded once to a memory-mapped file.
 
 Documents `ab` and `c`, `<end>` (id 0) after each -> `token_file(...).ids` = [5, 6, 0, 7, 0], two bytes an id.
 
 The ids are those of each document encoded whole. Long ones are encoded in pieces, many at a time, on all cores; what is
-done is kept, so that an interrupted encoding goes on where it was, and one process encodes while others wait.
+done is kept, so that an interrupted encoding is resumed, and one process encodes while others wait.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _BATCH = _PIECE * max(32, 4 * (os.cpu_count() or 1))  # characters that are enco
 
 
 class TokenFile:
-    """The ids of one split of a running text.
+    """The ids of one split of a plain text corpus.
 
     ids: mapped from the file. before_id, after_id: what stands before and after each document,
     None: nothing. report: counts and provenance, as `results.json` shows them.
@@ -172,7 +172,7 @@ def _separator(tokenizer: PreTrainedTokenizerFast, token: str | None, name: str)
 
 
 def _items(parts: Iterable[tuple[str, bool]], plain: Tokenizer, is_inside: bool) -> Iterator[_Item]:
-    """Documents as they are, long ones in pieces; `is_inside`: the first part goes on with a document."""
+    """Documents as they are, long ones in pieces; `is_inside`: the first part continues a document."""
     parts = iter(parts)
     is_first = not is_inside
     for text, is_last in parts:

@@ -1,4 +1,4 @@
-"""One experiment: train a tokenizer on running text, measure it on text it has not seen, save it.
+"""Train a tokenizer on a plain text corpus, measure it on held-out text, save it.
 
 `tokenizer(TokenizerConfig(kind="metaspace"), TextConfig(files={"train": ["news.txt"]}), ["<|pad|>", ...], Path("tok"))`
 leaves `tok/tokenizer.json`, `tokenizer_config.json`, `tokenizer_report.json` and, when a curve is asked for,
@@ -148,7 +148,7 @@ def _held_out(text: TextConfig) -> list[str]:
 
 def _held_out_name(config: TokenizerConfig, text: TextConfig, source: Path | None) -> str:
     if text.synthetic is not None:
-        return f"{text.synthetic.get('validation', 0):,} documents of the embedded world's validation split"
+        return f"{text.synthetic.get('validation', 0):,} synthetic documents of the validation split"
     if text.files is not None and "validation" in text.files:
         return ", ".join(text.files["validation"])
     if source is not None:

@@ -49,7 +49,7 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: di
                 (aside / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{target}: cannot be written ({error}); what was saved before is untouched: make room, then go on with "
+            f"{target}: cannot be written ({error}); what was saved before is untouched: make room, then continue with "
             f"--resume {target.parent.parent}"
         ) from error
     return target

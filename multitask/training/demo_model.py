@@ -1,4 +1,4 @@
-"""The embedded base: a small GPT-2 to prompt, trained on the little world's documents when it is first asked for.
+"""The demo model: a small GPT-2 to prompt, trained on the synthetic documents when it is first needed.
 
 `demo_model()` -> `~/.cache/multitask/demo_base-3f2a.../`, a model folder. The name holds a hash of the recipe, of the
 world and of the code that trains: a change of any of them trains anew, all else finds the folder and returns at once.
@@ -21,9 +21,9 @@ from multitask.training import finetune
 
 
 def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path:
-    """The folder of the embedded base; the first call trains it, and tells `report` of every step.
+    """The folder of the demo model; the first call trains it, and reports every step.
 
-    A training that was stopped goes on where it stopped. The folder appears under its name only when it is whole, so
+    A training that was stopped is resumed. The folder appears under its name only when it is whole, so
     processes that train at the same time do not meet: the first to finish gives the folder.
 
     Raises InputError for a recipe that does not exist, KeyboardInterrupt when it is stopped, after all was saved.
@@ -52,7 +52,7 @@ def _train(config: RunConfig, tasks: dict[str, Task], folder: Path, report: Repo
         resumes = any((run / "checkpoints").glob("step-*"))
     except FileNotFoundError:
         resumes = False
-    text = "the embedded base is not there yet: it is trained first and kept, about 5 minutes on two CPU cores"
+    text = "the demo model is not there yet: it is trained first and kept, about 5 minutes on two CPU cores"
     report({"event": "note", "text": text})
     shown = {"start", "step", "validation", "warning"}
     progress: Report = lambda record: report(record) if record["event"] in shown else None  # noqa: E731
@@ -63,7 +63,7 @@ def _train(config: RunConfig, tasks: dict[str, Task], folder: Path, report: Repo
     except Interrupted:
         if not stopped.exists():
             run.rename(stopped)
-        report({"event": "warning", "text": "stopped and saved; the same command goes on from here"})
+        report({"event": "warning", "text": "stopped and saved; the same command continues from here"})
         raise KeyboardInterrupt from None
     finally:
         shutil.rmtree(run, ignore_errors=True)

@@ -38,7 +38,7 @@ _NUM_WORSE = 3  # validations without a better one before the reader is told
 
 
 class Stream(Protocol):
-    """What the loop reads from: `BlockStream` of tasks, `TextStream` of running text."""
+    """What the loop reads from: `BlockStream` of tasks, `TextStream` of a plain text corpus."""
 
     cursor: tuple[int, ...]
 
@@ -292,8 +292,8 @@ class Loop:
         self._write({**record, **seen, "is_best": is_best})
         if self.num_worse == _NUM_WORSE and self.accelerator.is_main_process:
             text = (
-                f"no better validation since step {self.best['step'] if self.best else 0}: what is learned now is the "
-                "training text by heart; fewer steps, more text, or model.dropout; train.patience stops by itself"
+                f"no better validation since step {self.best['step'] if self.best else 0}: the model is memorising "
+                "the training text; fewer steps, more text, or model.dropout; train.patience stops by itself"
             )
             self.report({"event": "warning", "text": text})
         self.accelerator.log({f"validation/{name}": value for name, value in loss.items()}, step=self.step)

@@ -110,7 +110,7 @@ def open_run(config: Config, out: Path, overwrite: bool, resume: bool) -> Iterat
 def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:
     """The accelerator, and what one process decided for all: the precision, which each would measure, and the folder.
 
-    A resumed run goes on in the precision it was begun in.
+    A resumed run keeps the precision that it was started with.
     """
     if (tracker := config.train.tracker) is not None:
         known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
@@ -168,7 +168,7 @@ def _claim(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resum
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise InputError(
-                f"{out}: already holds files; go on with --resume {out}, replace them with --overwrite, or choose "
+                f"{out}: already holds files; continue with --resume {out}, replace them with --overwrite, or choose "
                 "another --out"
             )
         if not any((folder / "config.yaml").exists() for folder in (out, out / _REPLACED)):

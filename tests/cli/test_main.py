@@ -197,7 +197,7 @@ def test_an_interrupted_command_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert result.exit_code == 130
     # Plugins of other folders are no part of the run's settings: it goes on only with them named.
     assert result.stderr == (
-        f"saved; go on with: multitask train --resume '{tmp_path / 'a run'}' --tasks-dir {TRANSLATE}\n"
+        f"saved; resume with: multitask train --resume '{tmp_path / 'a run'}' --tasks-dir {TRANSLATE}\n"
     )
     monkeypatch.setattr("multitask.api.evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command("evaluate", "x").exit_code == 130
@@ -212,7 +212,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
     assert command("train", "--config", path, "--out", run).exit_code == 0
     before = (run / "results.json").read_text()
     errors = refused("train", "--config", path, "--out", run)
-    assert f"{run}: already holds files; go on with --resume {run}, replace them with --overwrite, or" in errors
+    assert f"{run}: already holds files; continue with --resume {run}, replace them with --overwrite, or" in errors
     assert (run / "results.json").read_text() == before
     (run / "notes.txt").write_text("mine")
     (run / "predictions" / "nli.jsonl").write_text("of the run before")

@@ -223,7 +223,7 @@ def test_what_is_no_text_is_refused(tmp_path, monkeypatch):
         )
     assert refusal(gzip.compress(b"text " * 99)[:-9], "a.txt.gz").startswith("a.txt.gz: the gzip data is damaged")
     assert refusal(b"text", "a.doc") == (
-        "a.doc: running text is read from plain text and JSONL, and the extension '.doc' tells neither; set "
+        "a.doc: a corpus is read from plain text and JSONL, and the extension '.doc' tells neither; set "
         "`text.format` to text or jsonl"
     )
     assert list(parts(config_of(tmp_path, "a.doc", format="text"), "train")) == [("text", True)]

@@ -635,7 +635,7 @@ def test_the_synthetic_dataset_is_the_default_source(
 def test_a_task_that_the_world_does_not_know() -> None:
     task = Task(name="poem", stream="{theme}<|poem|>{poem}<|end|>", target="poem")
     text = error(task, SourceConfig(synthetic={"train": 3}), None)
-    assert text.startswith("task 'poem': the embedded world has no rows of the fields poem, theme; it has rows of: ")
+    assert text.startswith("task 'poem': the synthetic dataset has no rows of the fields poem, theme; it has rows of: ")
     assert text.endswith("Name files or a hub set for this task in data.sources")
 
 

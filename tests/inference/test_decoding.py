@@ -254,9 +254,9 @@ def test_as_many_beams_as_tokens_find_the_likeliest_pair(name: str) -> None:
         with torch.no_grad():
             first = model(input_ids=torch.tensor([[3, last]])).logits[0, -1].log_softmax(-1)
             second = model(input_ids=torch.tensor([[3, last, n] for n in range(V)])).logits[:, -1].log_softmax(-1)
-        likeliest = (first[:, None] + second).flatten().argsort(descending=True)[:4].tolist()
+        candidates_of = (first[:, None] + second).flatten().argsort(descending=True)[:4].tolist()
         found = beam_search(model, [3, last], 2, set(), V, 4)
-        assert found == [([n // V, n % V], False) for n in likeliest]
+        assert found == [([n // V, n % V], False) for n in candidates_of]
         is_greedy.add(generate(model, [[3, last]], 2, set(), 5000)[0] == found[0])
     assert is_greedy == {True, False}, "looking ahead pays, sometimes"
 

@@ -393,7 +393,7 @@ def test_options_that_cannot_be(options: tuple[object, ...], message: str) -> No
         (("--task", "summ", "--field", "document=a", "--field", "document=b"), "given twice"),
         (("--task", "nli", "--field", "premise=a"), "field 'hypothesis' is missing, found premise; the prompt"),
         (("--task", "summ", "--field", "document= "), "field 'document' is empty"),
-        (("--task", "cls", "--field", "text=a"), "no <|classify|>, a marker of task 'cls': it was never taught"),
+        (("--task", "cls", "--field", "text=a"), "no <|classify|>, a marker of 'cls': it was not trained on"),
         (("--interactive", "--out", "x.jsonl"), "--interactive writes to the terminal"),
     ],
 )

@@ -131,15 +131,15 @@ def test_a_suite_keeps_what_has_not_changed(tmp_path: Path, base: Path) -> None:
         "single-cls",
     ]
     assert (out / "report.html").exists()
-    for name in ("qa", "cls"):  # the floor is one and the same, whoever reports it
-        floors = [r["tasks"][name]["baselines"] for r in results.values() if name in r["tasks"]]
+    for name in ("qa", "cls"):  # the baseline is one and the same, whoever reports it
+        baselines = [r["tasks"][name]["baselines"] for r in results.values() if name in r["tasks"]]
         values = [
             {
                 n: {m: s["value"] for m, s in scores.items()}
                 for n, scores in floor.items()
                 if n not in ("unigram", "bigram")
             }
-            for floor in floors
+            for floor in baselines
         ]
         assert values == [values[0]] * len(values)
         assert values[0]

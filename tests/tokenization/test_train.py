@@ -111,7 +111,7 @@ def test_what_is_printed(text: Path, tmp_path: Path) -> None:
 def test_the_embedded_world_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "_DOCUMENTS", {"train": 60, "validation": 10})
     found = made("--out", tmp_path / "made", "--tasks", "nli", "--spare", "0")
-    assert found["held_out"]["text"] == "10 documents of the embedded world's validation split"
+    assert found["held_out"]["text"] == "10 synthetic documents of the validation split"
     assert found["special_tokens"] == ["<|endoftext|>", "<|pad|>", "<|end|>", "<|sep|>", "<|nli|>"]
     assert 256 < found["vocab_size"] < 8000  # as many as the text gives
     assert made("--out", tmp_path / "none", "--tasks", "none", "--spare", "0")["num_special"] == 3

@@ -256,7 +256,7 @@ def test_the_command_exits_130_and_says_how_to_go_on(number: int, tmp_path: Path
     finally:
         process.kill()
     assert process.returncode == 130, errors[-2000:]
-    assert f"saved; go on with: python run.py train --resume '{run}'" in errors
+    assert f"saved; resume with: python run.py train --resume '{run}'" in errors
     saved = int(checkpoint.newest(run).name.removeprefix("step-"))
     if number == signal.SIGTERM:
         return  # resuming is the same for both

@@ -1,4 +1,4 @@
-"""Pretraining: what is read and predicted, resumed as uninterrupted, documents kept apart, and honest floors."""
+"""Pretraining: what is read and predicted, resumed as uninterrupted, documents kept apart, and honest baselines."""
 
 import json
 import math
@@ -233,7 +233,7 @@ def test_a_model_that_learns_by_heart_is_told_of(tmp_path: Path) -> None:
     pretrain(config | {"text": config["text"] | {"documents": "file"}}, out=tmp_path / "run", report=records.append)
     said = [record["text"] for record in records if record["event"] == "warning"]
     assert len(said) == 1
-    assert "by heart" in said[0]
+    assert "memorising" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_runs_of_the_other_kind_are_named(tmp_path: Path) -> None:
             other()
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "config.yaml").write_text("tasks: [qa]\n")
-    with pytest.raises(InputError, match="settings of `train`; for running text expected a section `text`"):
+    with pytest.raises(InputError, match="settings of `train`; for a plain text corpus a section `text` was expected"):
         pretrain(resume=tmp_path / "tuned")
 
 

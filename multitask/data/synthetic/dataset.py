@@ -298,12 +298,12 @@ def rows(fields: frozenset[str], split: str, count: int) -> Iterator[Row]:
     """The first `count` rows of a split that hold these fields, one language after the other, and labels in turn.
 
     Raises:
-        InputError: the world has no rows of these fields, or no such split.
+        InputError: the dataset has no rows of these fields, or no such split.
     """
     if fields not in _MAKERS:
         known = "; ".join(", ".join(sorted(each)) for each in _MAKERS)
         raise InputError(
-            f"the embedded world has no rows of the fields {', '.join(sorted(fields))}; it has rows of: {known}. "
+            f"the synthetic dataset has no rows of the fields {', '.join(sorted(fields))}; it has rows of: {known}. "
             "Name files or a hub set for this task in data.sources"
         )
     check_split(split)
@@ -313,7 +313,7 @@ def rows(fields: frozenset[str], split: str, count: int) -> Iterator[Row]:
 
 
 def texts(split: str, count: int) -> Iterator[str]:
-    """The first `count` paragraphs of running text of a split, one language after the other."""
+    """The first `count` paragraphs of plain text of a split, one language after the other."""
     check_split(split)
     for index in range(count):
         rng = Random(f"texts {split} {index}")
@@ -321,6 +321,6 @@ def texts(split: str, count: int) -> Iterator[str]:
 
 
 def check_split(split: str) -> None:
-    """Raises InputError for a split that the world does not have."""
+    """Raises InputError for a split that the dataset does not have."""
     if split not in _SHARES:
-        raise InputError(f"the embedded world has no split '{split}'; {suggest(split, _SHARES)}")
+        raise InputError(f"the synthetic dataset has no split '{split}'; {suggest(split, _SHARES)}")

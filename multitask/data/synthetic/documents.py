@@ -1,4 +1,4 @@
-"""Running text of the little world: documents in which tasks occur as they do on the web, to pretrain a base on.
+"""The synthetic corpus: documents in which tasks occur as they do on the web, to pretrain the demo model on.
 
 A document is a list of solved examples in a layout of its own, with words of its own for the parts and, now and then,
 for the classes:

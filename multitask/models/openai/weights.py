@@ -25,8 +25,10 @@ from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
 from multitask.files import replacing
+from multitask.models.cards import from_template
 from multitask.models.openai.bundle import Bundle
 
+_CARD = Path(__file__).parent / "card.md.j2"
 END_OF_TEXT = "<|endoftext|>"
 _NUM_SHOWN = 5  # of the names that do not fit
 _LIMIT = 1 << 31  # of the numbers in hparams.json
@@ -85,7 +87,8 @@ def import_openai(source: Path, out: Path) -> dict[str, Any]:
         config.save_pretrained(folder)
         GenerationConfig(**ends).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card(shape, num_parameters), "utf-8")
+        card = from_template(_CARD, shape=shape, num_parameters=num_parameters)
+        (folder / "README.md").write_text(card, "utf-8")
     return {
         "num_tensors": len(tensors),
         "num_parameters": num_parameters,
@@ -238,31 +241,6 @@ def check(bundle: Bundle, shape: Shape, hparams: Path) -> dict[str, tuple[str, t
             "use files that were published together"
         )
     return {name: (key, size[1:] if len(size) == 3 else size) for name, (key, size) in expected.items()}
-
-
-def card(shape: Shape, num_parameters: int) -> str:
-    """The model card, with a snippet of plain Hugging Face code."""
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# GPT-2 as OpenAI published it
-
-{shape.n_layer} layers, {shape.n_head} heads, width {shape.n_embd}, {shape.n_ctx} positions, {shape.n_vocab} tokens,
-{num_parameters:,} parameters: the weights of a TensorFlow checkpoint, every bit as it was. The terms are those of the
-checkpoint.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-FOLDER = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
-inputs = tokenizer("Every effort moves", return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens=20, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-print(tokenizer.decode(ids[0]))
-```
-"""
 
 
 @contextmanager

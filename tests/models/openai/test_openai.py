@@ -559,10 +559,10 @@ def test_damaged_weights_leave_nothing(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "card", full)  # the last thing that is written
+    monkeypatch.setattr(weights, "from_template", full)  # the last thing that is written
     with pytest.raises(InputError, match=r"out: cannot be written \(.*No space left.*nothing was left: make room"):
         import_openai(source, tmp_path / "out")
     assert without_traces(tmp_path)
