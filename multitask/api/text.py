@@ -98,7 +98,8 @@ def generate(
         check_writable(Path(out))
     named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
     writer = generator(model, task, **named, report=report, **sampling)
-    records = writer.write(asked, explain or (5 if picture is not None else 0), stream)
+    texts = writer.generate(asked, explain or (5 if picture is not None else 0), stream)
+    records = [text.to_json() for text in texts]
     if picture is not None:
         from multitask.plots import save_steps
 

@@ -54,7 +54,8 @@ class GenerationConsole:
         while (given := self._asked()) is not None:
             to_stream = self.streaming(generator.sampling.num_samples == generator.sampling.beams == 1, given)
             try:
-                self.show(generator.write([PromptInput(given, "prompt")], self.top, to_stream), to_stream is not None)
+                texts = generator.generate([PromptInput(given, "prompt")], self.top, to_stream)
+                self.show([text.to_json() for text in texts], to_stream is not None)
             except KeyboardInterrupt:
                 click.echo("\n(stopped)", err=True)
             except InputError as error:

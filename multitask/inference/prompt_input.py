@@ -1,4 +1,8 @@
-"""Prompts as users give them: free text or fields of a task, from flags, a file or standard input."""
+"""Prompts as users give them: free text or fields of a task, from flags, a file or standard input.
+
+A line `{"context": "Ada has a cat.", "question": "What has Ada?"}` of `rows.jsonl` ->
+`PromptInput({"context": ..., "question": ...}, "rows.jsonl:1")`.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +20,7 @@ from multitask.task import Task
 
 @dataclass(frozen=True)
 class PromptInput:
-    """One prompt, a free text or the fields of a task, and where it stands, for errors."""
+    """One prompt, free text or the fields of a task, and its place in the input, for errors."""
 
     given: str | Mapping[str, Any]
     where: str
@@ -25,10 +29,10 @@ class PromptInput:
 def read_prompts(
     source: Path | BinaryIO, task: Task | None = None, encoding: Literal["utf-8", "cp949"] = "utf-8"
 ) -> list[PromptInput]:
-    """Prompts of a file, or of standard input, by line: free text, or JSON.
+    """The prompts of a file or of standard input, one a line: free text, or JSON.
 
-    `.jsonl` holds the field `prompt`, or the fields of `task`; what is read for a task is JSON in any case. Empty lines
-    are none. Raises InputError with the line that cannot be used, or when there is no line.
+    A line of `.jsonl` has the field `prompt`, or with `task` the task's fields; with a task any input is JSON. Empty
+    lines are skipped. Raises InputError with the place of a line that cannot be used, or when there is none.
     """
     is_json = task is not None
     if isinstance(source, Path):
@@ -38,7 +42,7 @@ def read_prompts(
         lines, name = file_records(str(source), settings, DataConfig(root=Path())), str(source)
     else:
         lines, name = _lines(source, is_json, encoding), "standard input"
-    asked = []
+    prompts = []
     for _, where, found in lines:
         if isinstance(found, RowError):
             raise found
@@ -47,11 +51,11 @@ def read_prompts(
             wrong = (
                 f"is {short(given)}, expected text" if "prompt" in found else f"is missing, found {', '.join(found)}"
             )
-            raise InputError(f"{where}: field 'prompt' {wrong}; with --task NAME a line holds the task's fields")
-        asked.append(PromptInput(given, where))
-    if not asked:
-        raise InputError(f"{name}: there are no prompts in it, expected at least one line")
-    return asked
+            raise InputError(f"{where}: field 'prompt' {wrong}; with --task NAME a line has the task's fields")
+        prompts.append(PromptInput(given, where))
+    if not prompts:
+        raise InputError(f"{name}: found no prompts, expected at least one line")
+    return prompts
 
 
 def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[RawRecord]:
@@ -73,16 +77,18 @@ def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[RawRecord
 
 
 def prompt_fields(task: Task) -> list[str]:
-    """Fields of the stream that stand in the prompt."""
+    """Fields of the stream that are part of the prompt."""
     return [name for name in fields(task.stream) if name != task.target]
 
 
-def prompt_values(task: Task, asked: PromptInput) -> dict[str, str]:
+def prompt_values(task: Task, prompt: PromptInput) -> dict[str, str]:
     """The checked fields of a task's prompt."""
-    given, needed = asked.given, prompt_fields(task)
+    given, needed = prompt.given, prompt_fields(task)
     if not isinstance(given, Mapping):
-        raise InputError(f"{asked.where}: a text; task '{task.name}' reads fields: {', '.join(needed) or 'none'}")
-    if task.prepare is not None:  # it may rightly complain that there is no answer yet
+        raise InputError(
+            f"{prompt.where}: found text, expected the fields of task '{task.name}': {', '.join(needed) or 'none'}"
+        )
+    if task.prepare is not None:  # it may raise for the missing answer, which a prompt does not have
         with suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
             given = task.prepare(dict(given))
     values = {}
@@ -93,38 +99,42 @@ def prompt_values(task: Task, asked: PromptInput) -> dict[str, str]:
                 continue
             found = f"found {', '.join(map(str, given)) or 'nothing'}"
             raise InputError(
-                f"{asked.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
+                f"{prompt.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
                 f"task '{task.name}' needs {', '.join(n for n in needed if n not in task.optional)}"
             )
         if not isinstance(value, str):
-            raise InputError(f"{asked.where}: field '{name}' is {short(value)}, expected text")
-        values[name] = checked_text(value, asked.where)
+            raise InputError(f"{prompt.where}: field '{name}' is {short(value)}, expected text")
+        values[name] = checked_text(value, prompt.where)
     return values
 
 
 def checked_text(text: str, where: str) -> str:
-    """The text; raises InputError for half of a surrogate pair."""
+    """The text itself; raises InputError for half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: character {error.start + 1} is no text; expected valid utf-8") from None
+        raise InputError(
+            f"{where}: character {error.start + 1} is half of a surrogate pair; expected valid utf-8"
+        ) from None
     return text
 
 
 def flag_fields(task: Task, flags: Iterable[str]) -> dict[str, str]:
-    """Fields of a task from `name=text` flags; raises InputError for one that cannot be."""
+    """Fields of a task from `name=text` flags; raises InputError for an invalid one."""
     given: dict[str, str] = {}
     for flag in flags:
         name, sign, text = flag.partition("=")
         if not sign:
             raise InputError(f"--field {flag}: expected name=text, for instance {prompt_fields(task)[0]}=...")
         if name == task.target:
-            raise InputError(f"--field {name}: this is what task '{task.name}' writes; leave it out")
+            raise InputError(
+                f"--field {name}: this is the target of task '{task.name}', which the model generates; leave it out"
+            )
         if name not in prompt_fields(task):
             raise InputError(
                 f"--field {name}: task '{task.name}' has no such field; {suggest(name, prompt_fields(task))}"
             )
         if name in given:
-            raise InputError(f"--field {name}: given twice; one text was expected")
+            raise InputError(f"--field {name}: found twice, expected once")
         given[name] = text
     return given

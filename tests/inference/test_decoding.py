@@ -1,4 +1,4 @@
-"""Scores reshaped before a token is picked: the same as transformers does, however rows share the work."""
+"""Decoding with logits processors: the same as transformers, independent of the batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +28,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from multitask.config.evaluation import SamplingConfig
 from multitask.errors import InputError
-from multitask.inference.decoding import beam_search, generate
-from multitask.inference.generator import reshaping
+from multitask.inference.decoding import beam_search, generate, logits_processors_of
 from multitask.inference.kv_cache import supports_shared_prefix
 from multitask.inference.scoring import choice_nll
 from multitask.models.lora import max_positions
@@ -46,7 +45,7 @@ class BigramConfig(PreTrainedConfig):
     def __init__(self, vocab_size: int = V, **rest: Any) -> None:
         super().__init__(**rest)
         self.vocab_size = vocab_size
-        self.num_hidden_layers = 0  # transformers' `generate` asks, to make a cache
+        self.num_hidden_layers = 0  # transformers' `generate` needs it to make a cache
 
 
 class Bigram(PreTrainedModel, GenerationMixin):
@@ -101,16 +100,16 @@ def uniform(row: int, step: int) -> float:
 
 
 class Seen:
-    """Remembers what a watcher sees: shares before and after reshaping of each (row, step), and the token taken."""
+    """Records of each (row, step) the probabilities before and after the processors, and the picked token."""
 
     def __init__(self) -> None:
-        self.shares: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.probabilities: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.tokens: dict[tuple[int, int], int] = {}
 
     def __call__(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
         for place, token, before, after in zip(at, picked, raw.softmax(-1), scores.softmax(-1), strict=True):
             assert place not in self.tokens
-            self.shares[place], self.tokens[place] = (before, after), token
+            self.probabilities[place], self.tokens[place] = (before, after), token
 
 
 def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
@@ -120,7 +119,7 @@ def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
     )
 
 
-def test_both_ways_of_writing_are_tried() -> None:
+def test_both_ways_of_decoding_are_covered() -> None:
     found = {name: supports_shared_prefix(make().eval()) for name, make in MODELS.items()}
     assert found == {"gpt2": True, "lora": True, "mistral": False, "bigram": False}
 
@@ -128,8 +127,8 @@ def test_both_ways_of_writing_are_tried() -> None:
 @pytest.mark.parametrize("max_rows", [2, None])
 def test_greedy_with_a_repetition_penalty_is_that_of_transformers(model: Any, max_rows: int | None) -> None:
     given = prompts()
-    reshape = reshaping(SamplingConfig(repetition_penalty=1.4))
-    found = generate(model, given, 10, set(), 5000, max_rows=max_rows, reshape=reshape)
+    processors = logits_processors_of(SamplingConfig(repetition_penalty=1.4))
+    found = generate(model, given, 10, set(), 5000, max_rows=max_rows, processors=processors)
     options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, "repetition_penalty": 1.4}
     for prompt, (new, finished) in zip(given, found, strict=True):
         assert by_transformers(model, prompt, **options).sequences[0, len(prompt) :].tolist() == new
@@ -137,9 +136,11 @@ def test_greedy_with_a_repetition_penalty_is_that_of_transformers(model: Any, ma
     assert found != generate(model, given, 10, set(), 5000), "the penalty changed something"
 
 
-def test_reshaped_shares_are_those_of_transformers_at_each_step(model: Any) -> None:
+def test_processed_probabilities_are_those_of_transformers_at_each_step(model: Any) -> None:
     given, seen = prompts(3), Seen()
-    found = generate(model, given, 3, set(), 5000, uniform=uniform, reshape=reshaping(SHARP), watch=seen)
+    found = generate(
+        model, given, 3, set(), 5000, uniform=uniform, processors=logits_processors_of(SHARP), on_tokens=seen
+    )
     options = {**SHARP.model_dump(include={"temperature", "top_k", "top_p", "repetition_penalty"})}
     num_removed = 0
     for row, (prompt, (new, _)) in enumerate(zip(given, found, strict=True)):
@@ -148,14 +149,14 @@ def test_reshaped_shares_are_those_of_transformers_at_each_step(model: Any) -> N
                 model, prompt + new[:step], max_new_tokens=1, do_sample=True, output_scores=True, **options
             )
             expected = theirs.scores[0][0].softmax(-1)
-            assert (seen.shares[row, step][1] - expected).abs().max() < 1e-5
+            assert (seen.probabilities[row, step][1] - expected).abs().max() < 1e-5
             num_removed += int((expected == 0).sum())
     assert 0 < num_removed < 9 * V
 
 
-def test_sampling_is_the_same_whatever_shares_the_pass(model: Any) -> None:
+def test_samples_do_not_depend_on_the_batch(model: Any) -> None:
     given = prompts()
-    options: dict[str, Any] = {"uniform": uniform, "reshape": reshaping(SHARP)}
+    options: dict[str, Any] = {"uniform": uniform, "processors": logits_processors_of(SHARP)}
     together = generate(model, given, 8, {7}, 5000, **options)
     assert generate(model, given, 8, {7}, 5000, max_rows=2, **options) == together
     for row, prompt in enumerate(given):
@@ -163,26 +164,28 @@ def test_sampling_is_the_same_whatever_shares_the_pass(model: Any) -> None:
         assert generate(model, [prompt], 8, {7}, 5000, **alone) == [together[row]]
 
 
-def test_reshaping_sees_ids_of_the_row_alone(model: Any) -> None:
+def test_processors_receive_ids_of_the_row_alone(model: Any) -> None:
     """Transformers before 5.23 raise for padding that is no id of the vocabulary."""
     given, seen = prompts(), set()
 
-    def remember(ids: Tensor, scores: Tensor) -> Tensor:
+    def record(ids: Tensor, scores: Tensor) -> Tensor:
         seen.update(frozenset(row) for row in ids.tolist())
         return scores
 
-    found = generate(model, given, 3, set(), 5000, reshape=remember)
+    found = generate(model, given, 3, set(), 5000, processors=record)
     assert len({len(prompt) for prompt in given}) > 1, "some rows are padded"
     assert seen == {frozenset(p + n[:step]) for p, (n, _) in zip(given, found, strict=True) for step in range(3)}
 
 
-def test_one_candidate_is_greedy(model: Any) -> None:
+def test_top_1_is_greedy(model: Any) -> None:
     given = prompts()
-    drawn = generate(model, given, 8, {7}, 5000, uniform=uniform, reshape=reshaping(SamplingConfig(top_k=1)))
+    drawn = generate(
+        model, given, 8, {7}, 5000, uniform=uniform, processors=logits_processors_of(SamplingConfig(top_k=1))
+    )
     assert drawn == generate(model, given, 8, {7}, 5000)
 
 
-def test_samples_are_as_frequent_as_the_reshaped_shares() -> None:
+def test_sample_frequencies_are_the_processed_probabilities() -> None:
     torch.manual_seed(0)
     model, prompt, num = gpt2().eval(), [3, 4, 5], 4000
     with torch.no_grad():
@@ -191,14 +194,20 @@ def test_samples_are_as_frequent_as_the_reshaped_shares() -> None:
         scores[token] = scores[token] * 1.3 if scores[token] < 0 else scores[token] / 1.3
     order = np.argsort(-scores / 0.7)
     kept = order[:12]
-    shares = np.exp(scores[kept] / 0.7)
-    shares /= shares.sum()
-    kept = kept[: int(np.searchsorted(np.cumsum(shares), 0.8)) + 1]
+    probabilities = np.exp(scores[kept] / 0.7)
+    probabilities /= probabilities.sum()
+    kept = kept[: int(np.searchsorted(np.cumsum(probabilities), 0.8)) + 1]
     expected = np.zeros(V)
     expected[kept] = np.exp(scores[kept] / 0.7) / np.exp(scores[kept] / 0.7).sum()
     rng = np.random.default_rng(1)
     found = generate(
-        model, [prompt] * num, 1, set(), 10**6, uniform=lambda row, step: float(rng.random()), reshape=reshaping(SHARP)
+        model,
+        [prompt] * num,
+        1,
+        set(),
+        10**6,
+        uniform=lambda row, step: float(rng.random()),
+        processors=logits_processors_of(SHARP),
     )
     counts = np.bincount([new[0] for new, _ in found], minlength=V)
     assert np.abs(counts / num - expected).max() < 4 * np.sqrt(0.25 / num)
@@ -214,7 +223,7 @@ def test_each_row_has_its_own_limit(model: Any) -> None:
     assert {finished for _, finished in generate(model, given, limits, set(), 5000)} == {False}
 
 
-def test_rows_that_are_done_do_not_run_out_of_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_rows_do_not_exceed_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = gpt2(n_positions=32).eval()
     given, limits = [[1] * 30, [2], [3] * 28], [2, 31, 4]
@@ -223,20 +232,20 @@ def test_rows_that_are_done_do_not_run_out_of_positions(monkeypatch: pytest.Monk
     assert generate(model, given, limits, set(), 5000) == expected
 
 
-def test_a_watcher_sees_each_token_once_and_ends_too(model: Any) -> None:
+def test_the_callback_receives_each_token_once_and_end_tokens_too(model: Any) -> None:
     given, seen = prompts(), Seen()
     ends = {3, 7, 9}
-    found = generate(model, given, 12, ends, 5000, max_rows=3, uniform=uniform, watch=seen)
+    found = generate(model, given, 12, ends, 5000, max_rows=3, uniform=uniform, on_tokens=seen)
     for row, (new, finished) in enumerate(found):
         tokens = [seen.tokens[row, step] for step in range(len(new) + finished)]
         assert tokens[: len(new)] == new
         assert all(token in ends for token in tokens[len(new) :])
     assert len(seen.tokens) == sum(len(new) + finished for new, finished in found)
     assert {finished for _, finished in found} == {True, False}
-    assert all(torch.equal(before, after) for before, after in seen.shares.values()), "nothing is reshaped"
+    assert all(torch.equal(before, after) for before, after in seen.probabilities.values()), "there are no processors"
 
 
-def test_a_models_own_settings_change_nothing(model: Any) -> None:
+def test_the_generation_config_of_a_model_is_ignored(model: Any) -> None:
     given = prompts(3)
     expected = generate(model, given, 8, {7}, 5000), beam_search(model, given[0], 6, {7}, 3, 2)
     base = getattr(model, "base_model", model) if hasattr(model, "peft_config") else model
@@ -247,21 +256,21 @@ def test_a_models_own_settings_change_nothing(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bigram"])
-def test_as_many_beams_as_tokens_find_the_likeliest_pair(name: str) -> None:
+def test_as_many_beams_as_tokens_find_the_most_likely_pair(name: str) -> None:
     torch.manual_seed(0)
     model, is_greedy = MODELS[name]().eval(), set()
     for last in range(8):
         with torch.no_grad():
             first = model(input_ids=torch.tensor([[3, last]])).logits[0, -1].log_softmax(-1)
             second = model(input_ids=torch.tensor([[3, last, n] for n in range(V)])).logits[:, -1].log_softmax(-1)
-        candidates_of = (first[:, None] + second).flatten().argsort(descending=True)[:4].tolist()
+        best = (first[:, None] + second).flatten().argsort(descending=True)[:4].tolist()
         found = beam_search(model, [3, last], 2, set(), V, 4)
-        assert found == [([n // V, n % V], False) for n in candidates_of]
+        assert found == [([n // V, n % V], False) for n in best]
         is_greedy.add(generate(model, [[3, last]], 2, set(), 5000)[0] == found[0])
-    assert is_greedy == {True, False}, "looking ahead pays, sometimes"
+    assert is_greedy == {True, False}, "beam search differs from greedy, sometimes"
 
 
-def test_beams_end_where_an_end_stands() -> None:
+def test_beams_stop_at_an_end_token() -> None:
     torch.manual_seed(0)
     model = gpt2().eval()
     ends = set(range(0, V, 5))
@@ -272,11 +281,11 @@ def test_beams_end_where_an_end_stands() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
-def test_scores_that_are_no_numbers_are_named(name: str) -> None:
+def test_scores_that_are_nan_are_an_error(name: str) -> None:
     model = MODELS[name]().eval()
     with torch.no_grad():
         model.get_output_embeddings().weight[4] = torch.nan
-    with pytest.raises(InputError, match="scores of the next token are no numbers: its weights are broken"):
+    with pytest.raises(InputError, match="scores of the next token are NaN or infinite: its weights are broken"):
         generate(model, prompts(), 3, set(), 5000)
 
 
