@@ -1,9 +1,9 @@
-"""Reading without a gradient: what rows share is read once, answers branch off one prompt, and rows grow.
+"""KV caches for inference: shared prefixes, several continuations of one prompt, and rows that grow token by token.
 
-Eight demonstrations of 300 tokens, 500 questions of 40 and three answers of 2: read naively that is 500 * 3 * 342
-tokens. Here it is 300 once, then 500 * (40 + 3 * 2), all in flat rows without padding. Every token attends to the
-prefix and to what stands before it on its own branch; the two halves are joined by their log-sum-exp, exactly
-(Milakov & Gimelshein, 2018).
+Demonstrations of 300 tokens, 500 prompts of 40 and three choices of 2: one row for each choice has 500 * 3 * 342
+tokens. Here it is 300 once, then 500 * (40 + 3 * 2), packed in flat rows without padding. Each token attends to the
+prefix and to the earlier tokens of its own continuation; the two partial attentions are merged exactly by their
+log-sum-exp (Milakov & Gimelshein, 2018).
 """
 
 import weakref
@@ -21,14 +21,14 @@ from multitask.models.lora import plain_model, text_config
 
 _NAME = "multitask_kv_cache"
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""Keeps no scores: 2 to 4 times as fast from 48 tokens on. PyTorch's public function for it gives no log-sum-exp."""
-_MOST_SCORES = 1 << 23  # float32 attention scores held at a time: 32 MiB
+"""Does not store the scores: 2 to 4 times as fast from 48 tokens on. The public function returns no log-sum-exp."""
+_MAX_SCORES = 1 << 23  # float32 attention scores in memory at a time: 32 MiB
 _SUPPORTING: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
-_LEAST_SHARED = 8  # ids; a shorter common beginning is cheaper read again
+_MIN_SHARED = 8  # ids; a shorter common prefix is cheaper to recompute
 
 
 class KVCache(Protocol):
-    """What a flat row of tokens may look at."""
+    """The keys and values that a flat row of tokens attends to."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query, key, value (H, T, D) of one layer -> (T, H, D)."""
@@ -45,7 +45,7 @@ def _attend_with_cache(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention that transformers calls: (1, H, T, D) -> (1, T, H, D)."""
-    if (times := query.shape[1] // key.shape[1]) > 1:  # several query heads for one of keys and values
+    if (times := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
     return cache.attend(module.layer_idx, query[0], key[0], value[0], scaling).unsqueeze(0), None
 
@@ -57,7 +57,7 @@ def forward(model: Any, ids: Tensor, positions: Tensor, cache: KVCache) -> Tenso
     """Final hidden states (T, C) of a flat row of tokens; ids and positions (T,)."""
     base = plain_model(model)
     with using(base, _NAME):
-        # Embedded here: given ids, transformers would take the pad token at an end for padding, and warn.
+        # Embedded here: with ids, transformers would take a pad token at the end for padding, and warn.
         embedded = base.get_input_embeddings()(ids[None])
         output = base.base_model(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, cache=cache)
     hidden: Tensor = output.last_hidden_state[0]
@@ -70,10 +70,10 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
     return found.float()
 
 
-def _partly(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _partial(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention over a part of the keys, (..., T, D), and the log-sum-exp of its scores, (..., T, 1).
 
-    mask: added to the scores, -inf where a query must not look.
+    mask: added to the scores, -inf where a query must not attend.
     """
     if _FUSED is not None and query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-2] > 1:
         four = (part.view(-1, *part.shape[-3:]) for part in (query, key, value))
@@ -82,20 +82,20 @@ def _partly(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Ten
     scores = (query * scaling) @ key.transpose(-1, -2)
     if mask is not None:
         scores += mask
-    most = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(most).exp_()
+    maximum = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(maximum).exp_()
     total = weights.sum(-1, keepdim=True)
-    return (weights @ value) / total, most + total.log()
+    return (weights @ value) / total, maximum + total.log()
 
 
-def _joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention over two parts of the keys together."""
-    share = torch.sigmoid(one[1] - other[1])
-    return torch.lerp(other[0], one[0], share)
+def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over both parts of the keys, from that over each part and its log-sum-exp."""
+    weight = torch.sigmoid(one[1] - other[1])
+    return torch.lerp(other[0], one[0], weight)
 
 
 class PrefixCache:
-    """Keys and values of ids that many rows begin with, by layer (H, P, D)."""
+    """Keys and values of the ids that all rows begin with, by layer (H, P, D)."""
 
     def __init__(self, model: Any, ids: Ids) -> None:
         self.keys: dict[int, Tensor] = {}
@@ -111,7 +111,7 @@ class PrefixCache:
             )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Causal attention, remembered."""
+        """Causal attention; keys and values are kept."""
         self.keys[layer], self.values[layer] = key.contiguous(), value.contiguous()
         attended = nn.functional.scaled_dot_product_attention(
             query[None], key[None], value[None], is_causal=True, scale=scaling
@@ -119,7 +119,7 @@ class PrefixCache:
         return attended[0].transpose(0, 1)
 
     def truncated(self, length: int) -> "PrefixCache":
-        """Its first `length` ids alone; nothing is read anew."""
+        """The cache of the first `length` ids, without another forward pass."""
         part = PrefixCache.__new__(PrefixCache)
         part.length = length
         part.keys = {layer: key[:, :length] for layer, key in self.keys.items()}
@@ -127,47 +127,47 @@ class PrefixCache:
         return part
 
     def attend_to_prefix(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        """What queries (H, T, D) find here, and the log-sum-exp of their scores, a stretch of queries at a time."""
-        size = max(1, _MOST_SCORES // (query.shape[0] * self.length))
+        """Partial attention of queries (H, T, D) over the prefix and its log-sum-exp, a chunk of queries at a time."""
+        size = max(1, _MAX_SCORES // (query.shape[0] * self.length))
         parts = [
-            _partly(query[:, start : start + size], self.keys[layer], self.values[layer], scaling, None)
+            _partial(query[:, start : start + size], self.keys[layer], self.values[layer], scaling, None)
             for start in range(0, query.shape[1], size)
         ]
         return torch.cat([out for out, _ in parts], 1), torch.cat([total for _, total in parts], 1)
 
 
 class SharedPrefixBatch:
-    """Rows of a prompt and several answers each, laid end to end in one flat row: `[prompt, answer, answer, ...]`.
+    """Rows of a prompt and several continuations, packed in one flat row: `[prompt, continuation, continuation, ...]`.
 
-    An answer sees its prompt and itself; no row sees another. All of them see the prefix.
+    A continuation attends to its prompt and itself, never to another row; all tokens attend to the prefix.
     """
 
     def __init__(self, prefix: PrefixCache, rows: Sequence[tuple[Ids, Sequence[Ids]]], device: torch.device) -> None:
         self.prefix = prefix
-        lengths = np.array([len(prompt) + sum(map(len, answers)) for prompt, answers in rows])
-        ids = np.concatenate([np.asarray(part) for prompt, answers in rows for part in (prompt, *answers)])
-        positions, branches = [], []
-        for prompt, answers in rows:
-            after = prefix.length + len(prompt)
-            positions += [np.arange(prefix.length, after), *(np.arange(after, after + len(a)) for a in answers)]
-            branches += [np.zeros(len(prompt), int), *(np.full(len(a), n + 1) for n, a in enumerate(answers))]
+        lengths = np.array([len(prompt) + sum(map(len, continuations)) for prompt, continuations in rows])
+        ids = np.concatenate([np.asarray(part) for prompt, continuations in rows for part in (prompt, *continuations)])
+        positions, owners = [], []  # of each token: its position, and its continuation from 1, or 0 for the prompt
+        for prompt, continuations in rows:
+            end = prefix.length + len(prompt)
+            positions += [np.arange(prefix.length, end), *(np.arange(end, end + len(c)) for c in continuations)]
+            owners += [np.zeros(len(prompt), int), *(np.full(len(c), n) for n, c in enumerate(continuations, 1))]
         self.ids = torch.from_numpy(ids.astype(np.int64)).to(device)
         self.positions = torch.from_numpy(np.concatenate(positions)).to(device)
         segments = group_by_length(lengths).to(device)
         self.gather, self.scatter = segments.gather, segments.scatter
-        branch = torch.from_numpy(np.concatenate(branches)).to(device)
-        self.masks = [self._mask(branch[index]) for index in self.gather]
+        owner = torch.from_numpy(np.concatenate(owners)).to(device)
+        self.masks = [self._mask(owner[index]) for index in self.gather]
 
     @staticmethod
-    def _mask(branch: Tensor) -> Tensor:
-        """-inf where a token must not look, later and at other answers; (n, 1, L, L) of branches (n, L)."""
-        length = branch.shape[1]
-        later = torch.ones(length, length, dtype=torch.bool, device=branch.device).triu_(1)
-        other = (branch[:, None, :] != 0) & (branch[:, None, :] != branch[:, :, None])
-        return torch.zeros(other.shape, device=branch.device).masked_fill_(other | later, -torch.inf)[:, None]
+    def _mask(owner: Tensor) -> Tensor:
+        """-inf at later tokens and at other continuations; (n, 1, L, L), from the owners of tokens (n, L)."""
+        length = owner.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool, device=owner.device).triu_(1)
+        other = (owner[:, None, :] != 0) & (owner[:, None, :] != owner[:, :, None])
+        return torch.zeros(other.shape, device=owner.device).masked_fill_(other | later, -torch.inf)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Each token's own row, in groups of similar length, joined with the prefix."""
+        """Attention within each row, in groups of similar length, merged with that over the prefix."""
         parts = [part.contiguous() for part in (query, key, value)]
         outs, totals = [], []
         for index, mask in zip(self.gather, self.masks, strict=True):
@@ -175,68 +175,68 @@ class SharedPrefixBatch:
                 part.index_select(1, index.view(-1)).view(-1, *index.shape, part.shape[2]).transpose(0, 1)
                 for part in parts
             )
-            out, total = _partly(q, k, v, scaling, mask)  # (n, H, L, D), (n, H, L, 1)
+            out, total = _partial(q, k, v, scaling, mask)  # (n, H, L, D), (n, H, L, 1)
             outs.append(out.transpose(0, 1).flatten(1, 2))
             totals.append(total.transpose(0, 1).flatten(1, 2))
         own = torch.cat(outs, 1).index_select(1, self.scatter)
         if self.prefix.length:
             total = torch.cat(totals, 1).index_select(1, self.scatter)
-            own = _joined((own, total), self.prefix.attend_to_prefix(layer, parts[0], scaling))
+            own = _merged((own, total), self.prefix.attend_to_prefix(layer, parts[0], scaling))
         return own.transpose(0, 1)
 
 
 class DecodingBatch:
-    """Rows that grow: keys and values of up to `size` rows of up to `room` tokens each, after a common prefix.
+    """Keys and values of up to `max_rows` rows that grow, each of up to `max_length` tokens after the shared prefix.
 
-    Rows 0 to `num - 1` are in use. A row that is done gives its place to the last one.
+    Rows 0 to `num_rows - 1` are in use; the last row moves to the index of one that is dropped.
     """
 
-    def __init__(self, prefix: PrefixCache, size: int, room: int) -> None:
-        self.prefix, self.size, self.room = prefix, size, room
-        self.keys: dict[int, Tensor] = {}  # (size, H, room, D)
+    def __init__(self, prefix: PrefixCache, max_rows: int, max_length: int) -> None:
+        self.prefix, self.max_rows, self.max_length = prefix, max_rows, max_length
+        self.keys: dict[int, Tensor] = {}  # (max_rows, H, max_length, D)
         self.values: dict[int, Tensor] = {}
         self.lengths: list[int] = []
         self._new: SharedPrefixBatch | None = None
-        self._places: list[Tensor] = []  # of each new row, where its ids stand among all new ones
+        self._index: list[Tensor] = []  # of each new row, the indices of its tokens among all new ones
         self._at = self._mask = torch.empty(0)
 
     @property
-    def num(self) -> int:
+    def num_rows(self) -> int:
         """Rows in use."""
         return len(self.lengths)
 
     def advance(self, model: Any, ids: Sequence[int], prefix_groups: Sequence[tuple[Ids, Sequence[Ids]]]) -> Tensor:
-        """One pass: adds a token to every row, and reads new rows, which take the next places.
+        """One forward pass: a token for every old row, and the prefill of new rows, which are appended.
 
-        prefix_groups: how rows begin, computed once for all of them, and the rest of each (none is a row, too).
+        prefix_groups: a common prefix, computed once, and the rest of each new row after it (which may be empty).
         Returns the last hidden states (n, C) of old and new rows.
         """
         device = next(model.parameters()).device
         self._at = torch.tensor(self.lengths, dtype=torch.long, device=device)
         self.lengths = [length + 1 for length in self.lengths]
         column = torch.arange(max(self.lengths, default=0), device=device)
-        far = (column[None] > self._at[:, None])[:, None, None]
-        self._mask = torch.zeros(far.shape, device=device).masked_fill_(far, -torch.inf)
+        unused = (column[None] > self._at[:, None])[:, None, None]
+        self._mask = torch.zeros(unused.shape, device=device).masked_fill_(unused, -torch.inf)
         flat, positions = torch.tensor(ids, dtype=torch.long, device=device), self._at + self.prefix.length
         last = list(range(len(ids)))
-        self._new, self._places = None, []
+        self._new, self._index = None, []
         if prefix_groups:
             self._new = SharedPrefixBatch(self.prefix, prefix_groups, device)
             flat, positions = torch.cat([flat, self._new.ids]), torch.cat([positions, self._new.positions])
             start = 0
-            for beginning, ends in prefix_groups:
-                whole = torch.arange(start, start := start + len(beginning), device=device)
-                for end in ends:
-                    rest = torch.arange(start, start := start + len(end), device=device)
-                    self._places.append(torch.cat([whole, rest]))
-            last += [len(ids) + int(place[-1]) for place in self._places]
+            for common, tails in prefix_groups:
+                head = torch.arange(start, start := start + len(common), device=device)
+                for tail in tails:
+                    rest = torch.arange(start, start := start + len(tail), device=device)
+                    self._index.append(torch.cat([head, rest]))
+            last += [len(ids) + int(index[-1]) for index in self._index]
         hidden = forward(model, flat, positions, self)
-        self.lengths += [len(place) for place in self._places]
+        self.lengths += [len(index) for index in self._index]
         return hidden[torch.tensor(last, device=device)]
 
     def drop(self, row: int) -> None:
-        """Gives a row's place to the last row."""
-        last = self.num - 1
+        """Removes a row; the last row takes its index."""
+        last = self.num_rows - 1
         if row != last:
             length = self.lengths[last]
             for layer, keys in self.keys.items():
@@ -246,75 +246,78 @@ class DecodingBatch:
         self.lengths.pop()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """One token of each old row with its row, new rows among themselves; keys and values are kept."""
+        """The new token of each old row over that row, and new rows over themselves; keys and values are kept."""
         if layer not in self.keys:
-            shape = (self.size, key.shape[0], self.room, key.shape[2])
-            # Zeros: what a mask hides has weight 0, and 0 times whatever memory holds may be no number.
+            shape = (self.max_rows, key.shape[0], self.max_length, key.shape[2])
+            # Zeros: masked entries have weight 0, and 0 times uninitialised memory may be NaN.
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         num = len(self._at)
-        outs = [self._grown(layer, query[:, :num], key[:, :num], value[:, :num], scaling)] if num else []
+        outs = [self._attend_old(layer, query[:, :num], key[:, :num], value[:, :num], scaling)] if num else []
         if self._new is not None:
             key, value = key[:, num:], value[:, num:]
-            for row, place in enumerate(self._places, num):
-                self.keys[layer][row, :, : len(place)] = key[:, place]
-                self.values[layer][row, :, : len(place)] = value[:, place]
+            for row, index in enumerate(self._index, num):
+                self.keys[layer][row, :, : len(index)] = key[:, index]
+                self.values[layer][row, :, : len(index)] = value[:, index]
             outs.append(self._new.attend(layer, query[:, num:], key, value, scaling))
         return torch.cat(outs)
 
-    def _grown(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query, key, value (H, n, D) of a token of each old row -> (n, H, D)."""
+    def _attend_old(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query, key, value (H, n, D) of the new token of each old row -> (n, H, D)."""
         keys, values, num, used = self.keys[layer], self.values[layer], len(self._at), self._mask.shape[-1]
         rows = torch.arange(num, device=query.device)
         keys[rows, :, self._at] = key.transpose(0, 1)
         values[rows, :, self._at] = value.transpose(0, 1)
-        found = _partly(
+        found = _partial(
             query.transpose(0, 1)[:, :, None], keys[:num, :, :used], values[:num, :, :used], scaling, self._mask
         )
         out, total = (part[:, :, 0].transpose(0, 1) for part in found)  # (H, n, D), (H, n, 1)
         if self.prefix.length:
-            out = _joined((out, total), self.prefix.attend_to_prefix(layer, query.contiguous(), scaling))
+            out = _merged((out, total), self.prefix.attend_to_prefix(layer, query.contiguous(), scaling))
         return out.transpose(0, 1)
 
 
 def _common_length(one: Ids, other: Ids) -> int:
-    """How many ids both begin with."""
-    most = min(len(one), len(other))
-    differing = np.flatnonzero(np.asarray(one[:most]) != np.asarray(other[:most]))
-    return int(differing[0]) if len(differing) else most
+    """The length of the common prefix of two sequences."""
+    shortest = min(len(one), len(other))
+    differing = np.flatnonzero(np.asarray(one[:shortest]) != np.asarray(other[:shortest]))
+    return int(differing[0]) if len(differing) else shortest
 
 
 def common_prefix(prompts: Sequence[Ids]) -> int:
-    """How many ids all prompts begin with, one less than the shortest at most; 0 where sharing would not pay."""
+    """The length of the common prefix of all prompts, less than the shortest; 0 where sharing would not pay."""
     if len(prompts) < 2:
         return 0
     shared = min(map(len, prompts)) - 1
     for prompt in prompts:
         shared = min(shared, _common_length(prompts[0], prompt))
-    return shared if shared >= _LEAST_SHARED else 0
+    return shared if shared >= _MIN_SHARED else 0
 
 
-def prefix_groups(prompts: Sequence[Ids], most: int) -> list[tuple[list[int], int]]:
-    """Numbers of prompts that begin alike, at most so many together, and how many ids they share.
+def prefix_groups(prompts: Sequence[Ids], max_rows: int) -> list[tuple[list[int], int]]:
+    """Groups of at most `max_rows` prompts with a common prefix: their numbers, and the length of the prefix.
 
-    What is not shared is together no longer than what is, so that reading a family as one stretch stays cheap.
+    The remainders of a group together are no longer than its prefix: a group is one dense attention, whose masked part
+    has to stay small.
     """
     order = sorted(range(len(prompts)), key=lambda n: np.asarray(prompts[n], ">i4").tobytes())
-    found: list[tuple[list[int], int]] = []
+    groups: list[tuple[list[int], int]] = []
     for number in order:
-        length = len(prompts[number])
-        if found:
-            members, shared = found[-1]
-            together = min(shared, _common_length(prompts[members[0]], prompts[number]))
-            ends = sum(len(prompts[n]) for n in (*members, number)) - together * (len(members) + 1)
-            if len(members) < most and together >= max(_LEAST_SHARED, ends):
-                found[-1] = [*members, number], together
+        if groups:
+            members, shared = groups[-1]
+            common = min(shared, _common_length(prompts[members[0]], prompts[number]))
+            rest = sum(len(prompts[n]) for n in (*members, number)) - common * (len(members) + 1)
+            if len(members) < max_rows and common >= max(_MIN_SHARED, rest):
+                groups[-1] = [*members, number], common
                 continue
-        found.append(([number], length))
-    return found
+        groups.append(([number], len(prompts[number])))
+    return groups
 
 
 def supports_shared_prefix(model: Any) -> bool:
-    """Whether a model gives the same logits through a `KVCache` as by itself; tried once for each loaded model."""
+    """Whether a model gives the same logits through a `KVCache` as by itself; tested once for each loaded model.
+
+    The answer depends on the architecture: training, LoRA and the attention implementation in use do not change it.
+    """
     base = plain_model(model)
     if base not in _SUPPORTING:
         _SUPPORTING[base] = _try_shared_prefix(model)
@@ -323,10 +326,10 @@ def supports_shared_prefix(model: Any) -> bool:
 
 @torch.no_grad()
 def _try_shared_prefix(model: Any) -> bool:
-    """Two forward passes on a few ids, compared.
+    """Compares two forward passes over a few ids.
 
-    Most architectures of transformers call a registered attention; those with windows, biases or caps of their own do
-    not fit, and one without attention cannot.
+    Most architectures of transformers call a registered attention; those with sliding windows, position biases or soft
+    caps of their own do not support it, nor do those without attention.
     """
     base = plain_model(model)
     if not base._supports_attention_backend or getattr(text_config(base), "sliding_window", None):

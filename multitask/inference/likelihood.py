@@ -25,13 +25,13 @@ class Finish(Protocol):
 
 
 def ratio(top: Sums, bottom: Sums) -> Sums:
-    """0 where the bottom is 0, without a warning. Counts are whole, so nothing else is moved by the 1."""
+    """0 where the bottom is 0, without a warning. Counts are whole numbers, so the 1 changes nothing else."""
     result: Sums = top * (bottom > 0) / np.maximum(bottom, 1)
     return result
 
 
 def perplexity(per: str, sums: Mapping[str, Sums]) -> Sums:
-    """Per token, or per word between white space: all nats of the target, `<|end|>` included, over its words."""
+    """Per token, or per word between white space: all nats of the target, `<|end|>` included, over its number."""
     result: Sums = np.exp(np.minimum(ratio(sums["nll"], sums[per]), MAX_EXPONENT))
     return result
 

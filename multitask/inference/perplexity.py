@@ -1,4 +1,4 @@
-"""Sliding-window perplexity of plain text of any length.
+"""Perplexity of plain text by a sliding window over one stream of tokens.
 
 Tokens 0..9, window 4, stride 2: the windows 0-3, 2-5, 4-7, 6-9 score tokens 1-3, 4-5, 6-7, 8-9. A stride as long as the
 window means no overlap: 0-3, 4-7, 8-9 score 1-3, 5-7, 9, as the first token of a window without overlap has no context.
@@ -25,7 +25,7 @@ from multitask.models.lora import max_positions, plain_model
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.tokenizer import check_characters, plain_reader
 
-_PIECE = 1 << 18  # characters that are tokenized at a time; bytes that are read
+_PIECE = 1 << 18  # characters tokenized at a time, and bytes read at a time
 
 
 def perplexity_of_text(
@@ -34,16 +34,16 @@ def perplexity_of_text(
     """Perplexity of a text, or of a UTF-8 file, in memory that depends on `batch_tokens` alone.
 
     Each window of `window` tokens scores its last `stride` tokens, the first window all. Tokens without context are
-    not scored: the first of the text and, without overlap, of every window. Per word and per byte they are counted
-    with the mean nats of the others. Words stand between white space; bytes are those of the text in UTF-8, without
-    a byte order mark. Markers in the text are plain text, and no token is added at either end.
+    not scored: the first of the text and, without overlap, of every window. In the scores per word and per byte they
+    count with the mean nats of the others. Words are separated by white space; bytes are those of the text in UTF-8,
+    without a byte order mark. Markers in the text are plain text, and no token is added at either end.
 
     Args:
         model: any causal language model of transformers.
         tokenizer: its fast tokenizer.
         path_or_text: a `Path` is read, a `str` is the text itself.
         window: tokens of one window, at most as many as the model has positions.
-        stride: tokens between the beginnings of two windows, 1 to `window`; smaller is slower and nearer the truth.
+        stride: tokens between the starts of two windows, 1 to `window`; smaller gives more context and is slower.
         batch_tokens: tokens of one forward pass, at least one window.
 
     Returns:
@@ -51,13 +51,13 @@ def perplexity_of_text(
         `num_words`, `num_bytes`, `num_windows`, `window`, `stride`.
 
     Raises:
-        InputError: a window or stride that cannot be, a file that cannot be read or is not UTF-8, no text, a character
-            that the tokenizer would drop without a word, or a model that finds no finite likelihood.
+        InputError: an invalid window or stride, a file that cannot be read or is not UTF-8, no text, a character
+            that the tokenizer would drop silently, or a likelihood that is not finite.
     """
-    most = max_positions(model)
-    if window < 2 or (most is not None and window > most):
-        limit = "" if most is None else f" and at most {most}, the model's positions"
-        raise InputError(f"a window of {window} tokens: expected at least 2{limit}")
+    limit = max_positions(model)
+    if window < 2 or (limit is not None and window > limit):
+        at_most = "" if limit is None else f" and at most {limit}, the model's positions"
+        raise InputError(f"a window of {window} tokens: expected at least 2{at_most}")
     if not 1 <= stride <= window:
         raise InputError(f"a stride of {stride} tokens: expected 1 to {window}, the window")
     where = str(path_or_text) if isinstance(path_or_text, Path) else "the text"
@@ -71,13 +71,11 @@ def perplexity_of_text(
         counts["num_windows"] += len(batch)
         counts["num_scored"] += sum(num_scored for _, num_scored in batch)
     if not counts["num_words"]:
-        raise InputError(f"{where}: holds no words; some text was expected")
+        raise InputError(f"{where}: has no words; expected some text")
     if not counts["num_scored"]:
-        raise InputError(
-            f"{where}: holds {counts['num_tokens']} token, and the first has no context; expected more text"
-        )
+        raise InputError(f"{where}: has {counts['num_tokens']} token, and the first has no context; expected more text")
     if not math.isfinite(nll):
-        raise InputError(f"{where}: the model finds no finite likelihood of this text: its weights are broken")
+        raise InputError(f"{where}: the likelihood of this text is not finite: the model's weights are broken")
     sums = {
         "nll": nll * counts["num_tokens"] / counts["num_scored"],
         "tokens": float(counts["num_tokens"]),
@@ -89,24 +87,24 @@ def perplexity_of_text(
 
 
 def _nats(model: Any, examples: Sequence[tuple[Ids, int]], batch_tokens: int) -> float:
-    """Nats of all ids after the prompts of these lengths."""
+    """Summed nats of the ids after the prompts, for (ids, length of the prompt) each."""
     if isinstance(plain_model(model), GPT2LMHeadModel):
         return float(example_nll(model, examples, batch_tokens)[0].sum())
     return sum(map(sum, choice_nll(model, [(ids[:num], [ids[num:]]) for ids, num in examples], batch_tokens)))
 
 
 def _windows(stream: Iterable[Ids], window: int, stride: int) -> Iterator[tuple[Ids, int]]:
-    """Each window's ids, and how many of them, at its end, it scores."""
-    held = np.empty(0, np.int32)
-    num_scored = 0  # of the tokens held
+    """Each window's ids, and how many of them are scored, at its end."""
+    buffer = np.empty(0, np.int32)
+    num_scored = 0  # of the tokens in the buffer
     for ids in stream:
-        held = np.concatenate([held, np.asarray(ids, np.int32)])
-        while len(held) >= window:
-            yield held[:window], window - max(num_scored, 1)
-            held = held[stride:]
+        buffer = np.concatenate([buffer, np.asarray(ids, np.int32)])
+        while len(buffer) >= window:
+            yield buffer[:window], window - max(num_scored, 1)
+            buffer = buffer[stride:]
             num_scored = window - stride
-    if len(held) > num_scored:
-        yield held, len(held) - max(num_scored, 1)
+    if len(buffer) > num_scored:
+        yield buffer, len(buffer) - max(num_scored, 1)
 
 
 def _batches(windows: Iterable[tuple[Ids, int]], size: int) -> Iterator[list[tuple[Ids, int]]]:
@@ -116,7 +114,7 @@ def _batches(windows: Iterable[tuple[Ids, int]], size: int) -> Iterator[list[tup
 
 
 def _ids(parts: Iterable[str], tokenizer: Any, counts: dict[str, int], where: str) -> Iterator[list[int]]:
-    """The ids of the whole text, piece by piece; adds up tokens, words and bytes."""
+    """The ids of the whole text, piece by piece; adds tokens, words and bytes to `counts`."""
     plain, line = plain_reader(tokenizer), 1
     for piece in pieces(parts, plain, _PIECE):
         check_characters(tokenizer, piece, where, line)

@@ -1,7 +1,7 @@
-"""Likelihoods of given text: nats of targets, and which of several choices is the most likely.
+"""Negative log-likelihood of given text: of targets, and of closed answer sets.
 
-`choose(model, [(prompt_ids, [ids of " yes", ids of " no"])], 8192)` -> `[(0, [1.2, 3.4])]`: the first answer, its final
-`<|end|>` included, has the fewest nats. The end marker also settles a choice that is the beginning of another.
+`choose(model, [(prompt_ids, [ids of " yes", ids of " no"])], 8192)` -> `[(0, [1.2, 3.4])]`: the first choice has the
+lowest NLL, its final `<|end|>` included. The end marker also separates a choice from one that begins with it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +27,11 @@ from multitask.models.lora import plain_model, text_config
 from multitask.models.loss import TokenNLL
 
 Floats = npt.NDArray[np.float64]
-_MOST_LOGITS = 1 << 23  # float32 logits held at a time: 32 MiB
+_MAX_LOGITS = 1 << 23  # float32 logits in memory at a time: 32 MiB
 
 
 def _by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of sequences in passes of at most `batch_tokens` tokens, longest first."""
+    """Numbers of sequences in batches of at most `batch_tokens` tokens, longest first."""
     batch: list[int] = []
     size = 0
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
@@ -51,9 +51,9 @@ def example_nll(
     batch_tokens: int,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Floats, Floats]:
-    """Nats of each example's target, `<|end|>` included, and its number of target tokens; both float64 (N,).
+    """NLL in nats of each example's target, `<|end|>` included, and its number of target tokens; both float64 (N,).
 
-    examples: (ids, length of the prompt) each. No (T, V) tensor is kept; memory depends on `batch_tokens` alone.
+    examples: (ids, length of the prompt) each. No (T, V) tensor is stored; memory depends on `batch_tokens` alone.
     """
     scorer = TokenNLL(model)
     was_training = model.training
@@ -73,11 +73,11 @@ def example_nll(
 
 @torch.no_grad()
 def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[list[float]]:
-    """Nats of each choice after its prompt, for each (prompt ids, choices' ids).
+    """NLL in nats of each choice after its prompt, for each (prompt ids, choices' ids).
 
-    Ids that all prompts begin with go through the model once, and each prompt once for all its choices. A model whose
-    attention cannot be told so is asked in transformers' own way, a padded row for each choice. Raises ValueError for
-    an empty prompt or choice.
+    The common prefix of all prompts goes through the model once, and each prompt once for all its choices. A model that
+    does not support this runs transformers' own forward, on a padded row for each choice. Raises ValueError for an
+    empty prompt or choice.
     """
     if any(not len(prompt) or not all(map(len, choices)) for prompt, choices in rows):
         raise ValueError("an empty prompt or choice: its first token has no likelihood")
@@ -109,9 +109,9 @@ def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_toke
 def _shared_prefix_nll(
     model: Any, prefix: PrefixCache, rows: Sequence[tuple[Ids, Sequence[Ids]]]
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """((row, choice), nats) of one pass."""
+    """((row, choice), nats) of one forward pass."""
     device = next(model.parameters()).device
-    row = SharedPrefixBatch(prefix, rows, device)
+    batch = SharedPrefixBatch(prefix, rows, device)
     owners, before, labels = [], [], []
     start = 0
     for number, (prompt, choices) in enumerate(rows):
@@ -122,7 +122,7 @@ def _shared_prefix_nll(
             before.append(np.array([last, *range(start, start + len(ids) - 1)]))
             labels.append(np.asarray(ids))
             start += len(ids)
-    hidden = forward(model, row.ids, row.positions, row)[torch.from_numpy(np.concatenate(before)).to(device)]
+    hidden = forward(model, batch.ids, batch.positions, batch)[torch.from_numpy(np.concatenate(before)).to(device)]
     gold = torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(device)
     nll = _nll(model, hidden, gold).cpu().numpy()
     at = np.repeat(np.arange(len(owners)), [len(ids) for ids in labels])
@@ -130,8 +130,8 @@ def _shared_prefix_nll(
 
 
 def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); no more logits at a time than fit."""
-    size = max(1, _MOST_LOGITS // text_config(model).vocab_size)
+    """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); logits in chunks of `_MAX_LOGITS`."""
+    size = max(1, _MAX_LOGITS // text_config(model).vocab_size)
     parts = []
     for start in range(0, len(gold), size):
         scores = logits(model, hidden[start : start + size])
@@ -141,7 +141,7 @@ def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
 
 
 def _padded(model: Any, examples: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Nats of what follows each prompt, by transformers' own forward, rows padded at their end."""
+    """Nats of the ids after each prompt, by transformers' own forward, rows padded at the end."""
     device = next(model.parameters()).device
     longest = max(len(ids) for ids, _ in examples)
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
@@ -152,12 +152,12 @@ def _padded(model: Any, examples: Sequence[tuple[list[int], int]]) -> list[float
     scores = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     nats = []
     for number, (row, num_prompt) in enumerate(examples):
-        mine = scores[number, num_prompt - 1 : len(row) - 1].float()
+        own = scores[number, num_prompt - 1 : len(row) - 1].float()
         gold = torch.tensor(row[num_prompt:], device=device)[:, None]
-        nats.append(float(to_double(mine.logsumexp(-1, keepdim=True) - mine.gather(-1, gold)).sum()))
+        nats.append(float(to_double(own.logsumexp(-1, keepdim=True) - own.gather(-1, gold)).sum()))
     return nats
 
 
 def choose(model: Any, rows: Iterable[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[tuple[int, list[float]]]:
-    """For each (prompt ids, ids of the choices): the number of the most likely choice, and the nats of all."""
+    """The number of the most likely choice and the nats of all, for each (prompt ids, choices' ids with end marker)."""
     return [(int(np.argmin(nats)), nats) for nats in choice_nll(model, list(rows), batch_tokens)]

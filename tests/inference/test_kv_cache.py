@@ -1,4 +1,4 @@
-"""Shared prefixes, branching answers and growing rows: the same as each row alone, for several architectures."""
+"""Shared prefixes, continuations of a prompt, growing rows: the same as each row alone, for several architectures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -55,14 +55,14 @@ def alone(model: Any, prompt: list[int], choice: list[int]) -> float:
     return -sum(float(scores[len(prompt) - 1 + at, token]) for at, token in enumerate(choice))
 
 
-def test_which_architectures_read_through_memory() -> None:
+def test_which_architectures_support_shared_prefixes() -> None:
     found = {name: supports_shared_prefix(make().eval()) for name, make in MODELS.items()}
     assert found == {"gpt2": True, "llama": True, "gpt_neox": True, "bloom": False, "mistral": False}
 
 
 @pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("batch_tokens", [40, 5000])
-def test_branches_are_each_choice_alone(model: Any, shared: int, batch_tokens: int) -> None:
+def test_choices_of_a_prompt_are_each_choice_alone(model: Any, shared: int, batch_tokens: int) -> None:
     given = prompts(shared)
     assert (common_prefix(given) >= 20) == (shared == 20)
     found = choice_nll(model, [(prompt, CHOICES) for prompt in given], batch_tokens)
@@ -70,30 +70,30 @@ def test_branches_are_each_choice_alone(model: Any, shared: int, batch_tokens: i
         assert nats == pytest.approx([alone(model, prompt, choice) for choice in CHOICES], rel=1e-4, abs=1e-4)
 
 
-def test_scores_do_not_depend_on_how_much_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_chunk_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, rows = MODELS["gpt2"]().eval(), [(prompt, CHOICES) for prompt in prompts()]
     whole = choice_nll(model, rows, 5000)
-    monkeypatch.setattr(kv_cache, "_MOST_SCORES", 100)
-    monkeypatch.setattr("multitask.inference.scoring._MOST_LOGITS", 150)
+    monkeypatch.setattr(kv_cache, "_MAX_SCORES", 100)
+    monkeypatch.setattr("multitask.inference.scoring._MAX_LOGITS", 150)
     np.testing.assert_allclose(choice_nll(model, rows, 5000), whole, rtol=1e-5)
 
 
-def test_the_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shared_prefix_is_forwarded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, given = MODELS["gpt2"]().eval(), prompts()
-    reads: list[int] = []
-    read = kv_cache.forward
-    monkeypatch.setattr(kv_cache, "forward", lambda m, ids, *rest: reads.append(len(ids)) or read(m, ids, *rest))
+    lengths: list[int] = []
+    forward = kv_cache.forward
+    monkeypatch.setattr(kv_cache, "forward", lambda m, ids, *rest: lengths.append(len(ids)) or forward(m, ids, *rest))
     monkeypatch.setattr("multitask.inference.scoring.forward", kv_cache.forward)
     monkeypatch.setattr("multitask.inference.scoring.supports_shared_prefix", lambda model: True)
     choose(model, [(prompt, CHOICES) for prompt in given], 5000)
     tails = sum(len(prompt) - 20 for prompt in given)
-    assert reads == [20, tails + len(given) * sum(map(len, CHOICES))]
+    assert lengths == [20, tails + len(given) * sum(map(len, CHOICES))]
 
 
 @pytest.mark.parametrize(("prompt", "choice"), [([], [1]), ([1], [])])
-def test_nothing_cannot_be_scored(prompt: list[int], choice: list[int]) -> None:
+def test_an_empty_prompt_or_choice_is_an_error(prompt: list[int], choice: list[int]) -> None:
     with pytest.raises(ValueError, match="empty prompt or choice"):
         choice_nll(MODELS["gpt2"]().eval(), [(prompt, [choice])], 100)
 
@@ -103,7 +103,7 @@ def test_nothing_cannot_be_scored(prompt: list[int], choice: list[int]) -> None:
     [
         ([[1, 2, 3]], 0),
         ([list(range(20)), [*range(15), 3]], 15),
-        ([list(range(20)), list(range(12))], 11),  # one prompt is the beginning of the other: an id is left to read
+        ([list(range(20)), list(range(12))], 11),  # one prompt is a prefix of the other: its last id is not shared
         ([list(range(20)), [9, *range(20)]], 0),
         ([[1, 2, 3, 4], [1, 2, 3, 5]], 0),  # too short to pay
     ],
@@ -132,7 +132,7 @@ def test_growing_rows_are_each_row_alone(
     assert found == generate(model, given, 12, {7, 9}, 5000, is_done, 4)
 
 
-def test_a_stop_of_the_callers_ends_an_answer_too(model: Any) -> None:
+def test_a_stop_criterion_of_the_caller_ends_a_text(model: Any) -> None:
     given = prompts()
     free = generate(model, given, 12, set(), 5000)
     assert all(len(new) == 12 and not finished for new, finished in free)
@@ -144,7 +144,7 @@ def test_a_stop_of_the_callers_ends_an_answer_too(model: Any) -> None:
         assert part == (whole[:at] if at else whole)
 
 
-def test_sampling_follows_its_numbers_whatever_shares_the_pass(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_follow_their_numbers_in_any_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = prompts()
 
     def uniform(row: int, step: int) -> float:
@@ -157,82 +157,82 @@ def test_sampling_follows_its_numbers_whatever_shares_the_pass(model: Any, monke
     assert found == generate(model, given, 8, {7}, 5000, max_rows=4, uniform=uniform)
 
 
-def test_samples_are_as_frequent_as_they_are_likely() -> None:
+def test_sample_frequencies_are_the_probabilities() -> None:
     torch.manual_seed(0)
     model, prompt = MODELS["gpt2"]().eval(), [3, 4, 5]
     with torch.no_grad():
-        shares = model(torch.tensor([prompt])).logits[0, -1].softmax(-1).numpy()
+        probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1).numpy()
     rng = np.random.default_rng(1)
     found = generate(model, [prompt] * 4000, 1, set(), 10**6, uniform=lambda row, step: float(rng.random()))
     counts = np.bincount([new[0] for new, _ in found], minlength=50)
-    assert np.abs(counts / 4000 - shares).max() < 4 * np.sqrt(0.25 / 4000)
+    assert np.abs(counts / 4000 - probabilities).max() < 4 * np.sqrt(0.25 / 4000)
     assert (counts > 0).sum() > 5
 
 
-def test_every_row_is_let_in_once_and_places_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_enters_once_and_rows_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, given = MODELS["llama"]().eval(), prompts(num=23)
     admitted: list[tuple[int, int]] = []
     advance = kv_cache.DecodingBatch.advance
 
     def counted(self: kv_cache.DecodingBatch, model: Any, ids: Any, entering: Any) -> Any:
-        admitted.append((len(ids), sum(len(ends) for _, ends in entering)))
+        admitted.append((len(ids), sum(len(tails) for _, tails in entering)))
         found = advance(self, model, ids, entering)
-        assert self.num <= self.size
+        assert self.num_rows <= self.max_rows
         return found
 
     monkeypatch.setattr(kv_cache.DecodingBatch, "advance", counted)
     generate(model, given, 10, {7, 9, 11}, 5000, max_rows=8)
     assert sum(new for _, new in admitted) == 23
     assert admitted[0] == (0, 8)
-    assert any(old and new for old, new in admitted), "rows enter while others are at work"
+    assert any(old and new for old, new in admitted), "rows enter while others are decoded"
 
 
-def in_families(seed: int = 0) -> list[list[int]]:
+def prompts_on_passages(seed: int = 0) -> list[list[int]]:
     """Twenty questions on five passages, a few alone, one twice; nothing common to all."""
     rng = np.random.default_rng(seed)
     passages = [[n, *rng.integers(0, 50, 20 + 9 * n).tolist()] for n in range(5)]
-    asked = [passages[n % 5] + rng.integers(0, 50, int(rng.integers(1, 6))).tolist() for n in range(20)]
+    questions = [passages[n % 5] + rng.integers(0, 50, int(rng.integers(1, 6))).tolist() for n in range(20)]
     single = [[10 + n, *rng.integers(0, 50, int(rng.integers(1, 9))).tolist()] for n in range(4)]
-    every = [*asked, *single, asked[3]]
+    every = [*questions, *single, questions[3]]
     return [every[n] for n in rng.permutation(len(every)).tolist()]
 
 
-@pytest.mark.parametrize("most", [1, 3, 16])
-def test_families_share_more_than_they_do_not(most: int) -> None:
-    given = in_families()
-    found = prefix_groups(given, most)
+@pytest.mark.parametrize("max_rows", [1, 3, 16])
+def test_prefix_groups_share_more_than_they_do_not(max_rows: int) -> None:
+    given = prompts_on_passages()
+    found = prefix_groups(given, max_rows)
     assert sorted(n for numbers, _ in found for n in numbers) == list(range(len(given)))
     for numbers, shared in found:
-        assert 1 <= len(numbers) <= most
+        assert 1 <= len(numbers) <= max_rows
         assert len({tuple(given[n][:shared]) for n in numbers}) == 1
         assert len(numbers) == 1 or sum(len(given[n]) - shared for n in numbers) <= shared
-    assert (max(len(numbers) for numbers, _ in found) > 2) == (most > 2)
+    assert (max(len(numbers) for numbers, _ in found) > 2) == (max_rows > 2)
 
 
 @pytest.mark.parametrize("max_rows", [2, 6, None])
-def test_what_a_family_begins_with_is_read_once(
+def test_the_prefix_of_a_group_is_forwarded_once(
     model: Any, max_rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = in_families()
+    given = prompts_on_passages()
     expected = [generate(model, [prompt], 8, {7, 9}, 5000)[0] for prompt in given]
-    num_read = 0
-    branches = kv_cache.SharedPrefixBatch.__init__
+    num_forwarded = 0
+    make = kv_cache.SharedPrefixBatch.__init__
 
     def counted(self: Any, prefix: Any, rows: Any, device: Any) -> None:
-        nonlocal num_read
-        num_read += sum(len(beginning) + sum(map(len, ends)) for beginning, ends in rows)
-        branches(self, prefix, rows, device)
+        nonlocal num_forwarded
+        num_forwarded += sum(len(common) + sum(map(len, tails)) for common, tails in rows)
+        make(self, prefix, rows, device)
 
-    reads = supports_shared_prefix(model)  # before anything is counted
-    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: reads)
+    is_shared = supports_shared_prefix(model)  # before anything is counted
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: is_shared)
     monkeypatch.setattr(kv_cache.SharedPrefixBatch, "__init__", counted)
     assert generate(model, given, 8, {7, 9}, 5000, max_rows=max_rows) == expected
-    if reads:
-        assert num_read < sum(map(len, given)) * (0.8 if max_rows == 2 else 0.6)
+    if is_shared:
+        assert num_forwarded < sum(map(len, given)) * (0.8 if max_rows == 2 else 0.6)
 
 
-def test_places_not_yet_written_are_no_part_of_any_sum() -> None:
+def test_unused_parts_of_the_cache_do_not_enter_any_sum() -> None:
     torch.manual_seed(0)
     model, given = MODELS["gpt2"]().eval(), prompts()
     expected = generate(model, given, 12, set(), 5000)

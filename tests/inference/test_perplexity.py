@@ -1,4 +1,4 @@
-"""Running text: the same nats as a naive loop, the same ids in pieces as at once, flat cache, clear refusals."""
+"""Perplexity of plain text: the same nats as a naive loop, ids in pieces as at once, constant memory, errors."""
 
 import math
 import random
@@ -19,7 +19,7 @@ TEXT = random_text(random.Random(3), 120)
 
 
 def naive(model, ids, window, stride):
-    """Hugging Face's documented loop, written plainly: summed nats and the number of tokens they belong to."""
+    """The loop that Hugging Face documents: summed nats and the number of scored tokens."""
     nats, num_scored, end_before = 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
@@ -35,7 +35,7 @@ def naive(model, ids, window, stride):
 
 
 def other(kind, vocab_size):
-    """A small causal model that is no GPT-2: one with 48 positions, and one without a limit."""
+    """A small causal model other than GPT-2: one with 48 positions, and one without a limit."""
     torch.manual_seed(1)
     if kind == "llama":
         shape = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -90,7 +90,7 @@ def test_more_context_helps_a_model_that_uses_it(tiny_model, tokenizer):
         optimizer.zero_grad()
     apart, overlapping = (perplexity_of_text(model, tokenizer, text, 6, stride, 600) for stride in (6, 1))
     assert overlapping["perplexity"] < apart["perplexity"]
-    assert model.training, "left as it was"
+    assert model.training, "the mode is restored"
 
 
 # --- Pieces
@@ -115,12 +115,14 @@ def test_pieces_have_the_ids_of_the_whole(kind, monkeypatch):
         num_pieces += len(pieces)
         num_odd += sum(piece[0] != " " for piece in pieces[1:])
         if "<|end|>" in text:
-            assert tokenizer.convert_tokens_to_ids("<|end|>") not in ids, "what a user writes is plain text"
+            assert tokenizer.convert_tokens_to_ids("<|end|>") not in ids, "markers in a user's text are plain text"
     assert num_pieces > 300
-    assert num_odd > 0 or kind == "our-own", "which puts a space where a text begins, so that only spaces are seams"
+    assert num_odd > 0 or kind == "our-own", (
+        "which puts a space where a text begins, so that only spaces are split points"
+    )
 
 
-def test_a_text_without_a_seam_is_one_piece():
+def test_a_text_without_a_split_point_is_one_piece():
     plain = plain_reader(tokenizer_of("byte-level"))
     for text in ("가나다" * 200, "\n" * 500, "a"):
         assert list(chunks.pieces([text], plain, 90)) == [text]
@@ -147,44 +149,44 @@ def test_a_file_is_its_text(tmp_path, tokenizer, monkeypatch):
     model = other("llama", len(tokenizer))
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
     at_once = perplexity_of_text(model, tokenizer, TEXT.replace("\n", "\r\n"), 16, 7, 100)
-    monkeypatch.setattr(perplexity, "_PIECE", 31)  # characters of several bytes fall apart between reads
+    monkeypatch.setattr(perplexity, "_PIECE", 31)  # characters of several bytes are split between reads
     assert perplexity_of_text(model, tokenizer, tmp_path / "a.txt", 16, 7, 100) == at_once
 
 
-def test_what_is_no_text_is_refused(tmp_path, tokenizer, monkeypatch):
+def test_invalid_text_windows_and_strides_are_errors(tmp_path, tokenizer, monkeypatch):
     model = other("llama", len(tokenizer))
 
-    def refusal(content, window=16, stride=16):
+    def error_of(content, window=16, stride=16):
         (tmp_path / "a.txt").write_bytes(content)
         with pytest.raises(InputError) as raised:
             perplexity_of_text(model, tokenizer, tmp_path / "a.txt", window, stride, 100)
         return str(raised.value).removeprefix(f"{tmp_path}/")
 
-    assert refusal(b"") == refusal(b" \n\n ") == "a.txt: holds no words; some text was expected"
-    assert refusal(b"t") == "a.txt: holds 1 token, and the first has no context; expected more text"
-    assert refusal(b"a b", 49) == "a window of 49 tokens: expected at least 2 and at most 48, the model's positions"
-    assert refusal(b"a b", 1) == "a window of 1 tokens: expected at least 2 and at most 48, the model's positions"
-    assert refusal(b"a b", 16, 17) == "a stride of 17 tokens: expected 1 to 16, the window"
-    assert refusal(b"a b", 16, 0) == "a stride of 0 tokens: expected 1 to 16, the window"
+    assert error_of(b"") == error_of(b" \n\n ") == "a.txt: has no words; expected some text"
+    assert error_of(b"t") == "a.txt: has 1 token, and the first has no context; expected more text"
+    assert error_of(b"a b", 49) == "a window of 49 tokens: expected at least 2 and at most 48, the model's positions"
+    assert error_of(b"a b", 1) == "a window of 1 tokens: expected at least 2 and at most 48, the model's positions"
+    assert error_of(b"a b", 16, 17) == "a stride of 17 tokens: expected 1 to 16, the window"
+    assert error_of(b"a b", 16, 0) == "a stride of 0 tokens: expected 1 to 16, the window"
     for piece in (1 << 18, 5):
         monkeypatch.setattr(perplexity, "_PIECE", piece)
         cp949 = "첫 줄\n둘째 줄\n".encode() + "셋째".encode("cp949")
-        assert refusal(cp949).startswith("a.txt:3: byte 0xbc is not UTF-8; convert the file")
-        assert refusal("한 줄\n가".encode()[:-1]).startswith("a.txt:2: byte 0xea is not UTF-8")
+        assert error_of(cp949).startswith("a.txt:3: byte 0xbc is not UTF-8; convert the file")
+        assert error_of("한 줄\n가".encode()[:-1]).startswith("a.txt:2: byte 0xea is not UTF-8")
     with pytest.raises(InputError, match=r"b\.txt: no such file; did you mean 'a\.txt'\?"):
         perplexity_of_text(model, tokenizer, tmp_path / "b.txt", 16, 16, 100)
     with pytest.raises(InputError, match="is a folder; expected a file"):
         perplexity_of_text(model, tokenizer, tmp_path, 16, 16, 100)
 
 
-def test_broken_weights_are_told(tokenizer):
+def test_broken_weights_are_an_error(tokenizer):
     model = other("llama", len(tokenizer))
     model.lm_head.weight.data.fill_(math.nan)
-    with pytest.raises(InputError, match="the text: the model finds no finite likelihood of this text"):
+    with pytest.raises(InputError, match="the text: the likelihood of this text is not finite"):
         perplexity_of_text(model, tokenizer, "the cat sat", 16, 16, 100)
 
 
-def test_a_character_that_would_vanish_is_named(tiny_model, tmp_path) -> None:
+def test_a_character_that_the_tokenizer_would_drop_is_named(tiny_model, tmp_path) -> None:
     text = "abc\n" * 40
     made = assemble(train_bpe([text], "characters", 0), "characters", [])
     path = tmp_path / "text.txt"

@@ -1,4 +1,4 @@
-"""A device without float64, as MPS: a tensor class that refuses it, and gives plain tensors to the CPU."""
+"""A device without float64, as MPS: a tensor class that raises for it, and becomes a plain tensor on the CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +43,7 @@ def models(tiny_model: Make) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     return tiny_model(vocab_size=num).eval(), there
 
 
-def test_the_stub_refuses_float64(models: tuple[GPT2LMHeadModel, GPT2LMHeadModel]) -> None:
+def test_the_stub_raises_for_float64(models: tuple[GPT2LMHeadModel, GPT2LMHeadModel]) -> None:
     logits = models[1](input_ids=torch.tensor([[1, 2]])).logits
     assert isinstance(logits, OnDevice)
     with pytest.raises(TypeError, match="no float64"):
