@@ -6,7 +6,9 @@
 from collections.abc import Callable
 from typing import Any
 
-Event = dict[str, Any]
+Json = dict[str, Any]
+"""A JSON or YAML object, as read or as it will be written."""
+Event = Json
 """A JSON object; `event` names its kind: start, step, validation, task, arm, encoding, note, warning, done."""
 Report = Callable[[Event], None]
 

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multitask.config.loading import load, read_yaml
 from multitask.config.resolve import (
@@ -19,7 +19,7 @@ from multitask.config.resolve import (
 )
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.errors import InputError
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.files import shipped
 from multitask.registry import choose, load_tasks
 
@@ -37,7 +37,7 @@ def train(
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Trains one model on several tasks; returns what `results.json` of the run folder holds.
 
     Args:
@@ -79,7 +79,7 @@ def pretrain(
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Trains a model on a plain text corpus; returns what `results.json` of the run folder holds.
 
     Args:
@@ -127,7 +127,7 @@ def evaluate(
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Scores a model folder or run on its tasks' rows; returns what the results file holds.
 
     Args:
@@ -167,7 +167,7 @@ def evaluate_text(
     out: str | Path | None = None,
     device: str = "auto",
     batch_tokens: int = 8192,
-) -> dict[str, Any]:
+) -> Json:
     """Sliding-window perplexity of a plain text; returns `{"text": {...}}` with what it was measured with.
 
     Args:
@@ -202,7 +202,7 @@ def fewshot(
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Prompts a model with solved examples, without training it; returns what the results file holds.
 
     Args:
@@ -241,7 +241,7 @@ def benchmark(
     tasks_dirs: Iterable[str | Path] = (),
     flags: Iterable[str] = (),
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Runs the arms of a suite that are missing, then its report; returns `{"arms": [...], "report": folder}`.
 
     Args:
@@ -270,7 +270,7 @@ def benchmark(
     return {"arms": done, "report": str(folder / "report.html")}
 
 
-def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None) -> dict[str, Any]:
+def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None) -> Json:
     """Writes `report.md`, `report.json`, `report.html` of run folders, results files, suites; returns the numbers.
 
     against: the arm that all others are tested against; None: the first one. Raises InputError for files that are no

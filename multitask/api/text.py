@@ -16,7 +16,7 @@ from multitask.config.resolve import (
 )
 from multitask.config.run import RunConfig
 from multitask.errors import InputError
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
 
@@ -64,7 +64,7 @@ def generate(
     device: str = "auto",
     report: Report = ignore,
     **sampling: Any,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Lets a model write; returns a record for each text, as `out` holds them.
 
     Args:
@@ -96,7 +96,7 @@ def generate(
         raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
     if out is not None:
         check_writable(Path(out))
-    named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
+    named: Json = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
     writer = generator(model, task, **named, report=report, **sampling)
     texts = writer.generate(asked, explain or (5 if picture is not None else 0), stream)
     records = [text.to_json() for text in texts]
@@ -109,7 +109,7 @@ def generate(
     return records
 
 
-def import_openai(source: str | Path, out: str | Path) -> dict[str, Any]:
+def import_openai(source: str | Path, out: str | Path) -> Json:
     """Turns OpenAI's checkpoint of a GPT-2 into a Hugging Face folder; returns the number of tensors and the shape.
 
     source: the folder with `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe`. TensorFlow is
@@ -132,7 +132,7 @@ def tokenizer(
     overwrite: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
 
     Args:

@@ -9,7 +9,7 @@ one less than the number of its ids, and 64 tokens of a corpus with the one afte
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from multitask.batching.collate import Ids
 from multitask.batching.mixture import Mixture
@@ -147,3 +147,21 @@ def check_window(block_size: int, n_positions: int) -> None:
             f"train.block_size {block_size} is longer than the model's window of {n_positions} positions; "
             f"set train.block_size to at most {n_positions}"
         )
+
+
+class Stream(Protocol):
+    """What the loop reads from: `BlockStream` of tasks, `TextStream` of a plain text corpus."""
+
+    cursor: tuple[int, ...]
+
+    def next_blocks(self, num_blocks: int) -> list[Block]:
+        """The next blocks; moves the cursor."""
+
+    def ids(self, drawn: SampledExample) -> Ids:
+        """Ids of a drawn example, (length + 1,)."""
+
+    def epochs(self) -> dict[str, float]:
+        """How often the rows of each name have been taken."""
+
+    def num_blocks_in(self, epochs: float) -> float:
+        """Blocks of so many passes over everything."""

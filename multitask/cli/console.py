@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from multitask.events import Event
+
 
 class ProgressConsole:
     """Shows progress records: a live line on a terminal, plain lines elsewhere, and the final table."""
@@ -22,11 +24,11 @@ class ProgressConsole:
         self.live: Any = None
         self.encoding_s: dict[str, float] = {}  # when a split was last spoken of
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: Event) -> None:
         """One record of a run."""
         getattr(self, f"_{record['event']}", lambda record: None)(record)
 
-    def _start(self, record: dict[str, Any]) -> None:
+    def _start(self, record: Event) -> None:
         self.first_step, self.started = record["step"], time.perf_counter()
         shares = ", ".join(f"{name} {share:.0%}" for name, share in record["sampling_rates"].items())
         self.console.print(
@@ -56,7 +58,7 @@ class ProgressConsole:
             self.live = Live(console=self.console, refresh_per_second=4)
             self.live.start()
 
-    def _step(self, record: dict[str, Any]) -> None:
+    def _step(self, record: Event) -> None:
         done = record["step"] - self.first_step
         left_s = (time.perf_counter() - self.started) / max(1, done) * (record["max_steps"] - record["step"])
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
@@ -69,14 +71,14 @@ class ProgressConsole:
         elif record["step"] % 100 == 0 or record["step"] == record["max_steps"] or done < 50:
             self.console.print(line, soft_wrap=True)
 
-    def _validation(self, record: dict[str, Any]) -> None:
+    def _validation(self, record: Event) -> None:
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
         best = "  (best so far)" if record["is_best"] else ""
         self.console.print(f"step {record['step']}/{record['max_steps']}  validation {losses}{best}", soft_wrap=True)
         if record.get("sample"):
             self.console.print(record["sample"], style="dim", markup=False, soft_wrap=True)
 
-    def _encoding(self, record: dict[str, Any]) -> None:
+    def _encoding(self, record: Event) -> None:
         shown_s = self.encoding_s.get(record["split"], 0.0)
         if record["elapsed_s"] - shown_s > 5:
             self.encoding_s[record["split"]] = record["elapsed_s"]
@@ -85,19 +87,19 @@ class ProgressConsole:
                 f"{_clock(record['elapsed_s'])}"
             )
 
-    def _note(self, record: dict[str, Any]) -> None:
+    def _note(self, record: Event) -> None:
         self.console.print(record["text"])
 
-    def _warning(self, record: dict[str, Any]) -> None:
+    def _warning(self, record: Event) -> None:
         click.echo(f"warning: {record['text']}", err=True)
 
-    def _task(self, record: dict[str, Any]) -> None:
+    def _task(self, record: Event) -> None:
         self.close()
         self.console.print(
             f"scored {record['task']}: {record['result']['num_examples']} rows in {record['elapsed_s']:.1f} s"
         )
 
-    def _done(self, record: dict[str, Any]) -> None:
+    def _done(self, record: Event) -> None:
         self.close()
         self.table(record["results"])
         cost = record["results"]["cost"]
@@ -111,7 +113,7 @@ class ProgressConsole:
             self.live.stop()
             self.live = None
 
-    def table(self, results: dict[str, Any]) -> None:
+    def table(self, results: Event) -> None:
         """Tasks and metrics with intervals, beside the best trivial baseline."""
         from rich.table import Table
 
@@ -136,12 +138,12 @@ class ProgressConsole:
                 first = False
         self.console.print(table)
 
-    def _arm(self, record: dict[str, Any]) -> None:
+    def _arm(self, record: Event) -> None:
         self.close()
         kept = "  (kept: nothing that decides it has changed)" if record["kept"] else ""
         self.console.print(f"\n[bold]arm {record['number']}/{record['of']}: {record['arm']}[/bold]{kept}")
 
-    def arms(self, arms: list[dict[str, Any]], is_estimate: bool) -> None:
+    def arms(self, arms: list[Event], is_estimate: bool) -> None:
         """Arms with their seconds, measured or estimated."""
         from rich.table import Table
 
@@ -155,7 +157,7 @@ class ProgressConsole:
         table.add_row("all", "", _clock(total))
         self.console.print(table)
 
-    def vocabulary(self, found: dict[str, Any]) -> None:
+    def vocabulary(self, found: Event) -> None:
         """A tokenizer's size, how it reads held-out text, its curve."""
         from rich.table import Table
         from rich.text import Text
@@ -188,7 +190,7 @@ class ProgressConsole:
                 table.add_row(f"{point['vocab_size']:,}", *(f"{cell:.3f}" for cell in cells))
             self.console.print(table)
 
-    def shots(self, results: dict[str, Any]) -> None:
+    def shots(self, results: Event) -> None:
         """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline."""
         from rich.table import Table
 

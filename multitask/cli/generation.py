@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from multitask.errors import InputError
+from multitask.events import Json
 
 
 class GenerationConsole:
@@ -16,7 +17,7 @@ class GenerationConsole:
         self.task, self.top, self.wants_stream = task, top, wants_stream
         self.begin: str | None = None  # of the text on the screen; None once it stands there
 
-    def report(self, record: dict[str, Any]) -> None:
+    def report(self, record: Json) -> None:
         """A warning."""
         click.echo(f"{record['event']}: {record['text']}", err=True)
 
@@ -29,7 +30,7 @@ class GenerationConsole:
         self.begin = "" if self.task is not None else asked if isinstance(asked, str) else asked.given
         return self._part
 
-    def show(self, records: list[dict[str, Any]], is_streamed: bool = False) -> None:
+    def show(self, records: list[Json], is_streamed: bool = False) -> None:
         """Finished texts: free ones with their prompts."""
         samples = any(record["sample"] for record in records)
         for record in records:
@@ -85,7 +86,7 @@ class GenerationConsole:
         click.echo(part, nl=False)
         sys.stdout.flush()
 
-    def _steps(self, steps: list[dict[str, Any]]) -> None:
+    def _steps(self, steps: list[Json]) -> None:
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text

@@ -10,6 +10,7 @@ from multitask.cli.console import ProgressConsole
 from multitask.cli.generation import GenerationConsole
 from multitask.cli.options import split_names
 from multitask.errors import InputError
+from multitask.events import Json
 
 
 @click.command()
@@ -67,7 +68,7 @@ def generate(
     if len(sources) != 1:
         found = " and ".join(sources) or "none"
         raise InputError(f"found {found}, expected one of PROMPT, --file, --task with --field, --interactive")
-    named: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    named: Json = {name: value for name, value in options.items() if value is not None}
     writing = GenerationConsole(chosen, top if explain else 0, stream)
     if interactive:
         if out is not None or picture is not None:

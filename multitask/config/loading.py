@@ -15,11 +15,12 @@ from pydantic import (
 from multitask.config.base import Settings
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
+from multitask.events import Json
 
 T = TypeVar("T", bound="Settings")
 
 
-def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, Any]:
+def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:
     """Settings with others laid over them, section by section."""
     result = dict(settings)
     for overlay in overlays:
@@ -29,7 +30,7 @@ def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[st
     return result
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Json:
     """One YAML mapping; raises InputError with file and line."""
     try:
         loaded = yaml.safe_load(path.read_text("utf-8-sig"))
@@ -49,7 +50,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def override(kind: type[Settings], settings: dict[str, Any], flags: list[str]) -> dict[str, Any]:
+def override(kind: type[Settings], settings: Json, flags: list[str]) -> Json:
     """A copy of `settings` with `a.b=value` flags applied; values are read as YAML (`null`, `1e-3`, `[a, b]`).
 
     What a key makes void (`Settings.replaces` of its section) is removed: later flags may set it again.
@@ -76,7 +77,7 @@ def override(kind: type[Settings], settings: dict[str, Any], flags: list[str]) -
     return result
 
 
-def load(kind: type[T], settings: dict[str, Any], flags: list[str] | None = None, where: str = "settings") -> T:
+def load(kind: type[T], settings: Json, flags: list[str] | None = None, where: str = "settings") -> T:
     """Check everything at once. Raises one InputError with a line per problem: path, what is wrong, nearest name."""
     try:
         return kind.model_validate(override(kind, settings, flags or []))

@@ -8,6 +8,7 @@ from multitask.config.data import TextConfig
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.errors import InputError, suggest
+from multitask.events import Json
 from multitask.files import shipped
 from multitask.registry import choose, load_tasks
 from multitask.task import Task
@@ -44,7 +45,7 @@ def settings_of(settings: Settings, flags: Iterable[str] = (), tasks: Iterable[s
     return load(RunConfig, given, list(flags), where)
 
 
-def given_settings(settings: Settings, default: str) -> tuple[dict[str, Any], str]:
+def given_settings(settings: Settings, default: str) -> tuple[Json, str]:
     """Settings as a mapping, from whatever they were given as, and what to call them; None: a shipped file."""
     if settings is None:
         settings = shipped("configs") / f"{default}.yaml"
@@ -124,7 +125,7 @@ def trained_block_size(model: Path) -> int | None:
 def text_settings(files: Iterable[str | Path], held_out: str | Path | None, further: Mapping[str, Any]) -> TextConfig:
     """The texts that a tokenizer is trained and measured on; without files, the synthetic documents."""
     train, validation = [str(file) for file in files], [] if held_out is None else [str(held_out)]
-    origin: dict[str, Any] = {"synthetic": _DOCUMENTS}
+    origin: Json = {"synthetic": _DOCUMENTS}
     if train:
         origin = {"files": {"train": train, **({"validation": validation} if validation else {})}}
     elif held_out is not None:

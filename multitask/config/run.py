@@ -1,6 +1,6 @@
 """Settings of whole runs: fine-tuning, pretraining, a benchmark suite."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     Field,
@@ -12,6 +12,7 @@ from multitask.config.data import DataConfig, TextConfig
 from multitask.config.evaluation import EvalConfig, FewshotConfig
 from multitask.config.model import AdapterConfig, ModelConfig, TokenizerConfig
 from multitask.config.train import BlockConfig, TrainConfig
+from multitask.events import Json
 
 
 class RunConfig(Settings):
@@ -71,9 +72,9 @@ class BenchmarkConfig(Settings):
     task alone, on all together; with `-lora`, by LoRA."""
     seeds: list[int] = Field([7, 8], min_length=1)
     """Each tuned arm is trained once with each."""
-    run: dict[str, Any] = {}
+    run: Json = {}
     """Settings of every arm, as of `train`."""
-    single: dict[str, Any] = {}
+    single: Json = {}
     """Settings on top for single-task arms."""
-    lora: dict[str, Any] = {}
+    lora: Json = {}
     """Settings on top for LoRA arms."""

@@ -14,12 +14,13 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.errors import InputError, RowError, suggest
+from multitask.events import Json
 
-Record = dict[str, Any]
+Record = Json
 Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
 
 EXTENSIONS: Mapping[str, Format] = {

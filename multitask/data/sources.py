@@ -12,6 +12,7 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.config.loading import load, read_yaml
 from multitask.data.readers import RawRecord, existing, file_records
 from multitask.errors import InputError, RowError, suggest
+from multitask.events import Json
 from multitask.files import sha256_of, shipped
 from multitask.pattern import fields
 from multitask.source_hash import source_hash
@@ -35,7 +36,7 @@ def has_split(source: SourceConfig, split: str) -> bool:
     return bool(_parts(source, split)) if source.synthetic is None else bool(_synthetic_count(source, split))
 
 
-def provenance(source: SourceConfig, split: str, data: DataConfig) -> dict[str, Any]:
+def provenance(source: SourceConfig, split: str, data: DataConfig) -> Json:
     """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
 
     Of a hub set the Arrow files in the local cache are hashed; of the synthetic dataset, its code; the count is in

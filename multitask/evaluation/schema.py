@@ -3,9 +3,9 @@
 `Results.model_validate_json(path.read_text())`; `docs/results.schema.json` is the JSON schema of `Results`.
 """
 
-from typing import Any
-
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from multitask.events import Json
 
 SCHEMA = 2
 """Version of the format."""
@@ -20,7 +20,7 @@ class _Part(BaseModel):
         frozen=True, extra="ignore", populate_by_name=True, use_attribute_docstrings=True, protected_namespaces=()
     )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As JSON holds it: what was set, by its name in the file."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
@@ -211,7 +211,7 @@ class Results(_Part):
     arm: str
     """What a report calls the run."""
     model: Model = Model(name="")
-    config: dict[str, Any] = {}
+    config: Json = {}
     """All settings, as used."""
     versions: dict[str, str] = {}
     commit: str | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from multitask.config.evaluation import SamplingConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.inference.decoding import OnTokens, beam_search, generate, logits_processors_of
 from multitask.inference.explanation import Explanation, Step, TextStreamer
 from multitask.inference.prompt_input import PromptInput, checked_text, prompt_values
@@ -76,9 +76,9 @@ class GeneratedText:
     steps: list[Step] | None = None
     """How each token was picked, where an explanation was requested."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A line of `generate --out`."""
-        record: dict[str, Any] = {"where": self.where, "prompt": self.prompt, "completion": self.completion}
+        record: Json = {"where": self.where, "prompt": self.prompt, "completion": self.completion}
         if self.answer is not None:
             record |= {"prediction": self.answer.prediction, "task": self.answer.task, "fields": self.answer.fields}
             record["is_cut"] = self.answer.is_truncated

@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from multitask.config.loading import load, merged, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.sources import has_split, provenance, resolve
 from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, results_file
-from multitask.events import Event, Report, ignore
+from multitask.events import Event, Json, Report, ignore
 from multitask.files import shipped
 from multitask.models.device import choose_device, forget_peak
 from multitask.models.io import load_causal, model_folder
@@ -83,7 +82,7 @@ def benchmark(
     where: str,
     only: Sequence[str] | None = None,
     report: Report = ignore,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Runs what is missing; returns, for each arm, its name, folder, whether it was kept, and seconds.
 
     only: names of arms (`prompted`, `single`, `single-nli`, `multitask-seed-7`); None: all. Raises InputError for a

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 from multitask.batching.mixture import sampling_rates
 from multitask.config.loading import load, read_yaml
@@ -10,6 +9,7 @@ from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.rows import Counts, read
 from multitask.evaluation import tuned
 from multitask.evaluation.metrics import FROM_NLL
+from multitask.events import Json
 from multitask.files import shipped
 from multitask.models.attention import name_for
 from multitask.models.build import build
@@ -26,7 +26,7 @@ _ARM_S = 3.0  # to load, to score baselines and to write, about
 
 def dry_run(
     suite: BenchmarkConfig, tasks: Mapping[str, Task], where: str, only: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Json]:
     """For each arm: tokens, and about how many seconds they take; nothing is trained.
 
     The speed of training is measured on a few micro-steps; scoring is taken to be as fast a token, and writing a
@@ -52,7 +52,7 @@ def dry_run(
 
 def _measure(
     suite: BenchmarkConfig, tasks: Mapping[str, Task], config: RunConfig, s_per_token: float | None
-) -> tuple[dict[str, Any], float]:
+) -> tuple[Json, float]:
     """Tokens to train on and mean lengths by task; and seconds a token, measured unless known."""
     settings = config.model
     if suite.base is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from multitask.errors import InputError, suggest
 from multitask.evaluation.bootstrap import Effect, effect, holm
+from multitask.events import Json
 from multitask.reports import pages
 from multitask.reports.arms import Arm, spreads
 from multitask.reports.compared_task import NUM_RESAMPLES, ComparedTask, abridged
@@ -31,7 +32,7 @@ MAX_REFERENCES = 16
 MAX_CLASSES = 12
 
 
-Content = dict[str, Any]
+Content = Json
 
 
 def reference_arm(tasks: Sequence[ComparedTask], compared: Sequence[Arm], against: str | None) -> str:

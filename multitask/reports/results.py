@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from multitask.errors import InputError
 from multitask.evaluation.schema import READABLE, Results
+from multitask.events import Json
 
 KINDS = ("train", "pretrain", "evaluate", "fewshot", "baseline")
 _PASSED_OVER = {"model", "base", "checkpoints", "predictions"}  # folders of a run that hold JSON of other kinds
@@ -43,7 +44,7 @@ class Run:
             )
         return [path for path in found if path.is_file()]
 
-    def curve(self) -> Iterator[dict[str, Any]]:
+    def curve(self) -> Iterator[Json]:
         """Lines of the run's `metrics.jsonl`, if there are any."""
         path = self.path.parent / "metrics.jsonl"
         if self.results.kind in ("train", "pretrain") and path.is_file():
@@ -51,7 +52,7 @@ class Run:
                 yield record
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, Json]]:
     """Line numbers and objects of a JSONL file; raises InputError with file and line for what is not one."""
     try:
         with path.open(encoding="utf-8") as stream:
@@ -62,7 +63,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def _object(text: str, where: str) -> Json:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

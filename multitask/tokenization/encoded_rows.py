@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import sources as data_sources
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
+from multitask.events import Json
 from multitask.files import cache_folder, temporary, write_json
 from multitask.source_hash import source_hash
 from multitask.task import Task
@@ -55,7 +55,7 @@ class Examples:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self.report: dict[str, Any] = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        self.report: Json = json.loads(path.with_suffix(".json").read_text("utf-8"))
         self._batches = [self._reader.get_batch(n) for n in range(self._reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         ids = [batch.column("input_ids") for batch in self._batches]
@@ -145,7 +145,7 @@ def prepare(
 def _key(
     task: Task,
     sources: Sequence[SourceConfig],
-    provenance: Sequence[dict[str, Any]],
+    provenance: Sequence[Json],
     split: str,
     tokenizer: PreTrainedTokenizerFast,
     block_size: int,
@@ -171,7 +171,7 @@ def _write(
     config: DataConfig,
     encoder: RowEncoder,
     tokenizer: PreTrainedTokenizerFast,
-    report: dict[str, Any],
+    report: Json,
     limit: int | None,
 ) -> None:
     """Encode in batches and write; the file appears under its name only when it is whole."""
@@ -209,7 +209,7 @@ def _write(
         aside.unlink(missing_ok=True)
 
 
-def _record(row: Row, example: Encoded) -> dict[str, Any]:
+def _record(row: Row, example: Encoded) -> Json:
     """One line of the Arrow file."""
     return {
         "id": row.id,

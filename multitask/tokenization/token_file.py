@@ -28,7 +28,7 @@ from multitask.config.data import DataConfig, TextConfig
 from multitask.data import corpus
 from multitask.data.corpus import TextSplit
 from multitask.errors import InputError, suggest
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.files import cache_folder, replacing
 from multitask.source_hash import source_hash
 from multitask.tokenization.chunks import pieces
@@ -51,7 +51,7 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.report: dict[str, Any] = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        self.report: Json = json.loads(path.with_suffix(".json").read_text("utf-8"))
         self.before_id: int | None = self.report["before_id"]
         self.after_id: int | None = self.report["after_id"]
         # A plain view of the mapping: slices of a memmap cost three times as much.
@@ -126,7 +126,7 @@ class _Encoder:
         self.unknown_id: int | None = vocabulary.get(unknown) if unknown else None
         self.has_unknown = self.unknown_id is not None or tokenizer.unk_token is not None
 
-    def key(self, provenance: dict[str, Any]) -> str:
+    def key(self, provenance: Json) -> str:
         """A hash of everything the ids depend on: text, tokenizer, settings and the code that encodes."""
         settings = self.config.model_dump(mode="json", include={"format", "fields", "encoding", "documents"})
         parts = [
@@ -271,7 +271,7 @@ class _Progress:
             aside.write_text(json.dumps(kept), "utf-8")
 
 
-def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: dict[str, Any], report: Report) -> None:
+def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: Json, report: Report) -> None:
     """Encodes what is missing; the file appears under its name only when it is whole."""
     aside = path.with_suffix(".part")
     aside.touch()

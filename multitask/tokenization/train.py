@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +19,7 @@ from multitask.config.data import TextConfig
 from multitask.config.model import TokenizerConfig
 from multitask.data import corpus
 from multitask.errors import InputError
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.files import temporary
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
@@ -44,7 +43,7 @@ def tokenizer(
     export: Path | None = None,
     overwrite: bool = False,
     report: Report = ignore,
-) -> dict[str, Any]:
+) -> Json:
     """Trains or imports a tokenizer, measures and saves it; returns what `tokenizer_report.json` holds.
 
     Of characters, all of the text makes the vocabulary, the end that is measured too: a model is to read it.
@@ -89,7 +88,7 @@ def tokenizer(
     trained_s = time.perf_counter() - started
 
     held_out = _held_out(text)
-    found: dict[str, Any] = {
+    found: Json = {
         "schema": 1,
         "kind": config.kind,
         "settings": config.model_dump(mode="json"),
@@ -197,7 +196,7 @@ def _train(config: TokenizerConfig, text: TextConfig, prefix_space: bool) -> Bpe
 # ---------------------------------------------------------------- measuring
 
 
-def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> dict[str, Any]:
+def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> Json:
     """How a tokenizer of a kind reads texts.
 
     `unknown_rate` is per character of text: what became `<unk>`, or has no token at all. Words stand between white
@@ -231,7 +230,7 @@ def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> d
     }
 
 
-def _point(made: PreTrainedTokenizerFast, size: int, texts: Sequence[str]) -> dict[str, Any]:
+def _point(made: PreTrainedTokenizerFast, size: int, texts: Sequence[str]) -> Json:
     """One point of the curve."""
     num_tokens = sum(map(len, plain_reader(made).encode_batch_fast(list(texts), add_special_tokens=False)))
     return {
@@ -281,7 +280,7 @@ def _check_folders(
                 )
 
 
-def _save(made: PreTrainedTokenizerFast, found: dict[str, Any], out: Path) -> None:
+def _save(made: PreTrainedTokenizerFast, found: Json, out: Path) -> None:
     """Writes the folder aside and renames it; in a folder that holds one of ours, replaces our files alone."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = temporary(out)
@@ -303,7 +302,7 @@ def _save(made: PreTrainedTokenizerFast, found: dict[str, Any], out: Path) -> No
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def draw_curve(points: Sequence[dict[str, Any]], picture: Path) -> None:
+def draw_curve(points: Sequence[Json], picture: Path) -> None:
     """Characters and bytes per token against vocabulary size."""
     from matplotlib.figure import Figure
 

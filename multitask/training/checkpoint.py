@@ -8,8 +8,8 @@ did best in validation.
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multitask.errors import InputError
+from multitask.events import Json
 from multitask.files import replacing
 
 _NAME = re.compile(r"step-(\d+)")
@@ -27,7 +28,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Json) -> Path:
     """Writes `folder/step-N`, whole or not at all."""
     packed = optimizer.state_dict()
     moments = {f"{n}.{key}": value for n, slot in packed["state"].items() for key, value in slot.items()}
@@ -35,7 +36,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     return write_aside(folder / f"step-{step}", write_tensors, {"state.json": {**state, "step": step}})
 
 
-def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> Path:
+def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: Json) -> Path:
     """A folder of tensor and JSON files that appears under its name only when all of it is on disk.
 
     Raises InputError when it cannot be written: the disk is full, say.
@@ -79,9 +80,9 @@ def newest(run: Path) -> Path:
     return found[-1][1]
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> Json:
     """The JSON part of a checkpoint."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    state: Json = json.loads((path / "state.json").read_text("utf-8"))
     return state
 
 
@@ -105,3 +106,23 @@ def load_weights(path: Path, model: nn.Module) -> None:
     with torch.no_grad():
         for name, value in stored.items():
             own[name].copy_(value)
+
+
+def other_data(run: Path, before: Mapping[str, object], now: Mapping[str, object]) -> InputError:
+    """What to say when a run is resumed on other data; before, now: digests by task."""
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    problems = [f"the data of {', '.join(changed)} has another sha256"] if changed else []
+    problems += [f"{name} is new" for name in now if name not in before]
+    problems += [f"{name} is missing" for name in before if name not in now]
+    return InputError(
+        f"{run}: the data is not what this run was begun with: {'; '.join(problems)}; put the files back, or begin "
+        "another run"
+    )
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Removes the lines of a log that were written after a checkpoint."""
+    if path.exists():
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+        path.write_text("".join(line + "\n" for line in kept), "utf-8")

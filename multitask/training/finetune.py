@@ -23,7 +23,7 @@ from multitask.errors import InputError
 from multitask.evaluation import results_file, tuned
 from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import Cost, Data
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
@@ -43,7 +43,7 @@ def train(
     resume: bool = False,
     report: Report = ignore,
     arm: str | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Trains one model on `tasks` and writes a run folder; returns what `results.json` holds.
 
     arm: what a report calls the run; None: `multitask`, or `single-<task>`, with `-lora`.
@@ -163,7 +163,7 @@ class _Validation:
             for name, task in self.tasks.items()
         }
 
-    def scores(self) -> dict[str, Any]:
+    def scores(self) -> Json:
         """What joins the record of a validation."""
         if self.config.train.select_by == "loss":
             return {}

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from multitask.batching.collate import Batch, Ids, collate
-from multitask.batching.packing import Block, SampledExample, micro_steps
+from multitask.batching.packing import SampledExample, Stream, micro_steps
 from multitask.config.train import LoopConfig
 from multitask.errors import InputError, Interrupted
-from multitask.events import Report
+from multitask.events import Json, Report
 from multitask.inference.scoring import example_nll
 from multitask.models.device import peak_memory_bytes
 from multitask.models.dropout import use_fast_dropout
@@ -35,24 +35,6 @@ from multitask.training import checkpoint
 from multitask.training.optim import learning_rate, make_optimizer
 
 _NUM_WORSE = 3  # validations without a better one before the reader is told
-
-
-class Stream(Protocol):
-    """What the loop reads from: `BlockStream` of tasks, `TextStream` of a plain text corpus."""
-
-    cursor: tuple[int, ...]
-
-    def next_blocks(self, num_blocks: int) -> list[Block]:
-        """The next blocks; moves the cursor."""
-
-    def ids(self, drawn: SampledExample) -> Ids:
-        """Ids of a drawn example, (length + 1,)."""
-
-    def epochs(self) -> dict[str, float]:
-        """How often the rows of each name have been taken."""
-
-    def num_blocks_in(self, epochs: float) -> float:
-        """Blocks of so many passes over everything."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class TrainingInputs:
     block_size: int
     layout: Literal["packed", "none"] = "packed"
     prompt_weight: float = 0.0
-    on_validation: Callable[[], dict[str, Any]] = dict
+    on_validation: Callable[[], Json] = dict
     selects_by_score: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,9 +75,8 @@ class Loop:
         self.accelerator, self.model, self.report = accelerator, model, report
         self.stream, self.block_size = inputs.stream, inputs.block_size
         self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
-        self.max_steps = config.max_steps or max(
-            1, math.ceil(self.stream.num_blocks_in(config.epochs) / self.blocks_per_step)
-        )
+        num_steps = math.ceil(self.stream.num_blocks_in(config.epochs) / self.blocks_per_step)
+        self.max_steps = config.max_steps or max(1, num_steps)
         self.has_dropout = use_fast_dropout(model)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model), make_optimizer(model, config, accelerator.device)
@@ -104,21 +85,16 @@ class Loop:
         self.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)  # merged, LoRA has none
         self.step = self.num_tokens = 0
         self.elapsed_s = 0.0
-        self.best: dict[str, Any] | None = None
+        self.best: Json | None = None
         self.num_worse = 0
         # Nats and target tokens of each name since the last log line.
         self.sums = np.zeros((len(inputs.names), 2))
         self._wants_stop = False
 
     @property
-    def _digests(self) -> dict[str, Any]:
+    def _digests(self) -> Json:
         """What the data was read from, by content."""
         return {name: report.get("sha256") for name, report in self.inputs.facts.get("data", {}).items()}
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Most tokens of one step, over all processes."""
-        return self.blocks_per_step * self.block_size
 
     def run(self) -> None:
         """Trains to the last step; raises Interrupted, with everything saved, after Ctrl-C or SIGTERM."""
@@ -252,7 +228,7 @@ class Loop:
                     "have run away: lower train.learning_rate, or set train.clip_norm (1 is usual)"
                 )
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: Json) -> None:
         if not self.accelerator.is_main_process:
             return
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -272,7 +248,7 @@ class Loop:
             if tokens:
                 loss[name] = round(nats / tokens, 5)
         self._check(loss)
-        record: dict[str, Any] = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
+        record: Json = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
         selection_score = -sum(loss.values()) / len(loss)
         seen = self.inputs.on_validation() if self.accelerator.is_main_process else {}
         if self.inputs.selects_by_score:
@@ -310,7 +286,7 @@ class Loop:
         draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
 
     @property
-    def cost(self) -> dict[str, Any]:
+    def cost(self) -> Json:
         """Seconds in the loop, tokens, tokens/s, memory, parameters."""
         parameters = list(self.model.parameters())
         return {
@@ -356,22 +332,14 @@ class Loop:
         """
         state = checkpoint.read_state(path)
         if state.get("data", self._digests) != self._digests:
-            before, now = state["data"], self._digests
-            changed = [name for name in now if name in before and before[name] != now[name]]
-            problems = [f"the data of {', '.join(changed)} has another sha256"] if changed else []
-            problems += [f"{name} is new" for name in now if name not in before]
-            problems += [f"{name} is missing" for name in before if name not in now]
-            raise InputError(
-                f"{self.out}: the data is not what this run was begun with: {'; '.join(problems)}; put the files back, "
-                "or begin another run"
-            )
+            raise checkpoint.other_data(self.out, state["data"], self._digests)
         checkpoint.load(path, self.model, self.optimizer)
         self.step, self.num_tokens, self.elapsed_s = state["step"], state["num_tokens"], state["elapsed_s"]
         self.best, self.num_worse = state["best"], state["num_worse"]
         self.stream.cursor = tuple(state["cursor"])
         if self.accelerator.is_main_process:
             self.sums += state["sums"]
-            self._forget_after(self.step)
+            checkpoint.drop_lines_after(self.out / "metrics.jsonl", self.step)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if (threads := state["num_threads"]) != torch.get_num_threads():
@@ -380,14 +348,6 @@ class Loop:
                 f"OMP_NUM_THREADS={threads} continues bit for bit"
             )
             self.report({"event": "warning", "text": text})
-
-    def _forget_after(self, step: int) -> None:
-        """Drops log lines that were written after the checkpoint."""
-        path = self.out / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
-            path.write_text("".join(line + "\n" for line in kept), "utf-8")
 
     def _start(self) -> None:
         if self.step > self.max_steps:
@@ -405,7 +365,7 @@ class Loop:
                     "max_steps": self.max_steps,
                     "device": str(self.accelerator.device),
                     "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
-                    "tokens_per_step": self.tokens_per_step,
+                    "tokens_per_step": self.blocks_per_step * self.block_size,
                     **self.inputs.facts,
                     "parameters": sum(p.numel() for p in self.model.parameters()),
                     "trainable_parameters": self.num_trainable,

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.files import write_json
 from multitask.task import Task
 from multitask.training import run_dir
@@ -22,9 +21,7 @@ _LEAST_RATES = 5
 _RATES = {"learning_rate.json", "learning_rate.png"}
 
 
-def find_learning_rate(
-    config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = ignore
-) -> dict[str, Any]:
+def find_learning_rate(config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = ignore) -> Json:
     """A rising learning rate, step by step, and the loss with each (Smith, 2015): `out/learning_rate.json` and `.png`.
 
     The rate rises from 1e-6 to 1 in `train.max_steps` steps, 100 when that is None, and stops when the loss is four

@@ -24,7 +24,7 @@ from multitask.errors import InputError
 from multitask.evaluation import free_generation, metrics, results_file, tuned
 from multitask.evaluation.baselines import score_of
 from multitask.evaluation.schema import Cost, Data, Score, TaskScores
-from multitask.events import Report, ignore
+from multitask.events import Json, Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.attention import name_for
@@ -80,7 +80,7 @@ def pretrain(
     resume: bool = False,
     report: Report = ignore,
     arm: str | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Trains a model on a plain text corpus and writes a run folder; returns what `results.json` holds.
 
     tasks: those whose tokens a tokenizer trained here gets. arm: what a report calls the run.
@@ -207,7 +207,7 @@ class _Sampler:
         if config.sample_tokens and self.num_left < 1:
             raise InputError(f"sample_prompt: {len(self.prompt)} tokens leave none in a window of {window}; shorten it")
 
-    def sample(self) -> dict[str, Any]:
+    def sample(self) -> Json:
         """What joins the record of a validation."""
         if not self.config.sample_tokens:
             return {}

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 from random import Random
-from typing import Any
 
 from multitask.errors import InputError, suggest
+from multitask.events import Json
 
-Row = dict[str, Any]
+Row = Json
 
 LANGUAGES = ("ko", "en")
 LABELS = {

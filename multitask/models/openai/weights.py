@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
+from multitask.events import Json
 from multitask.files import replacing
 from multitask.models.cards import from_template
 from multitask.models.openai.bundle import Bundle
@@ -48,7 +48,7 @@ class Shape:
     n_layer: int
 
 
-def import_openai(source: Path, out: Path) -> dict[str, Any]:
+def import_openai(source: Path, out: Path) -> Json:
     """Writes OpenAI's GPT-2 in `source` as the folder `out`, whole or not at all.
 
     Returns:
@@ -272,7 +272,7 @@ def _decode(path: Path, raw: bytes) -> str:
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); copy or download the file again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     try:
         given = json.loads(_decode(path, _read(path)))
     except json.JSONDecodeError as error:
