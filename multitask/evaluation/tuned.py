@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -331,10 +332,10 @@ def evaluate_text(
     """Sliding-window perplexity of a plain text file; with `out`, writes `out`."""
     window = window or max_positions(model) or 1024
     found = perplexity_of_text(model, tokenizer, text, window, stride or window, batch_tokens)
-    measured = {key: Score(value=found[key]) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
-    scores = TaskScores(num_examples=int(found["num_windows"]), metrics=measured, baselines={})
+    measured = {key: Score(value=getattr(found, key)) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
+    scores = TaskScores(num_examples=found.num_windows, metrics=measured, baselines={})
     data = Data(files=[str(text)], sha256=[sha256_of([text])], split="text", num_rows=1)
-    plain_text = PlainText.model_validate({"file": str(text), **found})
+    plain_text = PlainText(file=str(text), **asdict(found))
     arm = Path(name).name
     results = results_of(config, "evaluate", arm, name, {"text": data}, {"text": scores}, text=plain_text)
     if out is not None:

@@ -9,6 +9,7 @@ with it, gpt2 has a published perplexity of 29.94 on the raw test set of WikiTex
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,38 @@ from multitask.tokenization.tokenizer import check_characters, plain_reader
 _PIECE = 1 << 18  # characters tokenized at a time, and bytes read at a time
 
 
+@dataclass(frozen=True)
+class TextPerplexity:
+    """Scores of a text and what they were computed from."""
+
+    perplexity: float
+    """Per token."""
+    word_perplexity: float
+    bits_per_byte: float
+    num_tokens: int
+    num_scored: int
+    """Tokens with context."""
+    num_words: int
+    num_bytes: int
+    num_windows: int
+    window: int
+    stride: int
+
+
+@dataclass
+class _Counts:
+    """Sums over the text so far."""
+
+    num_tokens: int = 0
+    num_scored: int = 0
+    num_words: int = 0
+    num_bytes: int = 0
+    num_windows: int = 0
+
+
 def perplexity_of_text(
     model: Any, tokenizer: Any, path_or_text: Path | str, window: int, stride: int, batch_tokens: int
-) -> dict[str, float | int]:
+) -> TextPerplexity:
     """Perplexity of a text, or of a UTF-8 file, in memory that depends on `batch_tokens` alone.
 
     Each window of `window` tokens scores its last `stride` tokens, the first window all. Tokens without context are
@@ -46,10 +76,6 @@ def perplexity_of_text(
         stride: tokens between the starts of two windows, 1 to `window`; smaller gives more context and is slower.
         batch_tokens: tokens of one forward pass, at least one window.
 
-    Returns:
-        `perplexity` (per token), `word_perplexity`, `bits_per_byte`, `num_tokens`, `num_scored` (of these),
-        `num_words`, `num_bytes`, `num_windows`, `window`, `stride`.
-
     Raises:
         InputError: an invalid window or stride, a file that cannot be read or is not UTF-8, no text, a character
             that the tokenizer would drop silently, or a likelihood that is not finite.
@@ -61,29 +87,34 @@ def perplexity_of_text(
     if not 1 <= stride <= window:
         raise InputError(f"a stride of {stride} tokens: expected 1 to {window}, the window")
     where = str(path_or_text) if isinstance(path_or_text, Path) else "the text"
-    counts = {"num_tokens": 0, "num_scored": 0, "num_words": 0, "num_bytes": 0, "num_windows": 0}
-    nll = 0.0
+    counts, nll = _Counts(), 0.0
     parts = corpus.read(path_or_text, size=_PIECE) if isinstance(path_or_text, Path) else [path_or_text]
     ids = _ids(parts, tokenizer, counts, where)
     for batch in _batches(_windows(ids, window, stride), max(1, batch_tokens // window)):
         examples = [(tokens, len(tokens) - num_scored) for tokens, num_scored in batch]
         nll += _nats(model, [example for example in examples if example[1] < len(example[0])], batch_tokens)
-        counts["num_windows"] += len(batch)
-        counts["num_scored"] += sum(num_scored for _, num_scored in batch)
-    if not counts["num_words"]:
+        counts.num_windows += len(batch)
+        counts.num_scored += sum(num_scored for _, num_scored in batch)
+    if not counts.num_words:
         raise InputError(f"{where}: has no words; expected some text")
-    if not counts["num_scored"]:
-        raise InputError(f"{where}: has {counts['num_tokens']} token, and the first has no context; expected more text")
+    if not counts.num_scored:
+        raise InputError(f"{where}: has {counts.num_tokens} token, and the first has no context; expected more text")
     if not math.isfinite(nll):
         raise InputError(f"{where}: the likelihood of this text is not finite: the model's weights are broken")
     sums = {
-        "nll": nll * counts["num_tokens"] / counts["num_scored"],
-        "tokens": float(counts["num_tokens"]),
-        "words": float(counts["num_words"]),
-        "bytes": float(counts["num_bytes"]),
+        "nll": nll * counts.num_tokens / counts.num_scored,
+        "tokens": float(counts.num_tokens),
+        "words": float(counts.num_words),
+        "bytes": float(counts.num_bytes),
     }
-    scores = {name: finish(sums) for name, finish in FINISH_NLL.items()}
-    return {**{name: float(value) for name, value in scores.items()}, **counts, "window": window, "stride": stride}
+    return TextPerplexity(
+        perplexity=float(FINISH_NLL["perplexity"](sums)),
+        word_perplexity=float(FINISH_NLL["word_perplexity"](sums)),
+        bits_per_byte=float(FINISH_NLL["bits_per_byte"](sums)),
+        window=window,
+        stride=stride,
+        **asdict(counts),
+    )
 
 
 def _nats(model: Any, examples: Sequence[tuple[Ids, int]], batch_tokens: int) -> float:
@@ -113,14 +144,14 @@ def _batches(windows: Iterable[tuple[Ids, int]], size: int) -> Iterator[list[tup
         yield batch
 
 
-def _ids(parts: Iterable[str], tokenizer: Any, counts: dict[str, int], where: str) -> Iterator[list[int]]:
+def _ids(parts: Iterable[str], tokenizer: Any, counts: _Counts, where: str) -> Iterator[list[int]]:
     """The ids of the whole text, piece by piece; adds tokens, words and bytes to `counts`."""
     plain, line = plain_reader(tokenizer), 1
     for piece in pieces(parts, plain, _PIECE):
         check_characters(tokenizer, piece, where, line)
         line += piece.count("\n")
         ids: list[int] = plain.encode(piece, add_special_tokens=False).ids
-        counts["num_tokens"] += len(ids)
-        counts["num_words"] += len(piece.split())
-        counts["num_bytes"] += len(piece.encode())
+        counts.num_tokens += len(ids)
+        counts.num_words += len(piece.split())
+        counts.num_bytes += len(piece.encode())
         yield ids

@@ -56,15 +56,15 @@ def test_it_is_the_naive_loop(kind, window, stride, tokenizer, tiny_model):
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     found = perplexity_of_text(model, tokenizer, TEXT, window, stride, 100)
     nats, num_scored = naive(model, ids, window, stride)
-    assert (found["num_tokens"], found["num_scored"]) == (len(ids), num_scored)
+    assert (found.num_tokens, found.num_scored) == (len(ids), num_scored)
     assert num_scored == len(ids) - (1 if stride < window else math.ceil(len(ids) / window))
     mean = nats / num_scored
-    assert math.log(found["perplexity"]) == pytest.approx(mean, abs=1e-4)  # float32 nats
-    assert found["num_words"] == len(TEXT.split())
-    assert found["num_bytes"] == len(TEXT.encode())
-    assert math.log(found["word_perplexity"]) == pytest.approx(mean * len(ids) / len(TEXT.split()), rel=1e-4)
-    assert found["bits_per_byte"] == pytest.approx(mean * len(ids) / math.log(2) / len(TEXT.encode()), rel=1e-4)
-    assert (found["window"], found["stride"]) == (window, stride)
+    assert math.log(found.perplexity) == pytest.approx(mean, abs=1e-4)  # float32 nats
+    assert found.num_words == len(TEXT.split())
+    assert found.num_bytes == len(TEXT.encode())
+    assert math.log(found.word_perplexity) == pytest.approx(mean * len(ids) / len(TEXT.split()), rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(mean * len(ids) / math.log(2) / len(TEXT.encode()), rel=1e-4)
+    assert (found.window, found.stride) == (window, stride)
 
 
 def test_windows_by_hand():
@@ -89,7 +89,7 @@ def test_more_context_helps_a_model_that_uses_it(tiny_model, tokenizer):
         optimizer.step()
         optimizer.zero_grad()
     apart, overlapping = (perplexity_of_text(model, tokenizer, text, 6, stride, 600) for stride in (6, 1))
-    assert overlapping["perplexity"] < apart["perplexity"]
+    assert overlapping.perplexity < apart.perplexity
     assert model.training, "the mode is restored"
 
 
@@ -108,10 +108,10 @@ def test_pieces_have_the_ids_of_the_whole(kind, monkeypatch):
         plain = plain_reader(tokenizer)
         pieces = list(chunks.pieces(iter([text[:200], text[200:]]), plain, 90))
         assert "".join(pieces) == text
-        counts = dict.fromkeys(("num_tokens", "num_words", "num_bytes"), 0)
+        counts = perplexity._Counts()
         ids = [i for part in perplexity._ids([text], tokenizer, counts, "text") for i in part]
         assert ids == plain.encode(text, add_special_tokens=False).ids
-        assert counts == {"num_tokens": len(ids), "num_words": len(text.split()), "num_bytes": len(text.encode())}
+        assert counts == perplexity._Counts(len(ids), 0, len(text.split()), len(text.encode()))
         num_pieces += len(pieces)
         num_odd += sum(piece[0] != " " for piece in pieces[1:])
         if "<|end|>" in text:
@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, tokenizer, monkeypatch):
     for num_lines in (2_000, 20_000):
         (tmp_path / "a.txt").write_text("the cat sat on a warm mat\n" * num_lines, "utf-8")
         tracemalloc.start()
-        assert perplexity_of_text(model, tokenizer, tmp_path / "a.txt", 64, 64, 256)["num_words"] == 7 * num_lines
+        assert perplexity_of_text(model, tokenizer, tmp_path / "a.txt", 64, 64, 256).num_words == 7 * num_lines
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -193,4 +193,4 @@ def test_a_character_that_the_tokenizer_would_drop_is_named(tiny_model, tmp_path
     path.write_text(text + "abñ\n", "utf-8")
     with pytest.raises(InputError, match=r"text\.txt:41: character 'ñ' \(U\+00F1, number 3 of its line\)"):
         perplexity_of_text(tiny_model(), made, path, 16, 16, 256)
-    assert perplexity_of_text(tiny_model(), made, text, 16, 16, 256)["num_tokens"] == len(text)
+    assert perplexity_of_text(tiny_model(), made, text, 16, 16, 256).num_tokens == len(text)

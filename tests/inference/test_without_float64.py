@@ -68,7 +68,7 @@ def test_scores_and_texts_are_those_of_the_cpu(
         beams = beam_search(model, prompts[0], 4, {96}, 3, 2, 1.0)
         text = perplexity_of_text(model, tokenizer_of("byte-level"), "the cat sat on a mat", 8, 4, 500)
         found.append((nats, np.array(choices), greedy, sampled, beams))
-        perplexities.append(text["perplexity"])
+        perplexities.append(text.perplexity)
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
     assert found[1][2:] == found[0][2:]
