@@ -9,17 +9,16 @@ Names and shapes: src/model.py of github.com/openai/gpt-2. Its GELU is the tanh 
 the token embedding, which is stored once.
 """
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
@@ -27,25 +26,17 @@ from multitask.events import Json
 from multitask.files import replacing
 from multitask.models.cards import from_template
 from multitask.models.openai.bundle import Bundle
-
-_CARD = Path(__file__).parent / "card.md.j2"
-END_OF_TEXT = "<|endoftext|>"
-_NUM_SHOWN = 5  # of the names that do not fit
-_LIMIT = 1 << 31  # of the numbers in hparams.json
-_PREFIX = re.compile(
-    rb'^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\[0-3][0-7]{2}|\\[nrt\'"\\])*)"', re.MULTILINE
+from multitask.models.openai.text_files import (
+    END_OF_TEXT,
+    Shape,
+    find_prefix,
+    read_merges,
+    read_shape,
+    read_vocabulary,
 )
 
-
-@dataclass(frozen=True)
-class Shape:
-    """`hparams.json`, in OpenAI's names."""
-
-    n_vocab: int
-    n_ctx: int
-    n_embd: int
-    n_head: int
-    n_layer: int
+_CARD = Path(__file__).parent / "card.md.j2"
+_NUM_SHOWN = 5  # of the names that do not fit
 
 
 def import_openai(source: Path, out: Path) -> Json:
@@ -95,98 +86,6 @@ def import_openai(source: Path, out: Path) -> Json:
         "num_ignored": len(bundle.entries) - len(tensors),
         "shape": asdict(shape),
     }
-
-
-def find_prefix(source: Path) -> Path:
-    """What the checkpoint's file names begin with: as the file `checkpoint` says, else that of the only index."""
-    path = source / "checkpoint"
-    if path.exists():
-        found = _PREFIX.search(_read(path))
-        try:
-            # Bytes that are not ASCII are written as octal numbers.
-            named = found[1].decode("unicode_escape").encode("latin-1").decode("utf-8") if found else ""
-        except UnicodeError:
-            named = ""
-        # The folder may have been moved since its full path was written: the last part is what counts.
-        name = named.replace("\\", "/").rpartition("/")[2]
-        if not name.isprintable() or name in ("", ".", ".."):
-            raise InputError(
-                f'{path}: no line `model_checkpoint_path: "model.ckpt"` in it; write that line with the name before '
-                "`.index`, or remove the file if there is only one checkpoint"
-            )
-        return source / name
-    found_here = sorted(source.glob("*.index")) if source.is_dir() else []
-    if len(found_here) != 1:
-        names = ", ".join(path.name for path in found_here[:_NUM_SHOWN]) or "none"
-        raise InputError(
-            f"{source}: no file `checkpoint`, and of files `*.index` one was expected, found {names}; name the folder "
-            "of checkpoint, encoder.json, hparams.json, model.ckpt.index, model.ckpt.data-00000-of-00001, vocab.bpe"
-        )
-    return found_here[0].with_suffix("")
-
-
-def read_shape(path: Path) -> Shape:
-    """The model's shape; raises InputError where `hparams.json` does not say it in whole numbers above 0."""
-    given = _read_json(path)
-    problems = []
-    for field in fields(Shape):
-        value = given.get(field.name)
-        if type(value) is not int or not 1 <= value < _LIMIT:
-            problems.append(f"{field.name} is {_short(value)}" if field.name in given else f"{field.name} is missing")
-    if problems:
-        raise InputError(f"{path}: {', '.join(problems)}; expected whole numbers from 1, as OpenAI published them")
-    shape = Shape(*(given[field.name] for field in fields(Shape)))
-    if shape.n_embd % shape.n_head:
-        raise InputError(
-            f"{path}: n_embd is {shape.n_embd}, expected a multiple of n_head, which is {shape.n_head}; use "
-            "the file that was published with the checkpoint"
-        )
-    return shape
-
-
-def read_vocabulary(path: Path, num_tokens: int) -> dict[str, int]:
-    """Token -> id. Raises InputError unless ids are 0, 1, ... `num_tokens` - 1 and any text can be written."""
-    given = _read_json(path)
-    again = "use the file that was published with the checkpoint"
-    if len(given) != num_tokens:
-        raise InputError(
-            f"{path}: {len(given)} tokens, expected {num_tokens}, n_vocab of {path.with_name('hparams.json')}; {again}"
-        )
-    # GPT-2 writes each of the 256 bytes as one printable character; tokens are strings of these.
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    seen = set()
-    for token, number in given.items():
-        if type(number) is not int or not 0 <= number < num_tokens or number in seen:
-            raise InputError(
-                f"{path}: token {_short(token)} has the id {_short(number)}, expected one of 0 to {num_tokens - 1} "
-                f"that no other token has; {again}"
-            )
-        seen.add(number)
-        if not token or not alphabet.issuperset(token):
-            raise InputError(f"{path}: token {_short(token)} is not written in GPT-2's 256 byte characters; {again}")
-    missing = sorted({*alphabet, END_OF_TEXT} - given.keys())
-    if missing:
-        names = ", ".join(map(repr, missing[:_NUM_SHOWN]))
-        raise InputError(f"{path}: {len(missing)} tokens that GPT-2 cannot do without are missing: {names}; {again}")
-    return given
-
-
-def read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs of tokens, in order of their rank. Raises InputError for a line that is no pair of known tokens."""
-    text = _decode(path, _read(path))
-    merges = []
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        parts = line.split(" ")
-        if len(parts) != 2 or not all(part in vocabulary for part in (*parts, "".join(parts))):
-            raise InputError(
-                f"{path}:{number}: {_short(line)} is not a merge; expected two tokens with a space between that, like "
-                f"the token they make, are in {path.with_name('encoder.json')}: use the file that was published with it"
-            )
-        merges.append((parts[0], parts[1]))
-    return merges
 
 
 def variables_of(shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -252,41 +151,5 @@ def _whole(out: Path) -> Iterator[Path]:
             yield aside
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out}: cannot be written ({error}); nothing was left: make room, or name another") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected it in OpenAI's folder, beside model.ckpt.index: copy "
-            "or download it"
-        ) from error
-
-
-def _decode(path: Path, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); copy or download the file again") from error
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        given = json.loads(_decode(path, _read(path)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); copy or download the file again") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
-        raise InputError(f"{path}: not JSON that can be read ({error}); copy or download the file again") from error
-    if not isinstance(given, dict):
-        raise InputError(
-            f"{path}: a mapping was expected, found {type(given).__name__}; copy or download the file again"
-        )
-    return given
-
-
-def _short(value: object) -> str:
-    """A value for a message; damaged files hold long ones."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from multitask.errors import InputError
 from multitask.models.io import load_causal
-from multitask.models.openai import weights
+from multitask.models.openai import text_files, weights
 from multitask.models.openai.bundle import Bundle
-from multitask.models.openai.weights import Shape, import_openai
+from multitask.models.openai.text_files import Shape
+from multitask.models.openai.weights import import_openai
 
 GPT2_FILES = Path(os.environ.get("MULTITASK_DATA") or ROOT.parent / "shared" / "data") / "tokenizer_gpt2"
 TINY = {"n_vocab": 270, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}
@@ -379,7 +380,7 @@ def test_every_published_size_has_the_names_and_shapes_of_transformers(size: str
 def test_the_file_checkpoint_names_the_checkpoint(tmp_path: Path, content: str, name: str) -> None:
     (tmp_path / "other.index").touch()
     (tmp_path / "checkpoint").write_text(content, "utf-8")
-    assert weights.find_prefix(tmp_path) == tmp_path / name
+    assert text_files.find_prefix(tmp_path) == tmp_path / name
 
 
 @pytest.mark.parametrize(
@@ -399,18 +400,18 @@ def test_the_file_checkpoint_names_the_checkpoint(tmp_path: Path, content: str, 
 def test_a_file_checkpoint_that_names_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint").write_bytes(content)
     with pytest.raises(InputError, match=rf"{tmp_path}/checkpoint: no line .*; write that line"):
-        weights.find_prefix(tmp_path)
+        text_files.find_prefix(tmp_path)
 
 
 def test_without_the_file_checkpoint_the_only_index_counts(source: Path, tmp_path: Path) -> None:
     (source / "checkpoint").unlink()
-    assert weights.find_prefix(source) == source / "model.ckpt"
+    assert text_files.find_prefix(source) == source / "model.ckpt"
     import_openai(source, tmp_path / "out")
     (source / "model-7.index").touch()
     with pytest.raises(InputError, match=r"117M: no file `checkpoint`, .* found model-7\.index, model\.ckpt\.index"):
         import_openai(source, tmp_path / "out2")
     with pytest.raises(InputError, match=r"found none; name the folder"):
-        weights.find_prefix(tmp_path / "nowhere")
+        text_files.find_prefix(tmp_path / "nowhere")
 
 
 def without_traces(tmp_path: Path, out: str = "out") -> bool:
