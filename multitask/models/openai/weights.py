@@ -9,7 +9,6 @@ Names and shapes: src/model.py of github.com/openai/gpt-2. Its GELU is the tanh 
 the token embedding, which is stored once.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,5 +150,3 @@ def _whole(out: Path) -> Iterator[Path]:
             yield aside
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out}: cannot be written ({error}); nothing was left: make room, or name another") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
