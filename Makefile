@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ko]'
 	touch $@
 
-demo: $(VENV)/installed  ## train all five tasks on the embedded world and score the model (at most 5 minutes on two cores)
+demo: $(VENV)/installed  ## train all five tasks on the synthetic dataset and score the model (at most 5 minutes on two cores)
 	$(BIN)/python run.py train --out runs/demo --overwrite
 
 test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
@@ -58,7 +58,7 @@ test-tensorflow: .venv-tf/installed  ## OpenAI's checkpoint layout as TensorFlow
 	.venv-tf/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorflow==2.21.0 pytest -e .
 	touch $@
 
-format: $(VENV)/installed  ## put the code in the house's form
+format: $(VENV)/installed  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 
 def settings(*tasks: str, **sections: Any) -> dict[str, Any]:
-    """Settings of a tiny run of `tasks` on the embedded world; each section is laid over that of the tiny run."""
+    """Settings of a tiny run of `tasks` on the synthetic dataset; each section is laid over that of the tiny run."""
     base: dict[str, Any] = {
         "tasks": list(tasks),
         "device": "cpu",

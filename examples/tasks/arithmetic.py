@@ -1,7 +1,7 @@
 """Arithmetic: the sum of two numbers of two digits each, a question that nothing but the model can answer.
 
 Row: {"first": str, "second": str, "sum": str}, numbers written in digits.
-Source: the experiment is that of GPT-3 (Brown et al., 2020, section 3.9.1); the embedded world draws the pairs, and
+Source: the experiment is that of GPT-3 (Brown et al., 2020, section 3.9.1); the synthetic dataset draws the pairs, and
 one that is asked in test stands in train in neither order. No pair is cut: rows that do not fit are refused.
 
 `multitask fewshot --tasks arithmetic --tasks-dir examples/tasks --shots 0,1,4,8`

@@ -6,7 +6,7 @@ Source: the experiment is that of GPT-3 (Brown et al., 2020, section 3.2) and of
 questions and answers serves.
 
 A score is knowledge only where the model has read the fact before. Questions of SQuAD's kind were written beside their
-passage, and many mean nothing without it. In the embedded world everybody asked about, in test too, is one whom its
+passage, and many mean nothing without it. In the synthetic dataset everybody asked about, in test too, is one whom its
 training text tells of, but no question of test is one of train; a model that never read that text can only guess
 among four or six values.
 

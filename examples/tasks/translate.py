@@ -1,7 +1,7 @@
 """Translation between Korean and English: the sixth task, one file and no other edit.
 
 Row: {"source": str, "translation": str}; which language is which, the text itself shows.
-Source: the embedded world has such pairs; any parallel corpus does, with `columns: {source: ko, translation: en}`.
+Source: the synthetic dataset has such pairs; any parallel corpus does, with `columns: {source: ko, translation: en}`.
 
 `multitask train --tasks translate --tasks-dir examples/tasks`
 """

@@ -14,14 +14,14 @@ from multitask.events import Event
 
 
 class ProgressConsole:
-    """Shows progress records: a live line on a terminal, plain lines elsewhere, and the final table."""
+    """Shows events: rich's progress bar on a terminal, plain lines elsewhere, and the final table."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self.console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
         self.started = time.perf_counter()
-        self.live: Any = None
+        self.progress: Any = None
         self.encoding_s: dict[str, float] = {}  # when a split was last spoken of
 
     def __call__(self, record: Event) -> None:
@@ -53,21 +53,28 @@ class ProgressConsole:
                     f"warning: {name}: {data['num_chars_lost']:,} characters do not survive the tokenizer: {lost}"
                 )
         if self.console.is_terminal:
-            from rich.live import Live
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self.live = Live(console=self.console, refresh_per_second=4)
-            self.live.start()
+            self.progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self.console,
+            )
+            self.progress.add_task("", total=None, completed=self.first_step)
+            self.progress.start()
 
     def _step(self, record: Event) -> None:
         done = record["step"] - self.first_step
         left_s = (time.perf_counter() - self.started) / max(1, done) * (record["max_steps"] - record["step"])
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
-        line = (
-            f"step {record['step']}/{record['max_steps']}  loss {losses}  lr {record['learning_rate']:.2e}  "
-            f"{record['tokens_per_s']:,.0f} tokens/s  {_clock(left_s)} left"
-        )
-        if self.live is not None:
-            self.live.update(line)
+        text = f"loss {losses}  lr {record['learning_rate']:.2e}  {record['tokens_per_s']:,.0f} tokens/s"
+        line = f"step {record['step']}/{record['max_steps']}  {text}  {_clock(left_s)} left"
+        if self.progress is not None:
+            (task,) = self.progress.task_ids
+            self.progress.update(task, total=record["max_steps"], completed=record["step"], description=text)
         elif record["step"] % 100 == 0 or record["step"] == record["max_steps"] or done < 50:
             self.console.print(line, soft_wrap=True)
 
@@ -108,10 +115,10 @@ class ProgressConsole:
         )
 
     def close(self) -> None:
-        """Ends the live line, if there is one."""
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
+        """Ends the progress bar, if there is one."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
 
     def table(self, results: Event) -> None:
         """Tasks and metrics with intervals, beside the best trivial baseline."""

@@ -69,7 +69,7 @@ def metric(name: str, higher_is_better: bool, aggregation: str) -> list[dict[str
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A short run on the embedded world: its folder, its results and predictions, and its rows as strings."""
+    """A short run on the synthetic dataset: its folder, its results and predictions, and its rows as strings."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; see this file's beginning")
     work = tmp_path_factory.mktemp("peers")
     source = {"synthetic": {"train": 200, "validation": 12, "test": ROWS}}

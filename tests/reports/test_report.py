@@ -233,7 +233,7 @@ def test_many_classes_are_put_together(tmp_path: Path) -> None:
     assert matrix["counts"][-1][-1] == 27
 
 
-def test_hygiene_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+def test_contamination_is_shown_where_it_was_measured(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", "tuned", {"nli": answers(GOLD, GOLD)})
     content = json.loads(path.read_text())
     content["data"]["nli"]["contamination"] = {"num_duplicates": 3, "num_contained": 4321, "ngram": 8, "overlap": 0.125}

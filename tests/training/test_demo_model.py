@@ -1,4 +1,4 @@
-"""The embedded base: trained once, found again, trained anew when what decides it changes, resumed when stopped."""
+"""The demo model: trained once, found again, trained anew when what decides it changes, resumed when stopped."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The embedded world: rows are a pure function of their place, splits share nobody, prompts decide answers."""
+"""The synthetic dataset: rows are a pure function of their place, splits share nobody, prompts decide answers."""
 
 import re
 import subprocess
