@@ -98,7 +98,18 @@ def test_the_lowest_versions_train_score_prompt_generate_and_report(tmp_path: Pa
         "generate", tuned, "Bari lives in", "--max-new-tokens", "4", "--top-k", "3", "--repetition-penalty", "1.2"
     )
     assert text.startswith("Bari lives in")
-    command("pretrain", "LICENSE", "--shape", "nano", "--set", "train.max_steps=2", "--out", tmp_path / "text")
+    command(
+        "pretrain",
+        "LICENSE",
+        "--set",
+        "text.format=text",
+        "--shape",
+        "nano",
+        "--set",
+        "train.max_steps=2",
+        "--out",
+        tmp_path / "text",
+    )
     # Losses, attention, decoding and readers against their references, with the lowest versions.
     files = ("models/test_loss.py", "models/test_attention.py", "inference/test_kv_cache.py", "data/test_rows.py")
     run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files))
