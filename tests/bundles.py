@@ -1,6 +1,6 @@
-"""Writes TensorFlow's checkpoint format from its description, for tests; shares no code with the reader.
+"""A writer of TensorFlow's checkpoint format from its description, for tests; shares no code with the reader.
 
-`write(prefix, {"w": np.zeros(2, "f4")})` leaves `prefix.index` and `prefix.data-00000-of-00001`.
+`write(prefix, {"w": np.zeros(2, "f4")})` writes `prefix.index` and `prefix.data-00000-of-00001`.
 """
 
 import json
@@ -41,12 +41,12 @@ def masked(data: bytes) -> bytes:
 
 
 def trailer(content: bytes, compression: int = 0) -> bytes:
-    """What stands behind a block."""
+    """The trailer of a block."""
     return bytes([compression]) + masked(content + bytes([compression]))
 
 
 def block(pairs: Iterable[tuple[bytes, bytes]], restart_interval: int) -> bytes:
-    """Entries, each with what its key shares with the one before, except at a restart; then the places of restarts."""
+    """Entries, keys without their common prefix with the one before, except at a restart; then offsets of restarts."""
     out, restarts, last = b"", [], b""
     for n, (key, value) in enumerate(pairs):
         shared = 0
@@ -89,14 +89,14 @@ def header(num_shards: int = 1, endianness: int = 0, min_consumer: int = 0) -> t
 def entry(
     dtype: int, shape: Iterable[int], size: int, checksum: bytes, shard: int = 0, offset: int = 0, more: bytes = b""
 ) -> bytes:
-    """A tensor's message; numbers that are 0 are left out, as proto3 does."""
+    """A tensor's message; numbers that are 0 are omitted, as in proto3."""
     numbers = b"".join(field(n, value) for n, value in ((3, shard), (4, offset), (5, size)) if value)
     dims = b"".join(field(2, field(1, size) if size else b"") for size in shape)
     return field(1, dtype) + field(2, dims) + numbers + varint(6 * 8 + 5) + checksum + more
 
 
 def pairs_of(tensors: Mapping[str, Array], num_shards: int = 1) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-    """Entries in order, and what each data file holds; tensors are dealt to data files in turns."""
+    """Entries in order, and the bytes of each data file; tensors go to the data files in turn."""
     shards = [b""] * num_shards
     pairs = [header(num_shards)]
     for n, (name, array) in enumerate(sorted(tensors.items(), key=lambda item: item[0].encode())):
@@ -118,7 +118,7 @@ def write(
 
 
 def random_variables(n_vocab: int, n_ctx: int, n_embd: int, n_layer: int, seed: int = 0, **_: int) -> dict[str, Array]:
-    """OpenAI's variables by name, in OpenAI's shapes; wide enough that each of them moves the logits."""
+    """OpenAI's variables by name, in OpenAI's shapes; the variance is large enough that each changes the logits."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int, center: float = 0.0) -> Array:
@@ -150,7 +150,7 @@ def fill(model: GPT2LMHeadModel, variables: Mapping[str, Array]) -> GPT2LMHeadMo
 
     def put(parameter: Any, name: str) -> None:
         value = torch.tensor(variables[f"model/{name}"])
-        if value.ndim == 3:  # a convolution of width 1 over the row's columns
+        if value.ndim == 3:  # a convolution of width 1
             value = torch.stack([value[0, :, column] for column in range(value.shape[2])], dim=1)
         assert parameter.shape == value.shape
         parameter.data = value

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def import_openai(source: str | Path, out: str | Path) -> Json:
     """
     from multitask.models.openai.weights import import_openai as run
 
-    return run(Path(source), Path(out))
+    return asdict(run(Path(source), Path(out)))
 
 
 def tokenizer(

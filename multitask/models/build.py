@@ -1,7 +1,6 @@
-"""The one shared GPT-2: a tokenizer with the task tokens in it, weights that fit it, LoRA, and the folder it leaves.
+"""The shared GPT-2: a tokenizer with the markers of all tasks, and a model with an embedding row for each token.
 
-`build(ModelConfig(name="gpt2"), tasks, ...)` -> GPT-2 with rows for `<|pad|>`, `<|end|>`, `<|sep|>` ... appended; the
-folder that `save` writes loads with `AutoModelForCausalLM` and `AutoTokenizer` alone.
+`build(ModelConfig(name="gpt2"), tasks, ...)` -> GPT-2 with rows for `<|pad|>`, `<|end|>`, `<|sep|>` ... appended.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,16 +25,16 @@ from multitask.pattern import markers
 from multitask.task import Task
 from multitask.tokenization.tokenizer import add_markers, load_tokenizer, not_found, probe_identity, train_tokenizer
 
-disable_progress_bar()  # of loading and writing: bars of parts of a second between our lines
+disable_progress_bar()  # of loading and saving: they would interleave with our progress
 
 
 def build(
     config: ModelConfig, tasks: Mapping[str, Task], texts: Iterable[str], seed: int
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[int]]:
-    """Model, tokenizer, and the ids of the token rows that nothing has been learned for.
+    """Model, tokenizer, and the ids whose embedding rows are untrained.
 
-    texts: what a tokenizer is trained on when neither the model nor `config.tokenizer` brings one.
-    Raises InputError for a model that is not a GPT-2 or cannot be found.
+    texts: the training text of a new tokenizer, when neither the model nor `config.tokenizer` has one.
+    Raises InputError for a model that is not a GPT-2 or is not found.
     """
     special = markers(tasks)
     config = config.model_copy(update={"name": model_folder(config.name)})
@@ -54,9 +53,9 @@ def build(
 def build_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerFast, added: Iterable[int], seed: int
 ) -> tuple[GPT2LMHeadModel, list[int]]:
-    """An empty or a loaded model with a row for every token, and the ids of the rows that nothing has been learned for.
+    """A randomly initialised or pretrained model, and the ids whose embedding rows are untrained.
 
-    added: ids that were put into the tokenizer here. Raises InputError as `build` does.
+    added: ids of the markers that were added to the tokenizer. Raises InputError as `build` does.
     """
     dropout = {"resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
     torch.manual_seed(seed)
@@ -83,8 +82,7 @@ def build_model(
         new_ids = list(range(len(tokenizer)))
     else:
         model = _load_pretrained(config, dropout)
-        # A base rounded up to a round number of rows has some for our markers: not new rows, yet nothing has been
-        # learned for them.
+        # A base whose vocabulary was rounded up has rows for our markers already: not new, but untrained.
         new_ids = sorted({*added, *_fit_rows(model, len(tokenizer), seed)})
     for key, value in _ids(tokenizer).items():
         setattr(model.config, key, value)
@@ -120,10 +118,10 @@ def _load_pretrained(config: ModelConfig, dropout: dict[str, float]) -> GPT2LMHe
 
 
 def _fit_rows(model: GPT2LMHeadModel, num_rows: int, seed: int) -> list[int]:
-    """Grows the embedding to `num_rows` rows; returns the new ones.
+    """Resizes the embedding to `num_rows` rows; returns the ids of the new ones.
 
-    New rows are the mean of the old ones plus noise of the initialiser's size: their logits start near the average, so
-    that no new token takes probability from the text the model knows (Hewitt, 2021).
+    New rows are the mean of the old ones plus noise with the standard deviation of the initialiser: their logits start
+    near the average, so that new tokens get little probability (Hewitt, 2021).
     """
     old = model.config.vocab_size
     if num_rows <= old:

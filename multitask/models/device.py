@@ -1,7 +1,7 @@
-"""Where and in which precision to compute, measured where it cannot be known.
+"""Device and precision, and the memory that was used.
 
-On a CPU with bf16 matrix units a product is four times faster in bf16, on one without it is slower: a few milliseconds
-of measuring tell.
+`choose_precision("auto", torch.device("cpu"))` -> "bf16" on a CPU with bf16 matrix units, where a product is four times
+faster than in fp32; "fp32" on one without, where it is slower. A few milliseconds of measurement decide.
 """
 
 import gc
@@ -21,19 +21,21 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device; `auto`: the accelerator if there is one. Raises InputError when it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """The named device; `auto`: the accelerator if there is one. Raises InputError when it is not available."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
-    if not there[name]:
-        raise InputError(f"--device {name}: not available here; available: {', '.join(k for k in there if there[k])}")
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    if not available[name]:
+        raise InputError(
+            f"--device {name}: not available here; available: {', '.join(k for k in available if available[k])}"
+        )
     return torch.device(name)
 
 
 def choose_precision(name: str, device: torch.device, width: int = 256) -> Precision:
     """`auto`: bf16 where it is fast, else fp16 on a GPU (with loss scaling), else fp32.
 
-    width: the model's; on a CPU its largest kind of product is timed, (1024, width) x (width, 4 width).
+    width: of the model; on a CPU its largest product is timed, (1024, width) x (width, 4 width).
     """
     if name != "auto":
         return name  # type: ignore[return-value]
@@ -45,7 +47,7 @@ def choose_precision(name: str, device: torch.device, width: int = 256) -> Preci
 
 
 def _bf16_gain(width: int) -> float:
-    """How many times faster a bf16 product is on this CPU than an fp32 one."""
+    """The speedup of a bf16 product over an fp32 one on this CPU."""
 
     def best_s(dtype: torch.dtype) -> float:
         left, right = torch.ones(1024, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
@@ -59,8 +61,8 @@ def _bf16_gain(width: int) -> float:
     return best_s(torch.float32) / best_s(torch.bfloat16)
 
 
-def forget_peak(device: torch.device) -> None:
-    """From here on `peak_memory_bytes` is of what follows; where the system cannot forget (macOS), of everything."""
+def reset_peak(device: torch.device) -> None:
+    """Resets the peak of `peak_memory_bytes`; systems other than Linux cannot reset that of the process."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -69,10 +71,10 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held since the beginning, or since `forget_peak`: of the GPU, or of this process."""
+    """Peak memory since the start, or since `reset_peak`: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():  # unlike getrusage's, this peak can be forgotten
+    if _STATUS.exists():  # unlike getrusage's, this peak can be reset
         peaks = [line.split()[1] for line in _STATUS.read_text("utf-8").splitlines() if line.startswith("VmHWM:")]
         if peaks:
             return int(peaks[0]) * 1024
@@ -87,5 +89,5 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def to_double(values: Tensor) -> Tensor:
-    """In float64. Only CUDA and the CPU have it: from any other device (MPS), on the CPU."""
+    """The values in float64; on the CPU if they are on a device without it (MPS)."""
     return (values if values.device.type == "cuda" else values.cpu()).double()

@@ -1,4 +1,7 @@
-"""Model folders: saved so that `AutoModelForCausalLM` and `AutoTokenizer` load them without code of ours."""
+"""Model folders that `AutoModelForCausalLM` and `AutoTokenizer` load without this package.
+
+`load_trained(Path("runs/demo"))` -> model and tokenizer of a run; `load_causal("gpt2")` those of any other model.
+"""
 
 import json
 from collections.abc import Mapping
@@ -37,10 +40,10 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = plain_model(model)
-    kernel = plain.config._attn_implementation
+    attention = plain.config._attn_implementation
     plain.config._attn_implementation = None
     model.save_pretrained(folder)
-    plain.config._attn_implementation = kernel
+    plain.config._attn_implementation = attention
     tokenizer.save_pretrained(folder)
     plain.generation_config.save_pretrained(folder)
     base = None
@@ -59,8 +62,8 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
     """
     save(model, tokenizer, folder, {}, {})
     start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
-    most = min(40, (max_positions(model) or 80) // 2)  # tokens
-    text = plain_card(start, most, needs_import=model.config.model_type != "gpt2")
+    num_new = min(40, (max_positions(model) or 80) // 2)
+    text = plain_card(start, num_new, needs_import=model.config.model_type != "gpt2")
     (folder / "README.md").write_text(text, "utf-8")
 
 
@@ -77,9 +80,9 @@ def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrained
 
 
 def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
-    """A trained model: its folder, or the run's folder; an adapter is put on its base.
+    """The model of a run, from the model's or the run's folder; an adapter is loaded onto its base.
 
-    Raises InputError when the folder holds no model or the adapter's base has too few token rows.
+    Raises InputError when the folder has no model or the adapter's base has too few token rows.
     """
     folder = Path(model_folder(str(path)) or "")
     if not folder.is_dir():
@@ -97,7 +100,7 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     from peft import PeftModel
 
     named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-    beside = folder.parent / "base"  # first: a run may have been moved or copied, and another taken its old place
+    beside = folder.parent / "base"  # preferred: a run may have been moved or copied, and replaced at its old path
     base_name = str(beside) if beside.is_dir() else named
     try:
         base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.float32, use_safetensors=True)

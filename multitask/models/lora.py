@@ -1,6 +1,6 @@
-"""LoRA (Hu et al., 2021) through `peft`: low-rank updates and the new token rows train, the base is frozen.
+"""LoRA (Hu et al., 2021) through `peft`: low-rank updates and new embedding rows are trained, the base is frozen.
 
-`add_lora(model, AdapterConfig(kind="lora"), new_ids)` -> a `PeftModel`; `plain_model` looks through it.
+`add_lora(model, AdapterConfig(kind="lora"), new_ids)` -> a `PeftModel`; `plain_model` gives the model inside.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def max_positions(model: Any) -> int | None:
 
 
 def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) -> Any:
-    """A PEFT model whose low-rank updates and new token rows train; the head stays tied.
+    """A PEFT model in which low-rank updates and new embedding rows are trained; the head stays tied.
 
     Raises InputError for target modules that the model does not have.
     """
@@ -43,8 +43,8 @@ def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) 
             raise InputError(f"adapter.target_modules: no linear layer '{name}' in this model; {suggest(name, names)}")
     if new_ids and not model.config.tie_word_embeddings:
         raise InputError(
-            "adapter.kind lora: this model's output matrix is not tied to its token rows, and the adapter would train "
-            "the new tokens of one of the two alone; train all weights (adapter.kind none)"
+            "adapter.kind lora: this model's output matrix is not tied to its embedding, and the adapter would train "
+            "the new tokens in one of the two only; train all weights (adapter.kind none)"
         )
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -59,7 +59,7 @@ def add_lora(model: GPT2LMHeadModel, config: AdapterConfig, new_ids: list[int]) 
 
 
 def merged(model: Any) -> Any:
-    """A plain model with the updates of LoRA added to its weights; another model as it is."""
+    """A plain model with the LoRA updates added to its weights; another model unchanged."""
     return model.merge_and_unload() if is_adapter(model) else model
 
 

@@ -19,7 +19,7 @@ from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, results_file
 from multitask.events import Event, Json, Report, ignore
 from multitask.files import shipped
-from multitask.models.device import choose_device, forget_peak
+from multitask.models.device import choose_device, reset_peak
 from multitask.models.io import load_causal, model_folder
 from multitask.registry import fingerprint
 from multitask.reports.report import report as write_report
@@ -98,7 +98,7 @@ def benchmark(
         kept = is_ours and (folder / "results.json").exists()
         report({"event": "arm", "arm": arm.folder, "number": number, "of": len(arms), "kept": kept})
         started = time.perf_counter()
-        forget_peak(choose_device(arm.config.device))
+        reset_peak(choose_device(arm.config.device))
         if not kept:
             if not is_ours:
                 shutil.rmtree(folder, ignore_errors=True)

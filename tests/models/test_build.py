@@ -34,7 +34,7 @@ GPT2_FILES = Path(os.environ.get("MULTITASK_DATA") or ROOT.parent / "shared" / "
 
 
 def save_gpt2(folder: Path, num_rows: int, seed: int = 0, **config: Any) -> None:
-    """A GPT-2 as somebody else left it, its weights large enough to be told apart."""
+    """A GPT-2 of another source, with weights large enough to be distinguished."""
     torch.manual_seed(seed)
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": num_rows}
     made = GPT2LMHeadModel(GPT2Config(**{**shape, "bos_token_id": 0, "eos_token_id": 0, **config}))
@@ -65,7 +65,7 @@ def base() -> Path:
 
 @pytest.fixture(scope="module")
 def korean() -> Path:
-    """A model of KoGPT2's kind: SentencePiece-like BPE in `tokenizer.json`, a config of type gpt2, nothing else."""
+    """A model like KoGPT2: SentencePiece-like BPE in `tokenizer.json`, a config of type gpt2, nothing else."""
     folder = FOLDER / "korean"
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -103,20 +103,20 @@ def test_markers_are_added_to_a_pretrained_model(base: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(new_ids) == markers(TASKS)
     assert ours.lm_head.weight is rows
     assert torch.equal(rows[: len(old)], old)
-    # Near the mean of the old rows, at the initialiser's distance, and no two alike.
+    # The mean of the old rows plus noise with the initialiser's standard deviation, no two equal.
     noise = rows[len(old) :] - old.mean(0)
     assert 0.01 < float(noise.detach().std()) < 0.04
     assert len({tuple(row) for row in noise.tolist()}) == len(new_ids)
 
 
-def test_end_and_pad_have_roles_of_their_own(base: Path) -> None:
+def test_end_and_pad_are_eos_and_pad(base: Path) -> None:
     before = AutoTokenizer.from_pretrained(base)
     ours, tokenizer, _ = built(base)
     assert (tokenizer.eos_token, tokenizer.pad_token) == (END, PAD)
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
     for config in (ours.config, ours.generation_config):
         assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    # The base's eos is still one special token, with the id the model knows it by, and still bos.
+    # The base's eos is still a special token with its id, and still bos.
     assert before.eos_token == tokenizer.bos_token == "<|endoftext|>"
     ids = tokenizer("a<|endoftext|>b", add_special_tokens=False)["input_ids"]
     assert ids[1] == before.eos_token_id
@@ -129,9 +129,9 @@ def test_start_is_bos_only_where_there_is_none(base: Path) -> None:
     assert build.build(ModelConfig(**TINY), gen, TEXTS, 7)[1].bos_token == "<|start|>"
 
 
-def test_rows_that_an_oversized_base_kept_free_are_new_too(base: Path, tmp_path: Path) -> None:
+def test_unused_rows_of_a_base_are_new_too(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    save_gpt2(tmp_path, 500)  # a vocabulary rounded up, as many bases have
+    save_gpt2(tmp_path, 500)  # a vocabulary that is rounded up, as in many bases
     ours, tokenizer, new_ids = built(tmp_path)
     assert ours.config.vocab_size == 500
     assert new_ids == tokenizer.convert_tokens_to_ids(markers(TASKS))
@@ -159,13 +159,13 @@ def test_dropout_is_that_of_the_settings(base: Path) -> None:
 def test_a_korean_tokenizer_is_read_from_its_file(korean: Path, tmp_path: Path) -> None:
     text = "고양이는 빨간 모자가 있습니다."
     truth = Tokenizer.from_file(str(korean / "tokenizer.json")).encode(text).ids
-    assert AutoTokenizer.from_pretrained(korean)(text)["input_ids"] != truth, "the trap is gone"
+    assert AutoTokenizer.from_pretrained(korean)(text)["input_ids"] != truth, "transformers loads it correctly now"
     tokenizer = load_tokenizer(str(korean))
     assert tokenizer(text)["input_ids"] == truth
     assert tokenizer.decode(truth) == text
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("</s>", "</s>")
     assert (tokenizer.pad_token, tokenizer.unk_token) == ("<pad>", "<unk>")
-    # What we save of it is read rightly by plain transformers.
+    # What we save of it is loaded correctly by plain transformers.
     ours, tokenizer, _ = built(korean)
     io.save(ours, tokenizer, tmp_path, TASKS, {})
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -174,7 +174,7 @@ def test_a_korean_tokenizer_is_read_from_its_file(korean: Path, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not GPT2_FILES.exists(), reason=f"GPT-2's own BPE files are not at {GPT2_FILES}")
-def test_gpt2_reads_what_it_always_read() -> None:
+def test_gpt2_gives_its_published_ids() -> None:
     tokenizer = load_tokenizer(str(GPT2_FILES))
     golden = {  # measured on OpenAI's released vocabulary
         "every effort moves": [16833, 3626, 6100],
@@ -203,7 +203,7 @@ def test_the_cards_prompt_is_what_was_trained(kind: str, name: str, request: pyt
     assert tokenizer(eval(prompt))["input_ids"] == example.input_ids[: example.num_prompt]
 
 
-def test_a_tokenizer_that_reads_text_after_a_marker_otherwise_is_refused(korean: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_encodes_text_after_a_marker_differently_is_an_error(korean: Path, tmp_path: Path) -> None:
     shutil.copytree(korean, tmp_path, dirs_exist_ok=True)
     tokenizer = Tokenizer.from_file(str(korean / "tokenizer.json"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -212,7 +212,7 @@ def test_a_tokenizer_that_reads_text_after_a_marker_otherwise_is_refused(korean:
         built(tmp_path)
 
 
-# ---------------------------------------------------------------- what is no model
+# ---------------------------------------------------------------- errors
 
 
 def test_an_unknown_folder_names_the_nearest(base: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_folder_without_anything_says_what_to_do(tmp_path: Path) -> None:
         built(tmp_path)
 
 
-def test_another_architecture_is_refused(base: Path, tmp_path: Path) -> None:
+def test_another_architecture_is_an_error(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="a model of type 'llama'; only GPT-2 models are trained here"):
@@ -282,14 +282,14 @@ def logits(of: Any) -> torch.Tensor:
     return found
 
 
-def test_lora_starts_as_its_base(base: Path) -> None:
+def test_lora_at_the_start_is_its_base(base: Path) -> None:
     ours, _, new_ids = built(base)
     before = logits(ours)
     wrapped = models_lora.add_lora(ours, AdapterConfig(kind="lora"), new_ids)
     torch.testing.assert_close(logits(wrapped), before, atol=1e-6, rtol=0)
 
 
-def test_lora_trains_updates_and_new_rows_alone(base: Path, adapted: tuple[Path, Any]) -> None:
+def test_lora_trains_only_updates_and_new_rows(base: Path, adapted: tuple[Path, Any]) -> None:
     _, finished = adapted
     before, _, new_ids = built(base, QA)
     old = before.config.vocab_size - len(new_ids)
@@ -302,7 +302,7 @@ def test_lora_trains_updates_and_new_rows_alone(base: Path, adapted: tuple[Path,
     assert frozen.keys() == own.keys()
     for name, value in frozen.items():
         assert torch.equal(value, own[name]), name
-    # The new rows moved, all of them that the rows hold, and the head is tied: it sees them.
+    # All new rows have changed, and the tied head uses them.
     merged = plain.transformer.wte.token_adapter.get_merged_weights(["default"])
     assert torch.equal(merged[:old], own["transformer.wte.weight"][:old])
     moved = (merged[old:] - own["transformer.wte.weight"][old:]).abs().amax(1)
@@ -322,7 +322,7 @@ def test_merged_is_unmerged(base: Path, adapted: tuple[Path, Any], monkeypatch: 
     unmerged, merged = (json.loads((f / "results.json").read_text())["cost"] for f in (run, out))
     assert merged["trainable_parameters"] == unmerged["trainable_parameters"] > 0
     plain = AutoModelForCausalLM.from_pretrained(out / "model")
-    assert float((logits(plain) - logits(built(base, QA)[0])).abs().max()) > 0.1, "nothing was learned"
+    assert float((logits(plain) - logits(built(base, QA)[0])).abs().max()) > 0.1, "training changed nothing"
     torch.testing.assert_close(logits(plain), logits(finished), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits(io.load_trained(run)[0]), logits(finished), atol=1e-5, rtol=1e-5)
 
@@ -339,7 +339,7 @@ def test_a_moved_run_finds_its_base(adapted: tuple[Path, Any], tmp_path: Path) -
 
 
 def test_a_copied_run_uses_its_own_base(adapted: tuple[Path, Any], tmp_path: Path) -> None:
-    """The folder that the adapter was trained beside may hold another run by now."""
+    """At the path where the adapter was trained there may be another run."""
     run, finished = adapted
     shutil.copytree(run, tmp_path / "copy")
     shutil.copytree(run, tmp_path / "kept")
@@ -360,25 +360,25 @@ def test_a_base_that_was_not_resized_is_named(base: Path, adapted: tuple[Path, A
         io.load_trained(tmp_path)
 
 
-def test_an_adapter_is_no_base(adapted: tuple[Path, Any]) -> None:
+def test_an_adapter_as_a_base_is_an_error(adapted: tuple[Path, Any]) -> None:
     with pytest.raises(InputError, match=r"this is an adapter, not a model; name its base, or .* --merge"):
         built(adapted[0] / "model")
 
 
-def test_lora_on_what_a_run_left_needs_no_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_on_the_model_of_a_run_needs_no_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = lora(learned() / "model", tmp_path / "run", monkeypatch)
     assert not (tmp_path / "run" / "base").exists()
     again, _ = io.load_trained(tmp_path / "run")
     torch.testing.assert_close(logits(again), logits(finished), atol=1e-5, rtol=1e-5)
 
 
-def test_unknown_target_modules_are_refused(base: Path) -> None:
+def test_unknown_target_modules_are_an_error(base: Path) -> None:
     ours, _, new_ids = built(base)
     with pytest.raises(InputError, match=r"no linear layer 'c_atn' in this model; did you mean 'c_attn'\?"):
         models_lora.add_lora(ours, AdapterConfig(kind="lora", target_modules=["c_atn"]), new_ids)
 
 
-# ---------------------------------------------------------------- without any code of ours
+# ---------------------------------------------------------------- without this package
 
 _ALONE = """
 import json, os, sys, torch
@@ -403,13 +403,13 @@ print(json.dumps(written))
 """
 
 
-def test_what_a_run_leaves_works_with_transformers_and_peft_alone(adapted: tuple[Path, Any]) -> None:
+def test_run_outputs_work_with_transformers_and_peft_alone(adapted: tuple[Path, Any]) -> None:
     plain, run = learned() / "model", adapted[0] / "model"
     prompts = ["{context}<|question|>{question}<|answer|>".format(**row) for row in FACTS]
     done = python(_ALONE, str(plain), str(run), str(adapted[0] / "base"), json.dumps(prompts), cwd=FOLDER)
     assert done.returncode == 0, done.stderr[-2000:]
     *answers, written = done.stdout.strip().splitlines()
-    assert answers[0] == FACTS[0]["answers"][0], "the card's snippet asks the first row"
+    assert answers[0] == FACTS[0]["answers"][0], "the card's snippet has the prompt of the first row"
     assert len(answers) == 2
     expected = []
     for folder in (learned(), adapted[0]):
@@ -424,7 +424,7 @@ def test_what_a_run_leaves_works_with_transformers_and_peft_alone(adapted: tuple
         assert tokenizer.decode(ids).strip() == row["answers"][0] + END
 
 
-def test_the_cards_example_leaves_room_for_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_card_leaves_tokens_for_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = {"context": "Ada has a hat. " * 60, "question": "What has Ada?", "answers": ["a hat"]}
     source = files(tmp_path / "rows", train=FACTS, validation=[long, FACTS[1]], test=FACTS[:1])
     train(settings("qa", data={"sources": {"qa": [source]}}, train={"max_steps": 1}), out=tmp_path / "run")
@@ -433,13 +433,13 @@ def test_the_cards_example_leaves_room_for_the_answer(tmp_path: Path, monkeypatc
     exec(snippet(tmp_path / "run" / "model"), {})
 
 
-def test_the_saved_config_asks_for_no_attention_of_ours(tmp_path: Path) -> None:
+def test_the_saved_config_names_no_attention_of_this_package(tmp_path: Path) -> None:
     folder = untrained(tmp_path, "qa")
     assert "multitask" not in (folder / "config.json").read_text()
 
 
-def test_a_head_of_its_own(tmp_path: Path) -> None:
-    """Untied: saved, loaded, given rows for new tokens in both matrices, tuned fully and not by LoRA."""
+def test_an_untied_head(tmp_path: Path) -> None:
+    """Saved, loaded, resized in both matrices; fine-tuned fully, and an error with LoRA."""
     tasks = choose(load_tasks(), ["qa"])
     shape = ModelConfig(**TINY, tied=False, embedding_range=1.0)
     built, tokenizer, _ = build.build(shape, {}, ["a text of some words " * 20], 7)

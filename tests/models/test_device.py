@@ -16,7 +16,7 @@ from multitask.models import device
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_the_accelerator_there_is(
+def test_auto_takes_the_available_accelerator(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -25,7 +25,7 @@ def test_auto_takes_the_accelerator_there_is(
     assert device.choose_device("cpu").type == "cpu"
 
 
-def test_a_device_that_is_not_there_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_available_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: not available here; available: cpu"):
@@ -50,7 +50,7 @@ def test_auto_precision_is_bf16_where_it_is_fast(
     assert device.choose_precision("auto", torch.device(kind)) == expected
 
 
-def test_a_named_precision_is_taken_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_precision_is_used_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_bf16_gain", lambda width: pytest.fail("measured"))
     assert device.choose_precision("fp16", torch.device("cpu")) == "fp16"
 
@@ -87,12 +87,12 @@ def test_peak_memory_is_in_bytes() -> None:
     assert peak == pytest.approx(int(found[1]) * 1024, rel=0.1)
 
 
-@pytest.mark.skipif(not device._CLEAR.exists(), reason="only Linux can forget a peak")
-def test_a_peak_can_be_forgotten() -> None:
+@pytest.mark.skipif(not device._CLEAR.exists(), reason="only Linux can reset the peak")
+def test_a_peak_can_be_reset() -> None:
     cpu = torch.device("cpu")
     large = torch.ones(60 << 20)  # 240 MiB
     with_it = device.peak_memory_bytes(cpu)
     del large
     assert device.peak_memory_bytes(cpu) > with_it - (16 << 20)  # Linux counts pages roughly
-    device.forget_peak(cpu)
+    device.reset_peak(cpu)
     assert device.peak_memory_bytes(cpu) < with_it - (200 << 20)

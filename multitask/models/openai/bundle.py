@@ -1,16 +1,16 @@
-"""TensorFlow's checkpoint files ("tensor bundle", format V2), read without TensorFlow.
+"""A reader of TensorFlow's checkpoint files ("tensor bundle", format V2) without TensorFlow.
 
-`model.ckpt.index` is a sorted table: name -> dtype, shape, and where the bytes lie. `model.ckpt.data-00000-of-00001` is
-the bytes, little-endian, one tensor after another. A table of one tensor, `{"w": [1.0, 2.0]}`, in short:
+`model.ckpt.index` is a sorted table: name -> dtype, shape and offset. `model.ckpt.data-00000-of-00001` is the bytes,
+little-endian, one tensor after another. A table of one tensor, `{"w": [1.0, 2.0]}`, in short:
 
     block     "" -> {num_shards: 1}      "w" -> {float32, shape 2, shard 0, offset 0, size 8, crc}
     trailer   compression (0), crc of the block
-    footer    where the other blocks are, padding, the magic number
+    footer    offsets of the other blocks, padding, the magic number
 
 `Bundle(Path("model.ckpt")).read("w")` -> `array([1., 2.], dtype=float32)`
 
-Every block and every tensor carries a CRC-32C, and all are checked. Damage is always an InputError; the only bytes of
-an index that do not matter are the zeros before the magic number, which nothing reads.
+Every block and every tensor has a CRC-32C, and all are checked. Damage is always an InputError; the only bytes of an
+index that are not checked are the zeros before the magic number.
 
 Sources of the format: LevelDB's doc/table_format.md (footer, blocks, prefix-compressed keys, masked checksums);
 TensorFlow's tensor_bundle.proto, tensor_shape.proto, types.proto and versions.proto (the messages).
@@ -33,7 +33,7 @@ _FOOTER_BYTES = 48
 _TRAILER_BYTES = 5
 _VERSION = 1  # of the format, as TensorFlow's writer counts
 _MAX_INDEX_BYTES = 1 << 26  # GPT-2 of 1558M has 580 tensors in 30 kB
-_MAX_KEY_BYTES = 4096  # a damaged table of short entries could otherwise spell out keys of many gigabytes
+_MAX_KEY_BYTES = 4096  # otherwise a damaged table of short entries could expand to keys of many gigabytes
 _CHUNK_BYTES = 1 << 20
 _DTYPES = {
     1: "<f4",
@@ -53,12 +53,12 @@ _DTYPES = {
 
 
 class _Damaged(Exception):
-    """What is wrong in the bytes; `Bundle` adds the file and what to do."""
+    """What is wrong with the bytes; `Bundle` adds the file and what to do."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the index: what a tensor is and where its bytes lie."""
+    """One line of the index: type, shape and location of a tensor."""
 
     dtype: str | int
     """numpy's name (`<f4`), or TensorFlow's number where numpy has none."""
@@ -72,16 +72,16 @@ class Entry:
 
 
 class Bundle:
-    """The tensors of a checkpoint, `entries` by name; the index is read and checked at once, tensors when asked for."""
+    """The tensors of a checkpoint, `entries` by name; the index is read and checked at once, tensors on request."""
 
     def __init__(self, prefix: Path) -> None:
         """Reads the index.
 
         Args:
-            prefix: what the names of all files of the checkpoint begin with, `.../model.ckpt`.
+            prefix: the common prefix of the checkpoint's files, `.../model.ckpt`.
 
         Raises:
-            InputError: the index is missing, damaged or of a kind that is not read here.
+            InputError: the index is missing, damaged or not supported.
         """
         self.prefix = prefix
         self.index = prefix.with_name(f"{prefix.name}.index")
@@ -102,10 +102,10 @@ class Bundle:
             ) from error
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor, mapped from its file, not loaded; writing to it does not change the file.
+        """One tensor, memory-mapped; writing to it does not change the file.
 
         Raises:
-            InputError: the tensor does not lie whole and unharmed in its file, or is of a kind that is not read here.
+            InputError: the tensor is incomplete or damaged, or of a type that is not supported.
         """
         entry = self.entries[name]
         where = f"{self.index}: tensor '{name}'"
@@ -113,7 +113,7 @@ class Bundle:
             raise InputError(f"{where} is stored in slices, expected whole; save it again without a partitioner")
         if isinstance(entry.dtype, int):
             raise InputError(
-                f"{where} is of TensorFlow's type number {entry.dtype}, expected numbers that numpy has; save it "
+                f"{where} is of TensorFlow's type number {entry.dtype}, expected a numeric type of numpy; save it "
                 "again, in float32"
             )
         dtype, count = np.dtype(entry.dtype), math.prod(entry.shape)
@@ -125,7 +125,7 @@ class Bundle:
             )
         if entry.shard >= self.num_shards:
             raise InputError(
-                f"{where} lies in data file number {entry.shard}, expected one below {self.num_shards}; copy or "
+                f"{where} is in data file number {entry.shard}, expected one below {self.num_shards}; copy or "
                 "download the checkpoint again"
             )
         path = self.prefix.with_name(f"{self.prefix.name}.data-{entry.shard:05d}-of-{self.num_shards:05d}")
@@ -133,14 +133,14 @@ class Bundle:
             length = path.stat().st_size
             if entry.offset + entry.size > length:
                 raise InputError(
-                    f"{path}: cut short: {length} bytes, expected at least {entry.offset + entry.size}, where tensor "
+                    f"{path}: truncated: {length} bytes, expected at least {entry.offset + entry.size}, where tensor "
                     f"'{name}' ends; copy or download the file again"
                 )
             # Copy-on-write, as torch wants arrays it may write to. An empty array cannot be mapped.
             array = np.memmap(path, dtype, "c", entry.offset, (count,)) if count else np.empty(0, dtype)
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read ({error.strerror}); tensor '{name}' lies there: put all files of the "
+                f"{path}: cannot be read ({error.strerror}); tensor '{name}' is in it: put all files of the "
                 "checkpoint into one folder"
             ) from error
         found = _checksum(array.view(np.uint8))
@@ -181,11 +181,11 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(data) > _MAX_INDEX_BYTES:
         raise _Damaged(f"it has more than {_MAX_INDEX_BYTES} bytes, more than the index of any model")
     if len(data) < _FOOTER_BYTES or not data.endswith(_MAGIC):
-        raise _Damaged("it does not end with the magic number of a table: cut short, or another file")
+        raise _Damaged("it does not end with the magic number of a table: truncated, or another kind of file")
     body, footer = data[:-_FOOTER_BYTES], data[-_FOOTER_BYTES : -len(_MAGIC)]
     meta_start, meta_size, at = _handle(footer, 0)
     index_start, index_size, _ = _handle(footer, at)
-    _block(body, meta_start, meta_size)  # says nothing about tensors; its checksum must hold all the same
+    _block(body, meta_start, meta_size)  # unused, but its checksum has to match
     end = 0
     for _, value in _pairs(_block(body, index_start, index_size)):
         start, size, _ = _handle(value, 0)
@@ -196,7 +196,7 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
-    """Where a block starts, its size, and the place after these two numbers."""
+    """The start and size of a block, and the offset after these two numbers."""
     start, at = _varint(data, at)
     size, at = _varint(data, at)
     return start, size, at
@@ -218,8 +218,8 @@ def _block(body: bytes, start: int, size: int) -> bytes:
 
 
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of one block. A key is stored as what it shares with the one before it, and the rest."""
-    num_restarts = int.from_bytes(block[-4:], "little")  # places to jump into a block; who reads all of it needs none
+    """Keys and values of one block. A key is stored as the length of its prefix in the key before, and the rest."""
+    num_restarts = int.from_bytes(block[-4:], "little")  # entry points of a block; not needed to read all of it
     end = len(block) - 4 - 4 * num_restarts
     if end < 0:
         raise _Damaged(f"a block of {len(block)} bytes counts {num_restarts} restarts")
@@ -238,13 +238,13 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, lowest first, and the place after it."""
+    """A number in groups of seven bits, lowest first, and the offset after it."""
     value = 0
     for n, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * n
         if byte < 0x80:
             return value, at + n + 1
-    raise _Damaged("a number is cut short or has more than 64 bits")
+    raise _Damaged("a number is truncated or has more than 64 bits")
 
 
 def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -261,7 +261,7 @@ def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise _Damaged(f"a message has a field of unknown kind {kind}")
         size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
         if at + size > len(data):
-            raise _Damaged("a message is cut short")
+            raise _Damaged("a message is truncated")
         raw, at = data[at : at + size], at + size
         yield tag >> 3, raw if kind == 2 else int.from_bytes(raw, "little")
 
@@ -289,12 +289,12 @@ def _read_header(data: bytes) -> int:
         elif field == 3:
             for part, number in _inner(value):
                 if part == 2 and _number(number) > _VERSION:  # min_consumer
-                    raise _Damaged(f"it asks for a reader of version {number!r}; this one has {_VERSION}")
+                    raise _Damaged(f"it needs a reader of version {number!r}; this one has {_VERSION}")
     return num_shards
 
 
 def _read_entry(name: str, data: bytes) -> Entry:
-    """BundleEntryProto; what proto3 leaves out is 0."""
+    """BundleEntryProto; fields that proto3 omits are 0."""
     numbers = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}  # dtype, shard, offset, size, checksum
     shape: list[int] = []
     is_sliced = False

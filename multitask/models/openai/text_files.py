@@ -33,16 +33,16 @@ class Shape:
 
 
 def find_prefix(source: Path) -> Path:
-    """What the checkpoint's file names begin with: as the file `checkpoint` says, else that of the only index."""
+    """The prefix of the checkpoint's files: from the file `checkpoint`, else from the only index."""
     path = source / "checkpoint"
     if path.exists():
         found = _PREFIX.search(_read(path))
         try:
-            # Bytes that are not ASCII are written as octal numbers.
+            # Bytes that are not ASCII are octal escapes.
             named = found[1].decode("unicode_escape").encode("latin-1").decode("utf-8") if found else ""
         except UnicodeError:
             named = ""
-        # The folder may have been moved since its full path was written: the last part is what counts.
+        # The folder may have been moved since its full path was written: only the last part is used.
         name = named.replace("\\", "/").rpartition("/")[2]
         if not name.isprintable() or name in ("", ".", ".."):
             raise InputError(
@@ -61,7 +61,7 @@ def find_prefix(source: Path) -> Path:
 
 
 def read_shape(path: Path) -> Shape:
-    """The model's shape; raises InputError where `hparams.json` does not say it in whole numbers above 0."""
+    """The model's shape; raises InputError unless all of `hparams.json` is positive integers."""
     given = _read_json(path)
     problems = []
     for field in fields(Shape):
@@ -80,12 +80,12 @@ def read_shape(path: Path) -> Shape:
 
 
 def read_vocabulary(path: Path, num_tokens: int) -> dict[str, int]:
-    """Token -> id. Raises InputError unless ids are 0, 1, ... `num_tokens` - 1 and any text can be written."""
+    """Token -> id. Raises InputError unless ids are 0, 1, ... `num_tokens` - 1 and all bytes have a token."""
     given = _read_json(path)
-    again = "use the file that was published with the checkpoint"
+    advice = "use the file that was published with the checkpoint"
     if len(given) != num_tokens:
         raise InputError(
-            f"{path}: {len(given)} tokens, expected {num_tokens}, n_vocab of {path.with_name('hparams.json')}; {again}"
+            f"{path}: {len(given)} tokens, expected {num_tokens}, n_vocab of {path.with_name('hparams.json')}; {advice}"
         )
     # GPT-2 writes each of the 256 bytes as one printable character; tokens are strings of these.
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
@@ -94,20 +94,20 @@ def read_vocabulary(path: Path, num_tokens: int) -> dict[str, int]:
         if type(number) is not int or not 0 <= number < num_tokens or number in seen:
             raise InputError(
                 f"{path}: token {_short(token)} has the id {_short(number)}, expected one of 0 to {num_tokens - 1} "
-                f"that no other token has; {again}"
+                f"that no other token has; {advice}"
             )
         seen.add(number)
         if not token or not alphabet.issuperset(token):
-            raise InputError(f"{path}: token {_short(token)} is not written in GPT-2's 256 byte characters; {again}")
+            raise InputError(f"{path}: token {_short(token)} is not written in GPT-2's 256 byte characters; {advice}")
     missing = sorted({*alphabet, END_OF_TEXT} - given.keys())
     if missing:
         names = ", ".join(map(repr, missing[:_NUM_SHOWN]))
-        raise InputError(f"{path}: {len(missing)} tokens that GPT-2 cannot do without are missing: {names}; {again}")
+        raise InputError(f"{path}: {len(missing)} tokens that GPT-2 needs are missing: {names}; {advice}")
     return given
 
 
 def read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs of tokens, in order of their rank. Raises InputError for a line that is no pair of known tokens."""
+    """Pairs of tokens, in order of their rank. Raises InputError for a line that is not a pair of known tokens."""
     text = _decode(path, _read(path))
     merges = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -147,16 +147,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         given = json.loads(_decode(path, _read(path)))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); copy or download the file again") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested brackets
         raise InputError(f"{path}: not JSON that can be read ({error}); copy or download the file again") from error
     if not isinstance(given, dict):
-        raise InputError(
-            f"{path}: a mapping was expected, found {type(given).__name__}; copy or download the file again"
-        )
+        raise InputError(f"{path}: expected a mapping, found {type(given).__name__}; copy or download the file again")
     return given
 
 
 def _short(value: object) -> str:
-    """A value for a message; damaged files hold long ones."""
+    """A value for a message, shortened: damaged files may have long ones."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

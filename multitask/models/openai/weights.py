@@ -1,7 +1,7 @@
 """OpenAI's published GPT-2: its TensorFlow checkpoint, vocabulary and merges, as a Hugging Face folder.
 
-A folder of `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe` goes in, for any of the four
-sizes. Weights are copied as they are, since both sides multiply with matrices of (inputs, outputs):
+The source is a folder of `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe`, of any of the
+four sizes. Weights are copied unchanged, since both sides multiply with matrices of (inputs, outputs):
 
     model/h0/attn/c_attn/w (1, 768, 2304)  ->  transformer.h.0.attn.c_attn.weight (768, 2304)
 
@@ -12,7 +12,7 @@ the token embedding, which is stored once.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
-from multitask.events import Json
 from multitask.files import replacing
 from multitask.models.cards import from_template
 from multitask.models.openai.bundle import Bundle
@@ -35,18 +34,25 @@ from multitask.models.openai.text_files import (
 )
 
 _CARD = Path(__file__).parent / "card.md.j2"
-_NUM_SHOWN = 5  # of the names that do not fit
+_NUM_SHOWN = 5  # problems in an error message
 
 
-def import_openai(source: Path, out: Path) -> Json:
-    """Writes OpenAI's GPT-2 in `source` as the folder `out`, whole or not at all.
+@dataclass(frozen=True)
+class Imported:
+    """What was written."""
 
-    Returns:
-        `num_tensors` and `num_parameters` written, `num_ignored` tensors left out (optimizer state, counters), and
-        `shape` as in `hparams.json`.
+    num_tensors: int
+    num_parameters: int
+    num_ignored: int
+    """Tensors of the checkpoint that are not weights: optimizer state, counters."""
+    shape: Shape
+
+
+def import_openai(source: Path, out: Path) -> Imported:
+    """Writes OpenAI's GPT-2 in `source` as the folder `out`, completely or not at all.
 
     Raises:
-        InputError: a file of `source` is missing, damaged or does not fit the others; `out` holds files already.
+        InputError: a file of `source` is missing, damaged or does not match the others; `out` has files already.
     """
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -56,7 +62,7 @@ def import_openai(source: Path, out: Path) -> Json:
     merges = read_merges(source / "vocab.bpe", vocabulary)
     bundle = Bundle(find_prefix(source))
     variables = check(bundle, shape, source / "hparams.json")
-    # Mapped, not loaded: pages of the checkpoint come and go while they are written.
+    # Memory-mapped: the weights are never in memory as a whole.
     tensors = {key: torch.from_numpy(bundle.read(name).reshape(target)) for name, (key, target) in variables.items()}
     tokenizer = GPT2TokenizerFast(vocab=vocabulary, merges=merges, model_max_length=shape.n_ctx)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary[END_OF_TEXT])
@@ -79,16 +85,11 @@ def import_openai(source: Path, out: Path) -> Json:
         tokenizer.save_pretrained(folder)
         card = from_template(_CARD, shape=shape, num_parameters=num_parameters)
         (folder / "README.md").write_text(card, "utf-8")
-    return {
-        "num_tensors": len(tensors),
-        "num_parameters": num_parameters,
-        "num_ignored": len(bundle.entries) - len(tensors),
-        "shape": asdict(shape),
-    }
+    return Imported(len(tensors), num_parameters, len(bundle.entries) - len(tensors), shape)
 
 
 def variables_of(shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """OpenAI's name of each variable -> its name here, its shape in the checkpoint."""
+    """OpenAI's name of each variable -> its name in transformers, its shape in the checkpoint."""
     n = shape.n_embd
     vector = {"g": (n,), "b": (n,)}
     parts: dict[str, tuple[int, ...]] = {"wte": (shape.n_vocab, n), "wpe": (shape.n_ctx, n)}
@@ -103,10 +104,10 @@ def variables_of(shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
         ):
             parts |= {f"h{layer}/{name}/w": (1, num_in, num_out), f"h{layer}/{name}/b": (num_out,)}
     parts |= {f"ln_f/{name}": size for name, size in vector.items()}
-    return {f"model/{name}": (_ours(name), size) for name, size in parts.items()}
+    return {f"model/{name}": (_transformers_name(name), size) for name, size in parts.items()}
 
 
-def _ours(name: str) -> str:
+def _transformers_name(name: str) -> str:
     """`h0/attn/c_attn/w` -> `transformer.h.0.attn.c_attn.weight`, `wte` -> `transformer.wte.weight`."""
     *modules, last = name.split("/")
     role = {"w": "weight", "g": "weight", "b": "bias"}.get(last, f"{last}.weight")
@@ -114,13 +115,13 @@ def _ours(name: str) -> str:
 
 
 def check(bundle: Bundle, shape: Shape, hparams: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """OpenAI's name of each variable -> its name and shape here.
+    """OpenAI's name of each variable -> its name and shape in transformers.
 
-    Raises InputError when variables are missing, too many, or of another shape or type than `hparams` says, all at
-    once. What an optimizer stores (`beta1_power`, `model/wte/Adam`) is none of the model's.
+    Raises InputError, with all problems at once, when variables are missing, unknown, or of another shape or type than
+    `hparams` says. Variables of an optimizer (`beta1_power`, `model/wte/Adam`) are ignored.
     """
     entries = bundle.entries
-    if shape.n_layer > len(entries):  # before so many names are made
+    if shape.n_layer > len(entries):  # before that many names are made
         raise InputError(f"{hparams}: n_layer is {shape.n_layer}, but {bundle.index} has {len(entries)} tensors")
     expected = variables_of(shape)
     problems = [f"'{name}' is missing" for name in expected if name not in entries]
@@ -143,10 +144,12 @@ def check(bundle: Bundle, shape: Shape, hparams: Path) -> dict[str, tuple[str, t
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A folder that appears as `out` when all of it is on disk, or never."""
+    """A temporary folder that is renamed to `out` once all of it is on disk, or removed."""
     try:
         with replacing(out) as aside:
             aside.mkdir()
             yield aside
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{out}: cannot be written ({error}); nothing was left: make room, or name another") from error
+        raise InputError(
+            f"{out}: cannot be written ({error}); nothing was written: free some space, or name another folder"
+        ) from error

@@ -1,4 +1,4 @@
-"""OpenAI's checkpoints without TensorFlow: the bundle format, and the folder that is made of one."""
+"""OpenAI's checkpoints without TensorFlow: the bundle format, and its conversion to a Hugging Face folder."""
 
 import json
 import math
@@ -23,11 +23,11 @@ from multitask.models.io import load_causal
 from multitask.models.openai import text_files, weights
 from multitask.models.openai.bundle import Bundle
 from multitask.models.openai.text_files import Shape
-from multitask.models.openai.weights import import_openai
+from multitask.models.openai.weights import Imported, import_openai
 
 GPT2_FILES = Path(os.environ.get("MULTITASK_DATA") or ROOT.parent / "shared" / "data") / "tokenizer_gpt2"
 TINY = {"n_vocab": 270, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}
-SIZES = {  # hparams.json as published, and the parameters that transformers counts
+SIZES = {  # hparams.json as published, and the number of parameters in transformers
     "124M": (Shape(50257, 1024, 768, 12, 12), 124_439_808),
     "355M": (Shape(50257, 1024, 1024, 16, 24), 354_823_168),
     "774M": (Shape(50257, 1024, 1280, 20, 36), 774_030_080),
@@ -39,7 +39,7 @@ SIZES = {  # hparams.json as published, and the parameters that transformers cou
 
 
 def some_tensors() -> dict[str, Array]:
-    """Names that share long beginnings, all types, no dimension, no elements, and places that no type is aligned to."""
+    """Names with long common prefixes, all types, no dimension, no elements, and unaligned offsets."""
     rng = np.random.default_rng(0)
     tensors: dict[str, Array] = {
         "a": np.array([True, False, True]),
@@ -67,13 +67,15 @@ def test_reads_what_was_written(tmp_path: Path, num_shards: int, per_block: int,
     tensors = some_tensors()
     bundles.write(tmp_path / "model.ckpt", tensors, num_shards, per_block, restart_interval)
     size = (tmp_path / "model.ckpt.index").stat().st_size
-    assert (size < 2000) == (per_block == 100 and restart_interval == 16)  # long names were shared, or were not
+    assert (size < 2000) == (
+        per_block == 100 and restart_interval == 16
+    )  # long common prefixes are stored once, or not
     bundle = Bundle(tmp_path / "model.ckpt")
     assert_equal(bundle, tensors)
     assert any(found.offset % 4 for name, found in bundle.entries.items() if name.endswith("w"))
 
 
-def test_a_tensor_may_be_written_to_and_its_file_stays(tmp_path: Path) -> None:
+def test_writing_to_a_tensor_does_not_change_its_file(tmp_path: Path) -> None:
     bundles.write(tmp_path / "m", {"w": np.ones(3, "f4")})
     Bundle(tmp_path / "m").read("w")[:] = 2
     assert Bundle(tmp_path / "m").read("w").tolist() == [1, 1, 1]
@@ -83,7 +85,7 @@ SMALL = {"model/h0/b": np.arange(3, dtype="f4"), "model/h0/w": np.arange(6, dtyp
 
 
 def read_all(prefix: Path) -> dict[str, bytes] | None:
-    """Every tensor's bytes; None for an InputError, which names a file of the checkpoint. Others are not caught."""
+    """The bytes of each tensor; None for an InputError that names a file of the checkpoint. Others are not caught."""
     try:
         bundle = Bundle(prefix)
         return {name: bundle.read(name).tobytes() for name in bundle.entries}
@@ -91,7 +93,7 @@ def read_all(prefix: Path) -> dict[str, bytes] | None:
         return None if str(prefix) in str(error) else {"not named": b""}
 
 
-def test_an_index_damaged_at_any_byte_is_refused_but_for_its_padding(tmp_path: Path) -> None:
+def test_an_index_damaged_at_any_byte_but_its_padding_is_an_error(tmp_path: Path) -> None:
     bundles.write(tmp_path / "m", SMALL, per_block=2)
     path = tmp_path / "m.index"
     whole, right = path.read_bytes(), read_all(tmp_path / "m")
@@ -106,12 +108,12 @@ def test_an_index_damaged_at_any_byte_is_refused_but_for_its_padding(tmp_path: P
             if found is not None:
                 harmless.add(place)
     first_zero = whole.rindex(whole[:-8].rstrip(b"\0")[-1:], 0, -8) + 1
-    # The number before the padding may also take a zero of it for a last, empty, group of bits.
+    # The number before the padding may also take one of its zeros as a last, empty, group of bits.
     assert set(range(first_zero, len(whole) - 8)) <= harmless <= set(range(first_zero - 1, len(whole) - 8))
     assert len(harmless) > 20
 
 
-def test_an_index_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_an_index_truncated_anywhere_is_an_error(tmp_path: Path) -> None:
     bundles.write(tmp_path / "m", SMALL)
     path = tmp_path / "m.index"
     whole = path.read_bytes()
@@ -122,12 +124,12 @@ def test_an_index_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     assert read_all(tmp_path / "m")
 
 
-def test_damage_behind_right_checksums_is_refused_or_read(tmp_path: Path) -> None:
-    """Blocks changed before their checksum is made: no other error, no endless loop, no memory for made-up sizes."""
+def test_damage_with_valid_checksums_is_an_error_or_read(tmp_path: Path) -> None:
+    """Blocks changed before their checksum: only InputError, no endless loop, no memory for false sizes."""
     bundles.write(tmp_path / "m", SMALL)
     pairs, _ = bundles.pairs_of(SMALL)
     contents = [bundles.block(pairs, 2), bundles.block([], 1)]
-    rng, refused, read = random.Random(1), 0, 0
+    rng, num_errors, read = random.Random(1), 0, 0
     for _ in range(3000):
         changed = [bytearray(content) for content in contents]
         handles = varint(0) + varint(len(contents[0]))
@@ -141,14 +143,14 @@ def test_damage_behind_right_checksums_is_refused_or_read(tmp_path: Path) -> Non
             data += content + bundles.trailer(bytes(content))
         (tmp_path / "m.index").write_bytes(data + (places[1] + places[2]).ljust(40, b"\0") + bundles.MAGIC)
         if read_all(tmp_path / "m") is None:
-            refused += 1
+            num_errors += 1
         else:
             read += 1
-    assert refused > 1000
+    assert num_errors > 1000
     assert read > 10
 
 
-def test_data_damaged_or_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_data_damaged_or_truncated_anywhere_is_an_error(tmp_path: Path) -> None:
     bundles.write(tmp_path / "m", SMALL)
     path = tmp_path / "m.data-00000-of-00001"
     whole, rng = path.read_bytes(), random.Random(2)
@@ -161,11 +163,11 @@ def test_data_damaged_or_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
             Bundle(tmp_path / "m").read(name)
         path.write_bytes(whole[:place])
         with pytest.raises(
-            InputError, match=rf"{path}: cut short: {place} bytes, expected at least \d+, .*'{name}' ends"
+            InputError, match=rf"{path}: truncated: {place} bytes, expected at least \d+, .*'{name}' ends"
         ):
             Bundle(tmp_path / "m").read(name)
     path.unlink()
-    with pytest.raises(InputError, match=rf"{path}: cannot be read .No such file.*'model/h0/b' lies there"):
+    with pytest.raises(InputError, match=rf"{path}: cannot be read .No such file.*'model/h0/b' is in it"):
         Bundle(tmp_path / "m").read("model/h0/b")
 
 
@@ -194,7 +196,7 @@ HANDLE = varint(0) + varint(len(BLOCK))
     ("index", "message"),
     [
         (table([header(endianness=1)]), "big-endian; only little-endian"),
-        (table([header(min_consumer=2)]), "asks for a reader of version 2; this one has 1"),
+        (table([header(min_consumer=2)]), "needs a reader of version 2; this one has 1"),
         (table(one(), compression=1), r"compressed \(snappy\); only uncompressed"),
         (table(one(), compression=7), r"compressed \(number 7\)"),
         (table(one()[1:]), "its first entry is not the header"),
@@ -213,28 +215,28 @@ HANDLE = varint(0) + varint(len(BLOCK))
         (table(one(shape=(2**62,), size=2**63)), "tensor 'w' has the impossible shape"),
         (table(one(shape=(0, 2**60), size=0)), "tensor 'w' has the impossible shape"),
         (table(one(shape=(1,) * 40)), "tensor 'w' has the impossible shape"),
-        (table(one(shape=(2**40,), size=2**42)), "cut short: 8 bytes, expected at least 4398046511104"),
-        (table(one(offset=2**63)), "cut short: 8 bytes"),
-        (table(one(shard=1)), "tensor 'w' lies in data file number 1, expected one below 1"),
+        (table(one(shape=(2**40,), size=2**42)), "truncated: 8 bytes, expected at least 4398046511104"),
+        (table(one(offset=2**63)), "truncated: 8 bytes"),
+        (table(one(shard=1)), "tensor 'w' is in data file number 1, expected one below 1"),
         (table([header(num_shards=2**63), one()[1]]), "data-00000-of-9223372036854775808: cannot be read"),
         (table([header(), (b"w", field(1, b"text"))]), "text where a number is expected"),
         (table([header(), (b"w", field(2, 5))]), "a number where a message is expected"),
         (table([header(), (b"w", b"\x0b")]), "a field of unknown kind 3"),
-        (table([header(), (b"w", b"\x12\x7f")]), "a message is cut short"),
-        (table([header(), (b"w", b"\x08" + b"\xff" * 10)]), "a number is cut short or has more than 64 bits"),
+        (table([header(), (b"w", b"\x12\x7f")]), "a message is truncated"),
+        (table([header(), (b"w", b"\x08" + b"\xff" * 10)]), "a number is truncated or has more than 64 bits"),
         (table([header(), (b"w" * 5000, one()[1][1])]), "the entry after '' does not fit"),
         (b"", "does not end with the magic number"),
         (b"\0" * (2**26 + 1), "more than 67108864 bytes"),
     ],
 )
-def test_what_is_refused_says_why(tmp_path: Path, index: bytes, message: str) -> None:
+def test_errors_of_the_index(tmp_path: Path, index: bytes, message: str) -> None:
     (tmp_path / "m.index").write_bytes(index)
     (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(8))
     with pytest.raises(InputError, match=rf"{tmp_path}.*{message}.*[;:] (copy|save|put)"):
         Bundle(tmp_path / "m").read("w")
 
 
-def test_what_is_not_read_may_be_of_any_kind(tmp_path: Path) -> None:
+def test_tensors_that_are_not_read_may_be_unsupported(tmp_path: Path) -> None:
     pairs = [header(), (b"s", entry(7, (), 3, b"1234")), (b"t\xff", entry(1, (9,), 0, b"1234", more=field(7, b"")))]
     (tmp_path / "m.index").write_bytes(table([*pairs, (b"w", one()[1][1])]))
     (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(8))
@@ -273,7 +275,7 @@ def config(shape: Mapping[str, int]) -> GPT2Config:
 
 
 def forward(variables: Mapping[str, Array], shape: Mapping[str, int], ids: list[int]) -> Array:
-    """Logits (T, V) in float64, as OpenAI's model computes them: nothing of transformers."""
+    """Logits (T, V) in float64 as in OpenAI's code, without transformers."""
     v = {name.removeprefix("model/"): value.astype("f8").squeeze() for name, value in variables.items()}
 
     def norm(x: Array, name: str) -> Array:
@@ -301,16 +303,11 @@ def forward(variables: Mapping[str, Array], shape: Mapping[str, int], ids: list[
     return logits
 
 
-def test_the_folder_is_the_model_and_loads_everywhere(tmp_path: Path) -> None:
+def test_the_folder_gives_the_logits_and_ids_of_the_checkpoint(tmp_path: Path) -> None:
     steps = {"beta1_power": np.array(0.9, "f4"), "model/wte/Adam": np.zeros((270, 8), "f4"), "step": np.array(3)}
     variables = folder_of(tmp_path / "in", TINY, steps)
     done = import_openai(tmp_path / "in", tmp_path / "new" / "out")
-    assert done == {
-        "num_tensors": 28,
-        "num_parameters": sum(value.size for value in variables.values()),
-        "num_ignored": 3,
-        "shape": TINY,
-    }
+    assert done == Imported(28, sum(value.size for value in variables.values()), 3, Shape(**TINY))
     ids = random.Random(0).choices(range(270), k=16)
     byhand = bundles.fill(GPT2LMHeadModel(config(TINY)), variables)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "new" / "out").eval()
@@ -334,7 +331,7 @@ def test_the_folder_is_the_model_and_loads_everywhere(tmp_path: Path) -> None:
     assert (model.config.activation_function, auto.model_max_length) == ("gelu_new", 32)
 
 
-def test_the_card_runs_as_it_is(
+def test_the_snippet_of_the_card_runs(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_openai(source, tmp_path / "out")
@@ -343,7 +340,7 @@ def test_the_card_runs_as_it_is(
     assert capsys.readouterr().out.startswith("Every effort moves")
 
 
-def test_weights_are_every_bit_as_they_were(source: Path, tmp_path: Path) -> None:
+def test_weights_are_bit_identical(source: Path, tmp_path: Path) -> None:
     variables = bundles.random_variables(**TINY)
     odd = variables["model/wte"].view("u4")
     odd[0, :4] = [0x7FC00001, 0x80000000, 0x00000001, 0xFF800000]  # NaN with a payload, -0, the smallest, -inf
@@ -356,7 +353,7 @@ def test_weights_are_every_bit_as_they_were(source: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_published_size_has_the_names_and_shapes_of_transformers(size: str) -> None:
+def test_names_and_shapes_of_every_published_size(size: str) -> None:
     shape, num_parameters = SIZES[size]
     variables = weights.variables_of(shape)
     with torch.device("meta"):
@@ -397,13 +394,13 @@ def test_the_file_checkpoint_names_the_checkpoint(tmp_path: Path, content: str, 
         b"\n" * 100_000,
     ],
 )
-def test_a_file_checkpoint_that_names_none_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_checkpoint_without_a_name_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint").write_bytes(content)
     with pytest.raises(InputError, match=rf"{tmp_path}/checkpoint: no line .*; write that line"):
         text_files.find_prefix(tmp_path)
 
 
-def test_without_the_file_checkpoint_the_only_index_counts(source: Path, tmp_path: Path) -> None:
+def test_without_the_file_checkpoint_the_only_index_is_used(source: Path, tmp_path: Path) -> None:
     (source / "checkpoint").unlink()
     assert text_files.find_prefix(source) == source / "model.ckpt"
     import_openai(source, tmp_path / "out")
@@ -414,12 +411,12 @@ def test_without_the_file_checkpoint_the_only_index_counts(source: Path, tmp_pat
         text_files.find_prefix(tmp_path / "nowhere")
 
 
-def without_traces(tmp_path: Path, out: str = "out") -> bool:
-    """True where nothing was written."""
+def nothing_written(tmp_path: Path, out: str = "out") -> bool:
+    """Whether the folder has no output, not even hidden."""
     return not (tmp_path / out).exists() and not list(tmp_path.glob(".*"))
 
 
-def test_a_checkpoint_of_other_shapes_is_refused_with_the_names(source: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_shapes_is_an_error_with_the_names(source: Path, tmp_path: Path) -> None:
     variables = bundles.random_variables(**TINY)
     del variables["model/h1/mlp/c_fc/b"]
     variables["model/ln_f/g"] = np.ones(9, "f4")
@@ -435,7 +432,7 @@ def test_a_checkpoint_of_other_shapes_is_refused_with_the_names(source: Path, tm
         "expected float32; 'model/h2/ln_1/b' is not a variable of this model; 'model/ln_f/g' has shape (9,), expected "
         "(8,); use files that were published together"
     )
-    assert without_traces(tmp_path)
+    assert nothing_written(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -455,14 +452,14 @@ def test_a_checkpoint_of_other_shapes_is_refused_with_the_names(source: Path, tm
         ({"n_vocab": None}, "n_vocab is missing; expected"),
     ],
 )
-def test_hparams_that_do_not_fit_are_refused(
+def test_hparams_that_do_not_match_are_an_error(
     source: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     given = {name: value for name, value in (TINY | changes).items() if value is not None}
     (source / "hparams.json").write_text(json.dumps(given))
     with pytest.raises(InputError, match=message):
         import_openai(source, tmp_path / "out")
-    assert without_traces(tmp_path)
+    assert nothing_written(tmp_path)
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
@@ -489,7 +486,7 @@ def put(name: str, content: bytes) -> Callable[[Path], Any]:
         (lambda source: (source / "vocab.bpe").unlink(), r"vocab\.bpe: cannot be read \(No such file"),
         (lambda source: (source / "model.ckpt.index").unlink(), r"model\.ckpt\.index: cannot be read \(No such file"),
         (put("hparams.json", b'{"n_vocab": 1,\n'), r"hparams\.json:2: not JSON"),
-        (put("hparams.json", b"[1]"), r"hparams\.json: a mapping was expected, found list"),
+        (put("hparams.json", b"[1]"), r"hparams\.json: expected a mapping, found list"),
         (put("hparams.json", b"[" * 100_000), r"hparams\.json: not JSON that can be read"),
         (put("hparams.json", b'{"n_vocab": ' + b"9" * 5000 + b"}"), r"hparams\.json: not JSON that can be read"),
         (put("encoder.json", b"\n\xff"), r"encoder\.json:2: not UTF-8"),
@@ -512,7 +509,7 @@ def put(name: str, content: bytes) -> Callable[[Path], Any]:
         (put("vocab.bpe", b"t h\n\xc4\n"), r"vocab\.bpe:2: not UTF-8"),
     ],
 )
-def test_text_files_that_do_not_fit_are_refused(
+def test_text_files_that_do_not_match_are_an_error(
     source: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     damage(source)
@@ -520,7 +517,7 @@ def test_text_files_that_do_not_fit_are_refused(
         import_openai(source, tmp_path / "out")
     assert str(caught.value).startswith(str(source))
     assert re.search("(copy|use the file|expected whole)", str(caught.value))
-    assert without_traces(tmp_path)
+    assert nothing_written(tmp_path)
 
 
 def test_windows_line_ends_and_a_byte_order_mark_are_read(source: Path, tmp_path: Path) -> None:
@@ -533,8 +530,8 @@ def test_windows_line_ends_and_a_byte_order_mark_are_read(source: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "encoder.json", "hparams.json", "vocab.bpe"])
-def test_a_text_file_damaged_anywhere_is_refused_or_read(source: Path, tmp_path: Path, name: str) -> None:
-    whole, rng, refused = (source / name).read_bytes(), random.Random(3), 0
+def test_a_text_file_damaged_anywhere_is_an_error_or_read(source: Path, tmp_path: Path, name: str) -> None:
+    whole, rng, num_errors = (source / name).read_bytes(), random.Random(3), 0
     for n in range(60):
         place = rng.randrange(len(whole))
         kept = whole[place + 1 :] if n % 3 else b""
@@ -542,34 +539,34 @@ def test_a_text_file_damaged_anywhere_is_refused_or_read(source: Path, tmp_path:
         try:
             import_openai(source, tmp_path / "out")
         except InputError:
-            refused += 1
-            assert without_traces(tmp_path)
+            num_errors += 1
+            assert nothing_written(tmp_path)
         else:
             shutil.rmtree(tmp_path / "out")
-    assert refused > 10
+    assert num_errors > 10
 
 
-def test_damaged_weights_leave_nothing(source: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_for_damaged_weights(source: Path, tmp_path: Path) -> None:
     path = source / "model.ckpt.data-00000-of-00001"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(InputError, match="the checksum of tensor 'model/wte' is"):
         import_openai(source, tmp_path / "out")
-    assert without_traces(tmp_path)
+    assert nothing_written(tmp_path)
 
 
-def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_on_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(weights, "from_template", full)  # the last thing that is written
-    with pytest.raises(InputError, match=r"out: cannot be written \(.*No space left.*nothing was left: make room"):
+    with pytest.raises(InputError, match=r"out: cannot be written \(.*No space left.*nothing was written: free some"):
         import_openai(source, tmp_path / "out")
-    assert without_traces(tmp_path)
+    assert nothing_written(tmp_path)
 
 
-def test_what_is_there_is_never_overwritten(source: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_never_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     import_openai(source, tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").exists()
@@ -581,7 +578,7 @@ def test_what_is_there_is_never_overwritten(source: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not GPT2_FILES.is_dir(), reason=f"no {GPT2_FILES}; set MULTITASK_DATA")
-def test_with_the_published_vocabulary_text_has_the_published_ids(tmp_path: Path) -> None:
+def test_the_published_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
     shape = {"n_vocab": 50257, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 1}
     folder_of(tmp_path / "in", shape)
     shutil.copy(GPT2_FILES / "vocab.json", tmp_path / "in" / "encoder.json")

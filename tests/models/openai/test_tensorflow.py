@@ -1,4 +1,4 @@
-"""Checkpoints written by TensorFlow itself, with OpenAI's names: the same tensors to the last bit, the same logits.
+"""Checkpoints written by TensorFlow itself, with OpenAI's names: bit-identical tensors, the same logits.
 
 TensorFlow has an environment of its own: `make test-tensorflow`.
 """
@@ -84,7 +84,7 @@ def test_the_folder_has_the_logits_of_a_model_filled_by_hand(
 ) -> None:
     folder, variables = trained
     done = import_openai(folder, tmp_path / "out")
-    assert (done["num_tensors"], done["num_ignored"]) == (148, len(variables) - 148)
+    assert (done.num_tensors, done.num_ignored) == (148, len(variables) - 148)
     config = GPT2Config(
         vocab_size=600, n_positions=64, n_embd=60, n_head=12, n_layer=12, bos_token_id=599, eos_token_id=599
     )
@@ -134,7 +134,7 @@ def test_several_data_files_and_other_types(tmp_path: Path) -> None:
     assert_same(Bundle(tmp_path / "merged"), variables)
 
 
-def test_slices_and_words_are_named_and_refused(tmp_path: Path) -> None:
+def test_slices_and_strings_are_an_error(tmp_path: Path) -> None:
     with tf.Graph().as_default(), tf.Session() as session:
         tf.get_variable("cut", [4, 2], partitioner=tf.fixed_size_partitioner(2), use_resource=False)
         tf.get_variable("words", initializer=tf.constant(["a", "bc"]), use_resource=False)
@@ -150,8 +150,8 @@ def test_slices_and_words_are_named_and_refused(tmp_path: Path) -> None:
         bundle.read("words")
 
 
-def test_what_the_tests_write_is_what_tensorflow_reads(tmp_path: Path) -> None:
-    """The tests' own writer, of which all other tests of the reader depend."""
+def test_tensorflow_reads_what_the_tests_write(tmp_path: Path) -> None:
+    """The tests' own writer, on which all other tests of the reader depend."""
     variables = bundles.random_variables(**NARROW)
     bundles.write(tmp_path / "m", variables, num_shards=2, per_block=7)
     reader = tensorflow.train.load_checkpoint(str(tmp_path / "m"))
