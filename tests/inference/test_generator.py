@@ -434,7 +434,7 @@ def test_invalid_lines(name: str, content: bytes, task: str | None, message: str
     chosen = ("--task", task) if task else ()
     out = tmp_path / "out.jsonl"
     assert message in error_of(folder(), "--file", path, *chosen, "--out", out, given=content)
-    assert not out.exists(), "whole or not at all"
+    assert not out.exists(), "completely or not at all"
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from tokenizers import pre_tokenizers
 
 from multitask.errors import InputError
+from multitask.events import Json
 
 END_OF_TEXT = "<|endoftext|>"
 _NUM_SHOWN = 5  # names in an error message
@@ -142,7 +142,7 @@ def _decode(path: Path, raw: bytes) -> str:
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); copy or download the file again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     try:
         given = json.loads(_decode(path, _read(path)))
     except json.JSONDecodeError as error:

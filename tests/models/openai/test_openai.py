@@ -320,7 +320,7 @@ def test_the_folder_gives_the_logits_and_ids_of_the_checkpoint(tmp_path: Path) -
         assert torch.equal(logits, byhand(torch.tensor([ids])).logits[0])
         assert torch.equal(logits, ours.eval()(torch.tensor([ids])).logits[0])
     expected = forward(variables, TINY, ids)
-    assert np.ptp(expected) > 5  # opinions, so that an exchanged matrix shows
+    assert np.ptp(expected) > 5  # a large range, so that an exchanged matrix changes the logits visibly
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)  # float32 against float64
     auto = AutoTokenizer.from_pretrained(tmp_path / "new" / "out")
     text = "the 고양이 then\n<|endoftext|> the"

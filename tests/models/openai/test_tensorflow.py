@@ -29,7 +29,7 @@ NARROW = {"n_vocab": 600, "n_ctx": 64, "n_embd": 60, "n_head": 12, "n_layer": 12
 
 
 def save(prefix: Path, variables: Mapping[str, Any], optimizer: bool = False, **options: Any) -> dict[str, Array]:
-    """Lets TensorFlow's Saver write variables of these names and values, and returns what it says they are.
+    """Saves variables of these names and values with TensorFlow's Saver, and returns their values as it reads them.
 
     optimizer: one step of Adam is made first, so that its state is in the checkpoint.
     """
