@@ -42,7 +42,7 @@ class Task:
     prompts: plain prompts for untuned models, by language.
     metrics: names of `multitask.evaluation.metrics`, the first one being the task's score.
     baselines: what a program without a model can do: `majority`, `lead1`, `lead3`, `random_span` (the last three of
-        the `cut` field). `unigram` and `bigram` perplexity are always added.
+        the `truncate` field). `unigram` and `bigram` perplexity are always added.
     max_new_tokens: the longest answer that generation may write, in tokens.
     prepare: completes a row as read before its fields are taken; it may add `references` (list of accepted answers)
         and `keep` (start and end, in characters, of the stretch of the `truncate` field that training must keep).

@@ -140,9 +140,9 @@ def micro_steps(
     return passes
 
 
-def check_window(block_size: int, n_positions: int) -> None:
-    """Raises InputError when blocks are longer than the model's positions."""
-    if block_size > n_positions:
+def check_window(block_size: int, n_positions: int | None) -> None:
+    """Raises InputError when blocks are longer than the model's positions; None: it has no limit."""
+    if n_positions is not None and block_size > n_positions:
         raise InputError(
             f"train.block_size {block_size} is longer than the model's window of {n_positions} positions; "
             f"set train.block_size to at most {n_positions}"

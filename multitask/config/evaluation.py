@@ -84,7 +84,7 @@ class SamplingConfig(Settings):
         if value is not None and value < 0.001:  # smaller quotients leave float32
             raise ValueError(
                 f"{value:g} is too cold to draw at, expected 0.001 or more; without temperature, top_k and top_p the "
-                "likeliest token is taken (greedy)"
+                "most likely token is taken (greedy)"
             )
         return value
 
@@ -93,7 +93,7 @@ class SamplingConfig(Settings):
     def _searched(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and any(info.data.get(name) is not None for name in ("temperature", "top_k", "top_p")):
             raise ValueError(
-                f"{value} beams draw nothing, they search for the likeliest text: leave out one of the two"
+                f"{value} beams draw nothing, they search for the most likely text: leave out one of the two"
             )
         return value
 

@@ -225,7 +225,7 @@ def _all_parts(config: TextConfig, split: TextSplit) -> Parts:
             is_blank = is_blank and text.isspace()
             yield text, is_last
         if is_blank:
-            raise InputError(f"{path}: holds no words; some text was expected")
+            raise InputError(f"{path}: has no words; some text was expected")
 
 
 def _text_parts(path: Path, config: TextConfig) -> Parts:

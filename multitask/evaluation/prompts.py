@@ -263,7 +263,7 @@ class PlainFormat:
         return [_fold(text) for text in given or [row.fields[self.task.target]]]
 
     def _shortened(self, row: Row, excess: int) -> Row | None:
-        """The row with at least `excess` tokens less in its `cut` field; None when it has none to give."""
+        """The row with at least `excess` tokens less in its `truncate` field; None when it has none to give."""
         value = row.fields.get(self.task.truncate or "", "")
         offsets = self.plain.encode(value, add_special_tokens=False).offsets
         if self.task.truncate is None or len(offsets) <= excess:

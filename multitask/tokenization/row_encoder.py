@@ -22,7 +22,7 @@ class Encoded:
 
     input_ids: prompt, target and `<|end|>`.
     num_prompt: ids before the target; the loss falls on the others.
-    is_truncated: the `cut` field was shortened.
+    is_truncated: the `truncate` field was shortened.
     """
 
     input_ids: list[int]

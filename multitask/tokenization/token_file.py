@@ -326,7 +326,7 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
                 "take a tokenizer with an unknown token"
             ) from None
     if not progress.counts["num_words"] or not progress.counts["num_tokens"]:
-        raise InputError(f"the {split} text holds no words; some text was expected")
+        raise InputError(f"the {split} text has no words; some text was expected")
 
 
 def _encoded(

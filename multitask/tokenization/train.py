@@ -215,7 +215,7 @@ def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> J
     num_characters, num_bytes = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
     num_words = sum(len(text.split()) for text in texts)
     if not num_words or not num_tokens:
-        raise InputError("the held-out text holds no words that this tokenizer reads; name another with --held-out")
+        raise InputError("the held-out text has no words that this tokenizer reads; name another with --held-out")
     return {
         "num_characters": num_characters,
         "num_words": num_words,

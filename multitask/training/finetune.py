@@ -27,7 +27,7 @@ from multitask.events import Json, Report, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
-from multitask.models.lora import add_lora, is_adapter, merged, plain_model
+from multitask.models.lora import add_lora, is_adapter, max_positions, merged, plain_model
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.training.loop import Loop, TrainingInputs
@@ -55,7 +55,7 @@ def train(
         config, out = run.config, run.out
         model, tokenizer = _model(run, tasks)
         block_size = tuned.block_size_of(config.train, model)
-        check_window(block_size, plain_model(model).config.n_positions)
+        check_window(block_size, max_positions(model))
         rows = _encode(run, tasks, tokenizer, block_size)
         rates = _rates(rows.train, config)
         shown_rates = {name: round(rate, 4) for name, rate in rates.items()}

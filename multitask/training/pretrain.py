@@ -31,7 +31,7 @@ from multitask.models.attention import name_for
 from multitask.models.bigram import BigramCounts, BigramLMHeadModel
 from multitask.models.build import build_model
 from multitask.models.io import model_folder, save_plain
-from multitask.models.lora import plain_model
+from multitask.models.lora import max_positions, plain_model
 from multitask.pattern import markers
 from multitask.task import Task
 from multitask.tokenization import train as tokenization_train
@@ -120,7 +120,7 @@ def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report)
         validation = token_file(tokenizer, config.text, "validation", report)
     model = _model(config, tokenizer, accelerator)
     block_size = tuned.block_size_of(config.train, model)
-    check_window(block_size, plain_model(model).config.n_positions)
+    check_window(block_size, max_positions(model))
     _check_lengths(train, validation, block_size)
     border = _border(config, train)
     stream = TextStream(
@@ -202,8 +202,8 @@ class _Sampler:
         start = next((i for i in (train.before_id, train.after_id) if i is not None), 0)
         self.prompt = tokenizer(config.sample_prompt, add_special_tokens=False)["input_ids"] or [start]
         self.end_ids = {i for i in (train.after_id,) if i is not None}
-        window = plain_model(model).config.n_positions
-        self.num_left = window - len(self.prompt)
+        window = max_positions(model)
+        self.num_left = config.sample_tokens if window is None else window - len(self.prompt)
         if config.sample_tokens and self.num_left < 1:
             raise InputError(f"sample_prompt: {len(self.prompt)} tokens leave none in a window of {window}; shorten it")
 

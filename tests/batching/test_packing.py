@@ -192,6 +192,7 @@ def test_an_example_without_a_prompt_is_a_bug() -> None:
 
 def test_blocks_longer_than_the_model_are_refused() -> None:
     check_window(64, 64)
+    check_window(64, None)  # a model without a limit
     with pytest.raises(InputError, match=r"train\.block_size 65 is longer than the model's window of 64 positions"):
         check_window(65, 64)
 

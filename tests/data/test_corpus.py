@@ -206,9 +206,9 @@ def test_what_is_no_text_is_refused(tmp_path, monkeypatch):
             list(parts(config_of(tmp_path, name, **settings), "train"))
         return str(raised.value).removeprefix(f"{tmp_path}/")
 
-    assert refusal(b"") == refusal(b" \n\n ") == "a.txt: holds no words; some text was expected"
+    assert refusal(b"") == refusal(b" \n\n ") == "a.txt: has no words; some text was expected"
     assert refusal(b" \r\n\n ", documents="line") == refusal(b"", documents="paragraph") == refusal(b"")
-    assert refusal(b'{"text": " "}\n', "a.jsonl") == "a.jsonl: holds no words; some text was expected"
+    assert refusal(b'{"text": " "}\n', "a.jsonl") == "a.jsonl: has no words; some text was expected"
     for size in (1 << 18, 5):
         monkeypatch.setattr(corpus, "_PART", size)
         old = "첫 줄\n둘째 줄\n".encode() + "셋째".encode("cp949")

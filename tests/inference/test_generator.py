@@ -368,7 +368,7 @@ def test_characters_that_the_tokenizer_drops_are_named() -> None:
         (("--repetition-penalty", 0), "repetition_penalty: Input should be greater than 0, found 0.0"),
         (("--num-samples", 2), "num_samples: 2 texts of a prompt, and greedy texts are all alike: draw them"),
         (("--num-samples", 4, "--beams", 3), "4 texts of a prompt, and 3 beams find no more"),
-        (("--beams", 3, "--top-k", 2), "beams: 3 beams draw nothing, they search for the likeliest text"),
+        (("--beams", 3, "--top-k", 2), "beams: 3 beams draw nothing, they search for the most likely text"),
         (("--seed", -1), "seed: Input should be greater than or equal to 0, found -1"),
         (("--max-new-tokens", 0), "max_new_tokens is 0, expected at least 1"),
         (("--beams", 3, "--stream"), "--stream shows one text token by token, and beam search"),

@@ -253,9 +253,9 @@ def test_what_clean_up_takes_away_is_counted_not_refused(shelf):
 
 
 def test_a_text_without_words_is_refused(shelf):
-    with pytest.raises(InputError, match=r"a\.txt: holds no words"):
+    with pytest.raises(InputError, match=r"a\.txt: has no words"):
         token_file(characters("a"), shelf.config(" \n"), "train")
-    with pytest.raises(InputError, match="the validation text holds no words; some text was expected"):
+    with pytest.raises(InputError, match="the validation text has no words; some text was expected"):
         token_file(characters("a "), shelf.config("a" * 90 + " " * 10, validation=0.1), "validation")
     assert shelf.left() == []
 

@@ -244,9 +244,9 @@ def test_a_vocabulary_that_the_text_cannot_give(text: Path, tmp_path: Path) -> N
 def test_files_that_cannot_be_read(text: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "made")
     (tmp_path / "empty.txt").write_text("")
-    assert f"{tmp_path}/empty.txt: holds no words" in refused(tmp_path / "empty.txt", "--held-out", text, *out)
+    assert f"{tmp_path}/empty.txt: has no words" in refused(tmp_path / "empty.txt", "--held-out", text, *out)
     (tmp_path / "white.txt").write_text(" \n ")
-    assert "holds no words" in refused(text, "--held-out", tmp_path / "white.txt", *out)
+    assert "has no words" in refused(text, "--held-out", tmp_path / "white.txt", *out)
     (tmp_path / "bad.txt").write_bytes(b"a\n\xff\n")
     assert "bad.txt:2: byte 0xff is not UTF-8" in refused(tmp_path / "bad.txt", "--held-out", text, *out)
     assert "no such file; in its folder: did you mean 'text.txt'?" in refused(tmp_path / "texd.txt", *out)
@@ -327,5 +327,5 @@ def test_a_folder_is_whole_or_not_there(text: Path, tmp_path: Path, monkeypatch:
 
 def test_a_held_out_text_that_nothing_reads() -> None:
     reader = assemble(Bpe({"a": 0}), "characters", [])
-    with pytest.raises(InputError, match="holds no words that this tokenizer reads"):
+    with pytest.raises(InputError, match="has no words that this tokenizer reads"):
         train.measure(reader, "characters", ["뷁"])
