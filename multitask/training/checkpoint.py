@@ -50,8 +50,8 @@ def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: Js
                 (aside / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{target}: cannot be written ({error}); what was saved before is untouched: make room, then continue with "
-            f"--resume {target.parent.parent}"
+            f"{target}: cannot be written ({error}); what was saved before is untouched: free some disk space, then "
+            f"continue with --resume {target.parent.parent}"
         ) from error
     return target
 
@@ -64,7 +64,7 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def prune(folder: Path, keep: int, best: Path) -> None:
-    """Removes all but the newest `keep` checkpoints and the best weights, and what an interrupted write left."""
+    """Removes all but the newest `keep` checkpoints and the best weights, and the files of an interrupted write."""
     for _, path in steps(folder)[:-keep]:
         shutil.rmtree(path)
     for path in (*folder.glob("best-*"), *folder.glob(".*.tmp")):
@@ -115,7 +115,7 @@ def other_data(run: Path, before: Mapping[str, object], now: Mapping[str, object
     problems += [f"{name} is new" for name in now if name not in before]
     problems += [f"{name} is missing" for name in before if name not in now]
     return InputError(
-        f"{run}: the data is not what this run was begun with: {'; '.join(problems)}; put the files back, or begin "
+        f"{run}: the data is not what this run was started with: {'; '.join(problems)}; put the files back, or begin "
         "another run"
     )
 

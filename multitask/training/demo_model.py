@@ -1,7 +1,8 @@
 """The demo model: a small GPT-2 to prompt, trained on the synthetic documents when it is first needed.
 
 `demo_model()` -> `~/.cache/multitask/demo_base-3f2a.../`, a model folder. The name holds a hash of the recipe, of the
-world and of the code that trains: a change of any of them trains anew, all else finds the folder and returns at once.
+synthetic data and of the code that trains: after a change of any of them the model is trained again, otherwise the
+folder is found and returned at once.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path
     """The folder of the demo model; the first call trains it, and reports every step.
 
     A training that was stopped is resumed. The folder appears under its name only when it is whole, so
-    processes that train at the same time do not meet: the first to finish gives the folder.
+    processes that train at the same time do not collide: the folder is that of the first to finish.
 
     Raises InputError for a recipe that does not exist, KeyboardInterrupt when it is stopped, after all was saved.
     """

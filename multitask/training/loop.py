@@ -1,7 +1,7 @@
 """The one training loop: draw blocks, sum nats over micro-steps, divide by the step's whole weight, clip, step.
 
-With 4 blocks a step on 2 processes and room for one block at a time, each process makes 2 micro-steps, and the loss is
-what one process with room for all 4 would have computed: summed nats over summed weights, never an average of averages.
+With 4 blocks a step on 2 processes and memory for one block at a time, each makes 2 micro-steps; the loss is that of
+one process with memory for all 4: summed nats over summed weights, never an average of averages.
 """
 
 import json
@@ -39,12 +39,12 @@ _NUM_WORSE = 3  # validations without a better one before the reader is told
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What is learned and what is looked at on the way.
+    """The training data, the validation examples and what is called at each validation.
 
     names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples (ids, length of
-    the prompt) that fit the window. layout, prompt_weight: as in `collate`. look: called by the main process at each
-    validation; what it returns joins the record, and its `score` (by name, higher is better) chooses the best weights
-    in place of the loss. facts: what the first record tells of the data.
+    the prompt) that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by the main
+    process at each validation; what it returns joins the record, and its `score` (by name, higher is better) chooses
+    the best weights in place of the loss. facts: properties of the data, for the first record.
     """
 
     names: Sequence[str]
@@ -225,7 +225,7 @@ class Loop:
             if not math.isfinite(value):
                 raise InputError(
                     f"{self.out}: the loss of '{name}' is not a finite number at step {self.step}; the weights "
-                    "have run away: lower train.learning_rate, or set train.clip_norm (1 is usual)"
+                    "have diverged: lower train.learning_rate, or set train.clip_norm (1 is usual)"
                 )
 
     def _write(self, record: Json) -> None:
@@ -344,8 +344,8 @@ class Loop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if (threads := state["num_threads"]) != torch.get_num_threads():
             text = (
-                f"{path} was written with {threads} threads, here are {torch.get_num_threads()}: sums round otherwise; "
-                f"OMP_NUM_THREADS={threads} continues bit for bit"
+                f"{path} was written with {threads} threads, this process has {torch.get_num_threads()}: "
+                f"sums round differently; OMP_NUM_THREADS={threads} continues bit for bit"
             )
             self.report({"event": "warning", "text": text})
 

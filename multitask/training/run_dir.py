@@ -47,15 +47,15 @@ _REMOVED = ".removed-by-multitask"  # the same on its way out
 
 
 def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Config, Path, Accelerator]:
-    """Makes the folder ours and writes `config.yaml` into it: every setting as used.
+    """Creates the run folder and writes `config.yaml` into it: every setting as used.
 
-    Raises InputError when the folder holds something else, or when a setting asks for what is not here.
+    Raises InputError when the folder holds something else, or when a setting needs what this machine does not have.
     """
     config = with_learning_rate(config)
     accelerator, precision, out = _engine(config, out, resume)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
-        _claim(config, out, overwrite, resume)
+        _create_folder(config, out, overwrite, resume)
         settings = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
         try:
             (out / "config.yaml").write_text(settings, "utf-8")
@@ -91,7 +91,7 @@ class Run(Generic[Config]):
 
 @contextmanager
 def open_run(config: Config, out: Path, overwrite: bool, resume: bool) -> Iterator[Run[Config]]:
-    """A run's folder, ours until the end; `config.yaml` is in it.
+    """A run's folder; `config.yaml` is in it.
 
     Whatever stops the run before `Run.begin`: what was written is removed again, and the run that it was to replace is
     back. Raises InputError as `begin` does.
@@ -158,8 +158,8 @@ def with_learning_rate(config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
-def _claim(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool) -> None:
-    """Makes the run folder ours; raises InputError when it holds a run already."""
+def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool) -> None:
+    """Creates the run folder; raises InputError when it holds a run already."""
     if resume:
         checkpoint.newest(out)
         return

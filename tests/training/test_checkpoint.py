@@ -211,7 +211,7 @@ def test_another_number_of_threads_is_warned_of(whole: Path, tmp_path: Path) -> 
     records: list[Record] = []
     train(resume=run, report=records.append)
     (warning,) = [record["text"] for record in records if record["event"] == "warning"]
-    assert "written with 99 threads, here are " in warning
+    assert "written with 99 threads, this process has " in warning
     assert "OMP_NUM_THREADS=99 continues bit for bit" in warning
 
 
@@ -271,5 +271,5 @@ def test_data_that_is_new_or_missing_on_resume_is_named(tmp_path: Path) -> None:
     for name, problem in (("qa", "qa is new"), ("nli", "nli is missing")):
         changed = {k: v for k, v in state["data"].items() if k != name} | ({name: ["0"]} if name == "nli" else {})
         path.write_text(json.dumps({**state, "data": changed}))
-        with pytest.raises(InputError, match=f"is not what this run was begun with: {problem}; put the files back"):
+        with pytest.raises(InputError, match=f"is not what this run was started with: {problem}; put the files back"):
             train(resume=tmp_path / "run", flags=["train.max_steps=8"])

@@ -220,7 +220,7 @@ def test_rates_are_tried_and_nothing_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_rate_is_sought_before_the_least_loss() -> None:
-    """Behind it the weights have run away; that they fall back steeply from there says nothing of learning."""
+    """Behind it the weights have diverged; that they fall back steeply from there says nothing of learning."""
     losses = [9.0] * 10 + [8.5, 8.0, 7.0, 5.0, 4.0, 3.8, 3.8] + [30.0, 60.0, 60.0, 60.0, 20.0, 9.0, 9.0]
     rates = [10.0 ** (n / 4 - 6) for n in range(len(losses))]
     assert rates.index(_steepest(rates, losses)) in (12, 13)
@@ -275,7 +275,7 @@ def test_other_text_does_not_go_on(tmp_path: Path) -> None:
     config = given(tmp_path, train={"save_every_steps": 4})
     pretrain(config, out=tmp_path / "run")
     given(tmp_path, story(300, seed=2))
-    with pytest.raises(InputError, match=r"not what this run was begun with: the data of text has another sha256"):
+    with pytest.raises(InputError, match=r"not what this run was started with: the data of text has another sha256"):
         pretrain(resume=tmp_path / "run", flags=["train.max_steps=14"])
     given(tmp_path)
     assert pretrain(resume=tmp_path / "run", flags=["train.max_steps=14"])["cost"]["steps"] == 14
