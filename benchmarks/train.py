@@ -149,14 +149,15 @@ def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
     facts = json.loads((work.parent / "facts.json").read_text("utf-8"))
     clock: Clock | None = None
     result: dict[str, float] = {}
+    max_steps = 0
 
     def report(record: dict[str, Any]) -> None:
-        nonlocal clock, result
+        nonlocal clock, result, max_steps
         if record["event"] == "start":
             num_examples = {name: found["num_rows"] for name, found in record["data"].items()}
             assert sum(num_examples.values()) == _num_lines(work / "trl.jsonl"), num_examples
-            clock = Clock()
-        elif record["event"] == "step" and record["step"] == record["max_steps"]:
+            clock, max_steps = Clock(), record["max_steps"]
+        elif record["event"] == "step" and record["step"] == max_steps:
             assert clock is not None
             result = clock.result("tokens", record["tokens"], num_steps=record["step"])
             raise _Enough

@@ -24,6 +24,7 @@ from multitask.registry import choose, load_tasks
 if TYPE_CHECKING:
     from multitask.inference.generator import Generator
     from multitask.inference.prompt_input import PromptInput
+    from multitask.tokenization.train import TokenizerReport
 
 
 def generator(
@@ -133,7 +134,7 @@ def tokenizer(
     overwrite: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     report: Report = ignore,
-) -> Json:
+) -> "TokenizerReport":
     """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
 
     Args:

@@ -6,11 +6,25 @@ A run reports records such as `{"event": "step", "step": 20, ...}`; `ProgressCon
 import sys
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from multitask.events import Event
+from multitask.events import (
+    ArmEvent,
+    DoneEvent,
+    EncodingEvent,
+    Event,
+    Json,
+    StartEvent,
+    StepEvent,
+    TaskEvent,
+    TextEvent,
+    ValidationEvent,
+)
+
+if TYPE_CHECKING:
+    from multitask.tokenization.train import TokenizerReport
 
 
 class ProgressConsole:
@@ -28,8 +42,9 @@ class ProgressConsole:
         """One record of a run."""
         getattr(self, f"_{record['event']}", lambda record: None)(record)
 
-    def _start(self, record: Event) -> None:
-        self.first_step, self.started = record["step"], time.perf_counter()
+    def _start(self, record: StartEvent) -> None:
+        self.first_step, self.max_steps = record["step"], record["max_steps"]
+        self.started = time.perf_counter()
         shares = ", ".join(f"{name} {share:.0%}" for name, share in record["sampling_rates"].items())
         self.console.print(
             f"{record['parameters']:,} parameters, {record['trainable_parameters']:,} train, {record['device']} "
@@ -66,26 +81,26 @@ class ProgressConsole:
             self.progress.add_task("", total=None, completed=self.first_step)
             self.progress.start()
 
-    def _step(self, record: Event) -> None:
+    def _step(self, record: StepEvent) -> None:
         done = record["step"] - self.first_step
-        left_s = (time.perf_counter() - self.started) / max(1, done) * (record["max_steps"] - record["step"])
+        left_s = (time.perf_counter() - self.started) / max(1, done) * (self.max_steps - record["step"])
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
         text = f"loss {losses}  lr {record['learning_rate']:.2e}  {record['tokens_per_s']:,.0f} tokens/s"
-        line = f"step {record['step']}/{record['max_steps']}  {text}  {_clock(left_s)} left"
+        line = f"step {record['step']}/{self.max_steps}  {text}  {_clock(left_s)} left"
         if self.progress is not None:
             (task,) = self.progress.task_ids
-            self.progress.update(task, total=record["max_steps"], completed=record["step"], description=text)
-        elif record["step"] % 100 == 0 or record["step"] == record["max_steps"] or done < 50:
+            self.progress.update(task, total=self.max_steps, completed=record["step"], description=text)
+        elif record["step"] % 100 == 0 or record["step"] == self.max_steps or done < 50:
             self.console.print(line, soft_wrap=True)
 
-    def _validation(self, record: Event) -> None:
+    def _validation(self, record: ValidationEvent) -> None:
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss"].items())
         best = "  (best so far)" if record["is_best"] else ""
-        self.console.print(f"step {record['step']}/{record['max_steps']}  validation {losses}{best}", soft_wrap=True)
+        self.console.print(f"step {record['step']}/{self.max_steps}  validation {losses}{best}", soft_wrap=True)
         if record.get("sample"):
             self.console.print(record["sample"], style="dim", markup=False, soft_wrap=True)
 
-    def _encoding(self, record: Event) -> None:
+    def _encoding(self, record: EncodingEvent) -> None:
         shown_s = self.encoding_s.get(record["split"], 0.0)
         if record["elapsed_s"] - shown_s > 5:
             self.encoding_s[record["split"]] = record["elapsed_s"]
@@ -94,19 +109,19 @@ class ProgressConsole:
                 f"{_clock(record['elapsed_s'])}"
             )
 
-    def _note(self, record: Event) -> None:
+    def _note(self, record: TextEvent) -> None:
         self.console.print(record["text"])
 
-    def _warning(self, record: Event) -> None:
+    def _warning(self, record: TextEvent) -> None:
         click.echo(f"warning: {record['text']}", err=True)
 
-    def _task(self, record: Event) -> None:
+    def _task(self, record: TaskEvent) -> None:
         self.close()
         self.console.print(
             f"scored {record['task']}: {record['result']['num_examples']} rows in {record['elapsed_s']:.1f} s"
         )
 
-    def _done(self, record: Event) -> None:
+    def _done(self, record: DoneEvent) -> None:
         self.close()
         self.table(record["results"])
         cost = record["results"]["cost"]
@@ -120,7 +135,7 @@ class ProgressConsole:
             self.progress.stop()
             self.progress = None
 
-    def table(self, results: Event) -> None:
+    def table(self, results: Json) -> None:
         """Tasks and metrics with intervals, beside the best trivial baseline."""
         from rich.table import Table
 
@@ -145,12 +160,12 @@ class ProgressConsole:
                 first = False
         self.console.print(table)
 
-    def _arm(self, record: Event) -> None:
+    def _arm(self, record: ArmEvent) -> None:
         self.close()
         kept = "  (kept: nothing that decides it has changed)" if record["kept"] else ""
         self.console.print(f"\n[bold]arm {record['number']}/{record['of']}: {record['arm']}[/bold]{kept}")
 
-    def arms(self, arms: list[Event], is_estimate: bool) -> None:
+    def arms(self, arms: list[Json], is_estimate: bool) -> None:
         """Arms with their seconds, measured or estimated."""
         from rich.table import Table
 
@@ -164,7 +179,7 @@ class ProgressConsole:
         table.add_row("all", "", _clock(total))
         self.console.print(table)
 
-    def vocabulary(self, found: Event) -> None:
+    def vocabulary(self, found: "TokenizerReport") -> None:
         """A tokenizer's size, how it reads held-out text, its curve."""
         from rich.table import Table
         from rich.text import Text
@@ -197,7 +212,7 @@ class ProgressConsole:
                 table.add_row(f"{point['vocab_size']:,}", *(f"{cell:.3f}" for cell in cells))
             self.console.print(table)
 
-    def shots(self, results: Event) -> None:
+    def shots(self, results: Json) -> None:
         """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline."""
         from rich.table import Table
 

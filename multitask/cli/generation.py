@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from multitask.errors import InputError
-from multitask.events import Json
+from multitask.events import Event, Json
 
 
 class GenerationConsole:
@@ -17,9 +17,10 @@ class GenerationConsole:
         self.task, self.top, self.wants_stream = task, top, wants_stream
         self.begin: str | None = None  # of the text on the screen; None once it stands there
 
-    def report(self, record: Json) -> None:
+    def report(self, record: Event) -> None:
         """A warning."""
-        click.echo(f"{record['event']}: {record['text']}", err=True)
+        if record["event"] == "warning":
+            click.echo(f"warning: {record['text']}", err=True)
 
     def streaming(self, is_fit: bool, asked: Any) -> Callable[[str], None] | None:
         """What shows a text as it comes, or None: it is shown when it is whole."""

@@ -248,7 +248,7 @@ class Evaluator:
                         total.add(found, self.format.has_likelihood)
                         if sink is not None:
                             sink.write(found.line(arm.shots))
-                    report({"event": "prompted", "task": self.task.name, "arm": arm, "rows": self.counts.num_rows})
+                    report({"event": "prompted", "task": self.task.name, "arm": str(arm), "rows": self.counts.num_rows})
                 if fitted is not None:
                     fitted.add(baselines, kept, self.counts.num_rows - len(kept), scores[0].measure)
         self.counts.num_skipped = counts.num_skipped

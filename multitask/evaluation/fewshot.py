@@ -49,8 +49,8 @@ def fewshot(
         began = time.perf_counter()
         data[key], scores[key], tokens = _prompt_task(model, tokenizer, task, config, predictions, report)
         num_tokens += tokens
-        event = {"event": "task", "task": key, "result": scores[key].to_json()}
-        report({**event, "elapsed_s": time.perf_counter() - began})
+        result, elapsed_s = scores[key].to_json(), time.perf_counter() - began
+        report({"event": "task", "task": key, "result": result, "elapsed_s": elapsed_s})
     cost = cost_of(model, num_tokens, time.perf_counter() - started)
     results = results_of(config, "fewshot", "prompted", name, data, scores, cost=cost)
     if out is not None:

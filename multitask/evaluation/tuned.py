@@ -173,8 +173,8 @@ def score_tasks(
         data[name], scores[name] = _score_task(
             model, tokenizer, task, tasks, config, predictions, block_size, fitted[name], report
         )
-        event = {"event": "task", "task": name, "result": scores[name].to_json()}
-        report({**event, "elapsed_s": time.perf_counter() - started})
+        result, elapsed_s = scores[name].to_json(), time.perf_counter() - started
+        report({"event": "task", "task": name, "result": result, "elapsed_s": elapsed_s})
     return data, scores
 
 

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from multitask.config.loading import load, merged, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.sources import has_split, provenance, resolve
 from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, results_file
-from multitask.events import Event, Json, Report, ignore
+from multitask.events import Report, ignore
 from multitask.files import shipped
 from multitask.models.device import choose_device, reset_peak
 from multitask.models.io import load_causal, model_folder
@@ -54,6 +55,15 @@ class ArmRun:
         return self.name if self.seed is None else f"{self.name}-seed-{self.seed}"
 
 
+class DoneArm(TypedDict):
+    """An arm that was run, or kept from before."""
+
+    arm: str
+    folder: str
+    kept: bool
+    elapsed_s: float
+
+
 def plan(suite: BenchmarkConfig, tasks: Sequence[str], where: str) -> list[ArmRun]:
     """All arms of a suite, cheap ones first; raises InputError for settings that cannot be used."""
     if suite.base is None and "prompted" in suite.arms:
@@ -82,7 +92,7 @@ def benchmark(
     where: str,
     only: Sequence[str] | None = None,
     report: Report = ignore,
-) -> list[Json]:
+) -> list[DoneArm]:
     """Runs what is missing; returns, for each arm, its name, folder, whether it was kept, and seconds.
 
     only: names of arms (`prompted`, `single`, `single-nli`, `multitask-seed-7`); None: all. Raises InputError for a
@@ -90,7 +100,7 @@ def benchmark(
     """
     arms = chosen(plan(suite, list(tasks), where), only)
     base = _base(suite, report) if any(arm.kind != "trivial" for arm in arms) else None
-    done = []
+    done: list[DoneArm] = []
     for number, arm in enumerate(arms, 1):
         folder, key = out / "arms" / arm.folder, _key(arm, tasks, base if arm.kind != "trivial" else None)
         stamp = out / "keys" / arm.folder
@@ -193,7 +203,7 @@ def benchmark_and_report(
     where: str,
     only: Sequence[str] | None,
     report: Report,
-) -> list[Event]:
+) -> list[DoneArm]:
     """Runs what is missing, then writes the report; raises Interrupted with the suite's folder."""
     try:
         done = benchmark(suite, tasks, folder, where, only, report)

@@ -1,7 +1,9 @@
 """How long a suite would take, without training: `benchmark --dry-run`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import TypedDict
 
 from multitask.batching.mixture import sampling_rates
 from multitask.config.loading import load, read_yaml
@@ -9,7 +11,6 @@ from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.rows import Counts, read
 from multitask.evaluation import tuned
 from multitask.evaluation.metrics import FROM_NLL
-from multitask.events import Json
 from multitask.files import shipped
 from multitask.models.attention import name_for
 from multitask.models.build import build
@@ -24,9 +25,25 @@ from multitask.training.preview import estimate
 _ARM_S = 3.0  # to load, to score baselines and to write, about
 
 
+class EstimatedArm(TypedDict):
+    """About how many tokens an arm reads and seconds it takes."""
+
+    arm: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens to train on, and the mean length of each task's rows."""
+
+    trained: float
+    lengths: dict[str, float]
+
+
 def dry_run(
     suite: BenchmarkConfig, tasks: Mapping[str, Task], where: str, only: Sequence[str] | None = None
-) -> Iterator[Json]:
+) -> Iterator[EstimatedArm]:
     """For each arm: tokens, and about how many seconds they take; nothing is trained.
 
     The speed of training is measured on a few micro-steps; scoring is taken to be as fast a token, and writing a
@@ -40,8 +57,8 @@ def dry_run(
         mine = {name: tasks[name] for name in arm.tasks}
         is_lora = arm.config.adapter.kind == "lora"
         tokens, speeds[is_lora] = _measure(suite, mine, arm.config, speeds.get(is_lora))
-        num_rows, mean_length, num_written = _test_rows(mine, arm.config, tokens["lengths"])
-        num_times, num_trained = 1, tokens["trained"]
+        num_rows, mean_length, num_written = _test_rows(mine, arm.config, tokens.lengths)
+        num_times, num_trained = 1, tokens.trained
         if arm.kind == "prompted":
             settings, num_trained = arm.config.fewshot, 0
             num_times = sum(settings.draws if shots else 1 for shots in settings.shots)
@@ -52,7 +69,7 @@ def dry_run(
 
 def _measure(
     suite: BenchmarkConfig, tasks: Mapping[str, Task], config: RunConfig, s_per_token: float | None
-) -> tuple[Json, float]:
+) -> tuple[_Tokens, float]:
     """Tokens to train on and mean lengths by task; and seconds a token, measured unless known."""
     settings = config.model
     if suite.base is not None:
@@ -78,9 +95,9 @@ def _measure(
         mean = sum(share[name] * lengths[name] for name in rows)
         steps = config.train.max_steps
         trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean
-        return {"trained": trained, "lengths": lengths}, s_per_token
+        return _Tokens(trained, lengths), s_per_token
     found = estimate(model, rows, config, block_size, device)
-    return {"trained": found.num_tokens, "lengths": lengths}, found.s_per_token
+    return _Tokens(found.num_tokens, lengths), found.s_per_token
 
 
 def _test_rows(tasks: Mapping[str, Task], config: RunConfig, lengths: Mapping[str, float]) -> tuple[int, float, int]:

@@ -315,8 +315,15 @@ def _go_on(aside: Path, progress: _Progress, encoder: _Encoder, split: TextSplit
                 os.fsync(file.fileno())
                 progress.add(batch, ids, found, encoder.unknown_id)
                 progress.keep()
-                shown = {name: progress.counts[name] for name in ("num_characters", "num_tokens")}
-                report({"event": "encoding", "split": split, **shown, "elapsed_s": time.perf_counter() - started})
+                report(
+                    {
+                        "event": "encoding",
+                        "split": split,
+                        "num_characters": progress.counts["num_characters"],
+                        "num_tokens": progress.counts["num_tokens"],
+                        "elapsed_s": time.perf_counter() - started,
+                    }
+                )
         except UnknownCharacter as error:
             character = str(error)
             where = corpus.place_of(character, encoder.config, split)

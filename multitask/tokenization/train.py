@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from transformers import PreTrainedTokenizerFast
 
@@ -33,6 +34,58 @@ _STRETCH = 1 << 14  # characters that are read at a time
 _MEASURED = 1 << 21  # characters of held-out text that are measured
 
 
+class RoundTrip(TypedDict):
+    """Characters that do not come back from ids, after NFC and white-space folding; the 20 most frequent of them."""
+
+    num_chars_lost: int
+    chars_lost: dict[str, int]
+
+
+class Measured(TypedDict):
+    """How a tokenizer reads held-out text. `unknown_rate` is per character; words stand between white space."""
+
+    text: str
+    num_characters: int
+    num_words: int
+    num_bytes: int
+    num_tokens: int
+    num_unknown: int
+    unknown_rate: float
+    tokens_per_character: float
+    tokens_per_word: float
+    bytes_per_token: float
+    round_trip: RoundTrip
+
+
+class CurvePoint(TypedDict):
+    """How a vocabulary of one size reads held-out text."""
+
+    vocab_size: int
+    num_tokens: int
+    characters_per_token: float
+    bytes_per_token: float
+
+
+class TokenizerReport(TypedDict):
+    """What `tokenizer_report.json` holds."""
+
+    schema: int
+    kind: str
+    settings: Json
+    source: str | None
+    prefix_space: bool | None
+    text: Json | None
+    vocab_size: int
+    num_special: int
+    size: int
+    roles: dict[str, str]
+    special_tokens: list[str]
+    held_out: Measured
+    longest_tokens: list[str]
+    curve: NotRequired[list[CurvePoint]]
+    time: dict[str, float]
+
+
 def tokenizer(
     config: TokenizerConfig,
     text: TextConfig,
@@ -43,7 +96,7 @@ def tokenizer(
     export: Path | None = None,
     overwrite: bool = False,
     report: Report = ignore,
-) -> Json:
+) -> TokenizerReport:
     """Trains or imports a tokenizer, measures and saves it; returns what `tokenizer_report.json` holds.
 
     Of characters, all of the text makes the vocabulary, the end that is measured too: a model is to read it.
@@ -88,7 +141,7 @@ def tokenizer(
     trained_s = time.perf_counter() - started
 
     held_out = _held_out(text)
-    found: Json = {
+    found: TokenizerReport = {
         "schema": 1,
         "kind": config.kind,
         "settings": config.model_dump(mode="json"),
@@ -100,8 +153,9 @@ def tokenizer(
         "size": len(made),
         "roles": {role: str(token) for role, token in made.special_tokens_map.items() if isinstance(token, str)},
         "special_tokens": [str(token) for token in made.added_tokens_decoder.values()],
-        "held_out": {"text": _held_out_name(config, text, source), **measure(made, config.kind, held_out)},
+        "held_out": measure(made, config.kind, held_out, _held_out_name(config, text, source)),
         "longest_tokens": _longest(made, vocabulary),
+        "time": {},
     }
     if config.curve:
         sizes = sorted({*config.curve, len(vocabulary.vocabulary)})
@@ -196,7 +250,7 @@ def _train(config: TokenizerConfig, text: TextConfig, prefix_space: bool) -> Bpe
 # ---------------------------------------------------------------- measuring
 
 
-def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> Json:
+def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str], name: str = "") -> Measured:
     """How a tokenizer of a kind reads texts.
 
     `unknown_rate` is per character of text: what became `<unk>`, or has no token at all. Words stand between white
@@ -217,6 +271,7 @@ def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> J
     if not num_words or not num_tokens:
         raise InputError("the held-out text has no words that this tokenizer reads; name another with --held-out")
     return {
+        "text": name,
         "num_characters": num_characters,
         "num_words": num_words,
         "num_bytes": num_bytes,
@@ -230,7 +285,7 @@ def measure(made: PreTrainedTokenizerFast, kind: str, texts: Sequence[str]) -> J
     }
 
 
-def _point(made: PreTrainedTokenizerFast, size: int, texts: Sequence[str]) -> Json:
+def _point(made: PreTrainedTokenizerFast, size: int, texts: Sequence[str]) -> CurvePoint:
     """One point of the curve."""
     num_tokens = sum(map(len, plain_reader(made).encode_batch_fast(list(texts), add_special_tokens=False)))
     return {
@@ -280,7 +335,7 @@ def _check_folders(
                 )
 
 
-def _save(made: PreTrainedTokenizerFast, found: Json, out: Path) -> None:
+def _save(made: PreTrainedTokenizerFast, found: TokenizerReport, out: Path) -> None:
     """Writes the folder aside and renames it; in a folder that holds one of ours, replaces our files alone."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = temporary(out)
@@ -302,15 +357,19 @@ def _save(made: PreTrainedTokenizerFast, found: Json, out: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def draw_curve(points: Sequence[Json], picture: Path) -> None:
+def draw_curve(points: Sequence[CurvePoint], picture: Path) -> None:
     """Characters and bytes per token against vocabulary size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     sizes = [point["vocab_size"] for point in points]
-    for color, name in enumerate(("characters_per_token", "bytes_per_token")):
-        axes.plot(sizes, [point[name] for point in points], color=f"C{color}", marker="o", label=name.replace("_", " "))
+    lines = {
+        "characters per token": [point["characters_per_token"] for point in points],
+        "bytes per token": [point["bytes_per_token"] for point in points],
+    }
+    for color, (label, values) in enumerate(lines.items()):
+        axes.plot(sizes, values, color=f"C{color}", marker="o", label=label)
     axes.set(xlabel="tokens of text in the vocabulary", ylabel="per token, held-out text", ylim=(0, None))
     axes.grid(visible=True, alpha=0.2)
     axes.legend()

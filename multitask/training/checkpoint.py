@@ -8,8 +8,9 @@ did best in validation.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multitask.errors import InputError
-from multitask.events import Json
 from multitask.files import replacing
 
 _NAME = re.compile(r"step-(\d+)")
@@ -28,15 +28,38 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Json) -> Path:
+class Best(TypedDict):
+    """The best validation so far: its step, and the score that chose it, higher is better."""
+
+    step: int
+    selection_score: float
+
+
+class State(TypedDict):
+    """The JSON part of a checkpoint: where the run is."""
+
+    step: int
+    cursor: Sequence[int]
+    num_tokens: int
+    elapsed_s: float
+    best: Best | None
+    num_worse: int
+    sums: list[list[float]]
+    scaler: dict[str, float] | None
+    data: dict[str, list[str] | None]
+    num_threads: int
+    precision: str
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:
     """Writes `folder/step-N`, whole or not at all."""
     packed = optimizer.state_dict()
-    moments = {f"{n}.{key}": value for n, slot in packed["state"].items() for key, value in slot.items()}
+    moments = {f"{n}.{key}": value for n, values in packed["state"].items() for key, value in values.items()}
     write_tensors = {"model.safetensors": trained_weights(model), "optimizer.safetensors": moments}
-    return write_aside(folder / f"step-{step}", write_tensors, {"state.json": {**state, "step": step}})
+    return write_aside(folder / f"step-{state['step']}", write_tensors, {"state.json": state})
 
 
-def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: Json) -> Path:
+def write_aside(target: Path, tensors: dict[str, dict[str, Tensor]], records: Mapping[str, State]) -> Path:
     """A folder of tensor and JSON files that appears under its name only when all of it is on disk.
 
     Raises InputError when it cannot be written: the disk is full, say.
@@ -80,9 +103,9 @@ def newest(run: Path) -> Path:
     return found[-1][1]
 
 
-def read_state(path: Path) -> Json:
+def read_state(path: Path) -> State:
     """The JSON part of a checkpoint."""
-    state: Json = json.loads((path / "state.json").read_text("utf-8"))
+    state: State = json.loads((path / "state.json").read_text("utf-8"))
     return state
 
 
@@ -90,11 +113,11 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     """Puts weights and optimizer moments back, bit for bit; raises InputError when they belong to another model."""
     load_weights(path, model)
     packed = optimizer.state_dict()
-    slots: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(path / "optimizer.safetensors").items():
         number, key = name.split(".", 1)
-        slots.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({**packed, "state": slots})
+        moments.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**packed, "state": moments})
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -22,16 +22,17 @@ from multitask.data.rows import Counts, read
 from multitask.errors import InputError
 from multitask.evaluation import results_file, tuned
 from multitask.evaluation.evaluator import EncodedPrompt
-from multitask.evaluation.schema import Cost, Data
-from multitask.events import Json, Report, ignore
+from multitask.evaluation.schema import Data
+from multitask.events import Json, Report, ValidationScores, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
 from multitask.models.lora import add_lora, is_adapter, max_positions, merged, plain_model
+from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.training.loop import Loop, TrainingInputs
-from multitask.training.run_dir import Run, interruptible, open_run
+from multitask.training.run_dir import Run, open_run
 
 
 def train(
@@ -69,10 +70,11 @@ def train(
             prompt_weight=config.train.prompt_weight,
             on_validation=validation.scores,
             selects_by_score=config.train.select_by == "score",
-            facts={"sampling_rates": shown_rates, "data": {name: found.report for name, found in rows.train.items()}},
+            sampling_rates=shown_rates,
+            data={name: found.report for name, found in rows.train.items()},
         )
         loop = Loop(config.train, config.seed, inputs, out, run.accelerator, model, report)
-        run.begin(loop)
+        run.commit(loop)
         loop.run()
         if not run.accelerator.is_main_process:
             return {}
@@ -89,7 +91,8 @@ def train(
             )
             for name, found in rows.train.items():
                 data[name] = data[name].model_copy(update={"train": Data.model_validate(found.report)})
-            cost = Cost(**loop.cost, sampling_rates=shown_rates, wall_s=round(time.perf_counter() - started, 1))
+            wall_s = round(time.perf_counter() - started, 1)
+            cost = loop.cost.model_copy(update={"sampling_rates": shown_rates, "wall_s": wall_s})
             parts = config, "train", arm or _arm(config, tasks), str(out / "model"), data, scores
             results = results_file.results_of(*parts, cost=cost)
             results_file.write_results(out / "results.json", results)
@@ -163,7 +166,7 @@ class _Validation:
             for name, task in self.tasks.items()
         }
 
-    def scores(self) -> Json:
+    def scores(self) -> ValidationScores:
         """What joins the record of a validation."""
         if self.config.train.select_by == "loss":
             return {}

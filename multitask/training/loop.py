@@ -6,14 +6,11 @@ one process with memory for all 4: summed nats over summed weights, never an ave
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,12 +22,14 @@ from multitask.batching.collate import Batch, Ids, collate
 from multitask.batching.packing import SampledExample, Stream, micro_steps
 from multitask.config.train import LoopConfig
 from multitask.errors import InputError, Interrupted
-from multitask.events import Json, Report
+from multitask.evaluation.schema import Cost
+from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
 from multitask.inference.scoring import example_nll
 from multitask.models.device import peak_memory_bytes
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
 from multitask.plots import draw_loss
+from multitask.signals import stop_requests
 from multitask.training import checkpoint
 from multitask.training.optim import learning_rate, make_optimizer
 
@@ -44,7 +43,7 @@ class TrainingInputs:
     names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples (ids, length of
     the prompt) that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by the main
     process at each validation; what it returns joins the record, and its `score` (by name, higher is better) chooses
-    the best weights in place of the loss. facts: properties of the data, for the first record.
+    the best weights in place of the loss. sampling_rates, data: by name, for the first record.
     """
 
     names: Sequence[str]
@@ -53,9 +52,10 @@ class TrainingInputs:
     block_size: int
     layout: Literal["packed", "none"] = "packed"
     prompt_weight: float = 0.0
-    on_validation: Callable[[], Json] = dict
+    on_validation: Callable[[], ValidationScores] = ValidationScores
     selects_by_score: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    sampling_rates: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, Json] = field(default_factory=dict)
 
 
 class Loop:
@@ -85,22 +85,21 @@ class Loop:
         self.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)  # merged, LoRA has none
         self.step = self.num_tokens = 0
         self.elapsed_s = 0.0
-        self.best: Json | None = None
+        self.best: checkpoint.Best | None = None
         self.num_worse = 0
         # Nats and target tokens of each name since the last log line.
         self.sums = np.zeros((len(inputs.names), 2))
-        self._wants_stop = False
 
     @property
-    def _digests(self) -> Json:
+    def _digests(self) -> dict[str, list[str] | None]:
         """What the data was read from, by content."""
-        return {name: report.get("sha256") for name, report in self.inputs.facts.get("data", {}).items()}
+        return {name: report.get("sha256") for name, report in self.inputs.data.items()}
 
     def run(self) -> None:
         """Trains to the last step; raises Interrupted, with everything saved, after Ctrl-C or SIGTERM."""
         self._start()
         every = self.config.eval_every_steps or max(1, self.max_steps // 10)
-        with self._signals():
+        with stop_requests(self.report) as stop:
             mark_s, mark_tokens = time.perf_counter(), self.num_tokens
             while self.step < self.max_steps and not self._is_out_of_patience:
                 began_s = time.perf_counter()
@@ -116,7 +115,7 @@ class Loop:
                     self.forward.train()
                 if self.step % self.config.log_every_steps == 0 or self.step % every == 0:
                     mark_s, mark_tokens = time.perf_counter(), self.num_tokens
-                interrupted = self._any_wants_stop()
+                interrupted = self._any(stop.is_requested)
                 is_last |= self._is_out_of_patience
                 if interrupted or is_last or ((s := self.config.save_every_steps) and self.step % s == 0):
                     self._save()
@@ -207,7 +206,8 @@ class Loop:
         self.sums[:] = 0
         loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.inputs.names, sums, strict=True) if s[1] > 0}
         self._check(loss)
-        record = {
+        record: StepEvent = {
+            "event": "step",
             "step": self.step,
             "tokens": self.num_tokens,
             "loss": loss,
@@ -216,7 +216,7 @@ class Loop:
             "tokens_per_s": round(tokens_per_s, 1),
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
         }
-        self._write({"event": "step", **record})
+        self._write(record)
         self.accelerator.log({f"loss/{n}": v for n, v in loss.items()} | {"learning_rate": rate}, step=self.step)
 
     def _check(self, loss: Mapping[str, float]) -> None:
@@ -228,12 +228,12 @@ class Loop:
                     "have diverged: lower train.learning_rate, or set train.clip_norm (1 is usual)"
                 )
 
-    def _write(self, record: Json) -> None:
+    def _write(self, record: StepEvent | ValidationEvent) -> None:
         if not self.accelerator.is_main_process:
             return
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
-        self.report({**record, "max_steps": self.max_steps})
+        self.report(record)
 
     def _validate(self) -> None:
         """Scores what validation holds; keeps the weights if they are the best so far."""
@@ -248,9 +248,8 @@ class Loop:
             if tokens:
                 loss[name] = round(nats / tokens, 5)
         self._check(loss)
-        record: Json = {"event": "validation", "step": self.step, "tokens": self.num_tokens, "loss": loss}
         selection_score = -sum(loss.values()) / len(loss)
-        seen = self.inputs.on_validation() if self.accelerator.is_main_process else {}
+        seen = self.inputs.on_validation() if self.accelerator.is_main_process else ValidationScores()
         if self.inputs.selects_by_score:
             score = torch.zeros(1, device=self.accelerator.device)
             if seen:
@@ -258,14 +257,22 @@ class Loop:
             selection_score = float(self.accelerator.reduce(score, "sum"))
         is_best = self.best is None or selection_score > self.best["selection_score"]
         if is_best:
-            self.best = {"step": self.step, "selection_score": selection_score}
+            self.best = checkpoint.Best(step=self.step, selection_score=selection_score)
             self.num_worse = 0
             if self.accelerator.is_main_process:
                 weights = checkpoint.trained_weights(self.model)
                 checkpoint.write_aside(self._best_folder, {"model.safetensors": weights}, {})
         else:
             self.num_worse += 1
-        self._write({**record, **seen, "is_best": is_best})
+        record: ValidationEvent = {
+            "event": "validation",
+            "step": self.step,
+            "tokens": self.num_tokens,
+            "loss": loss,
+            **seen,
+            "is_best": is_best,
+        }
+        self._write(record)
         if self.num_worse == _NUM_WORSE and self.accelerator.is_main_process:
             text = (
                 f"no better validation since step {self.best['step'] if self.best else 0}: the model is memorising "
@@ -286,20 +293,19 @@ class Loop:
         draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
 
     @property
-    def cost(self) -> Json:
+    def cost(self) -> Cost:
         """Seconds in the loop, tokens, tokens/s, memory, parameters."""
-        parameters = list(self.model.parameters())
-        return {
-            "train_s": round(self.elapsed_s, 1),
-            "tokens": self.num_tokens,
-            "tokens_per_s": round(self.num_tokens / max(self.elapsed_s, 1e-9), 1),
-            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
-            "trainable_parameters": self.num_trainable,
-            "total_parameters": sum(p.numel() for p in parameters),
-            "steps": self.step,
-            "best_step": self.best["step"] if self.best else self.step,
-            "epochs": self.stream.epochs(),
-        }
+        return Cost(
+            train_s=round(self.elapsed_s, 1),
+            tokens=self.num_tokens,
+            tokens_per_s=round(self.num_tokens / max(self.elapsed_s, 1e-9), 1),
+            peak_memory_bytes=peak_memory_bytes(self.accelerator.device),
+            trainable_parameters=self.num_trainable,
+            total_parameters=sum(p.numel() for p in self.model.parameters()),
+            steps=self.step,
+            best_step=self.best["step"] if self.best else self.step,
+            epochs=self.stream.epochs(),
+        )
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -307,7 +313,8 @@ class Loop:
         if self.accelerator.is_main_process:
             folder = self.out / "checkpoints"
             scaler = self.accelerator.scaler
-            state = {
+            state: checkpoint.State = {
+                "step": self.step,
                 "cursor": self.stream.cursor,
                 "num_tokens": self.num_tokens,
                 "elapsed_s": self.elapsed_s,
@@ -319,7 +326,7 @@ class Loop:
                 "num_threads": torch.get_num_threads(),
                 "precision": self.config.precision,
             }
-            path = checkpoint.save(folder, self.step, self.model, self.optimizer, state)
+            path = checkpoint.save(folder, self.model, self.optimizer, state)
             checkpoint.prune(folder, self.config.keep_checkpoints, self._best_folder)
             draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
             self.report({"event": "saved", "step": self.step, "path": str(path)})
@@ -366,34 +373,16 @@ class Loop:
                     "device": str(self.accelerator.device),
                     "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
                     "tokens_per_step": self.blocks_per_step * self.block_size,
-                    **self.inputs.facts,
+                    "sampling_rates": self.inputs.sampling_rates,
+                    "data": self.inputs.data,
                     "parameters": sum(p.numel() for p in self.model.parameters()),
                     "trainable_parameters": self.num_trainable,
                 }
             )
 
-    def _any_wants_stop(self) -> bool:
+    def _any(self, is_requested: bool) -> bool:
+        """Whether any process was asked to stop."""
         if self.accelerator.num_processes == 1:
-            return self._wants_stop
-        flag = torch.tensor([float(self._wants_stop)], device=self.accelerator.device)
+            return is_requested
+        flag = torch.tensor([float(is_requested)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._wants_stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._wants_stop = True
-            self.report({"event": "warning", "text": "stopping after this step and saving; again: at once, unsaved"})
-
-        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -38,7 +38,7 @@ def find_learning_rate(config: PretrainConfig, tasks: Mapping[str, Task], out: P
         for path in out.iterdir():
             path.unlink()
     train = config.train.model_copy(update={"max_steps": num_steps, "learning_rate": 1.0, "warmup_steps": 0})
-    config, out, accelerator = run_dir.begin(config.model_copy(update={"train": train}), out, False, False)
+    config, out, accelerator = run_dir.start(config.model_copy(update={"train": train}), out, False, False)
     try:
         ready = prepare(run_dir.Run(config, out, accelerator, resumes=False), tasks, report)
         loop = Loop(config.train, config.seed, ready.inputs, out, accelerator, ready.model, report)

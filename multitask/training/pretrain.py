@@ -23,8 +23,8 @@ from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
 from multitask.evaluation import free_generation, metrics, results_file, tuned
 from multitask.evaluation.baselines import score_of
-from multitask.evaluation.schema import Cost, Data, Score, TaskScores
-from multitask.events import Json, Report, ignore
+from multitask.evaluation.schema import Data, Score, TaskScores
+from multitask.events import Json, Report, ValidationScores, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.attention import name_for
@@ -33,12 +33,13 @@ from multitask.models.build import build_model
 from multitask.models.io import model_folder, save_plain
 from multitask.models.lora import max_positions, plain_model
 from multitask.pattern import markers
+from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization import train as tokenization_train
 from multitask.tokenization.token_file import TokenFile, token_file
 from multitask.tokenization.tokenizer import load_tokenizer
 from multitask.training.loop import Loop, TrainingInputs
-from multitask.training.run_dir import Run, interruptible, open_run
+from multitask.training.run_dir import Run, open_run
 
 NAME = "text"
 """What the corpus is called where a task's name stands."""
@@ -92,7 +93,7 @@ def pretrain(
         ready = prepare(run, tasks, report)
         model, tokenizer = ready.model, ready.tokenizer
         loop = Loop(config.train, config.seed, ready.inputs, out, run.accelerator, model, report)
-        run.begin(loop)
+        run.commit(loop)
         loop.run()
         if not run.accelerator.is_main_process:
             return {}
@@ -103,7 +104,7 @@ def pretrain(
             rows = {"num_rows": held["num_documents"], "train": train | {"num_rows": train["num_documents"]}}
             data = Data.model_validate(held | rows)
             scores = _score(loop, ready, config).model_copy(update=ready.inputs.on_validation())
-            cost = Cost(**loop.cost, wall_s=round(time.perf_counter() - started, 1))
+            cost = loop.cost.model_copy(update={"wall_s": round(time.perf_counter() - started, 1)})
             parts = config, "pretrain", arm or config.model.arch, str(out / "model"), {NAME: data}, {NAME: scores}
             results = results_file.results_of(*parts, cost=cost)
             results_file.write_results(out / "results.json", results)
@@ -133,7 +134,8 @@ def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report)
         validation={NAME: _Blocks(whole, config.train.eval_max_blocks)},
         block_size=block_size,
         on_validation=_Sampler(model, tokenizer, config, train).sample,
-        facts={"sampling_rates": {NAME: 1.0}, "data": {NAME: train.report}},
+        sampling_rates={NAME: 1.0},
+        data={NAME: train.report},
     )
     return Prepared(inputs, model, tokenizer, train, validation, _Blocks(whole))
 
@@ -207,7 +209,7 @@ class _Sampler:
         if config.sample_tokens and self.num_left < 1:
             raise InputError(f"sample_prompt: {len(self.prompt)} tokens leave none in a window of {window}; shorten it")
 
-    def sample(self) -> Json:
+    def sample(self) -> ValidationScores:
         """What joins the record of a validation."""
         if not self.config.sample_tokens:
             return {}

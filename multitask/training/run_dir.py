@@ -6,8 +6,6 @@ an accelerator, and a folder `runs/NAME` with `config.yaml` in it.
 
 import json
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
 from multitask.config.run import PretrainConfig, RunConfig
-from multitask.errors import InputError, Interrupted, suggest
+from multitask.errors import InputError, suggest
 from multitask.models.device import choose_device, choose_precision
 from multitask.models.io import model_folder
 from multitask.training import checkpoint
@@ -42,11 +40,11 @@ _WRITTEN = (
     "predictions",
     "baselines",
 )
-_REPLACED = ".replaced-by-multitask"  # below a run that --overwrite begins: the one before, until all input is read
-_REMOVED = ".removed-by-multitask"  # the same on its way out
+_REPLACED = ".replaced-by-multitask"  # below the run that --overwrite replaces, until all input is read
+_REMOVED = ".removed-by-multitask"  # the same, while it is removed
 
 
-def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Config, Path, Accelerator]:
+def start(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Config, Path, Accelerator]:
     """Creates the run folder and writes `config.yaml` into it: every setting as used.
 
     Raises InputError when the folder holds something else, or when a setting needs what this machine does not have.
@@ -61,7 +59,7 @@ def begin(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Con
             (out / "config.yaml").write_text(settings, "utf-8")
         except BaseException:
             if not resume:
-                _give_back(out)
+                _restore_replaced(out)
             raise
     accelerator.wait_for_everyone()
     return config, out, accelerator
@@ -75,9 +73,9 @@ class Run(Generic[Config]):
     out: Path
     accelerator: Accelerator
     resumes: bool
-    has_begun: bool = False
+    is_committed: bool = False
 
-    def begin(self, loop: Loop) -> None:
+    def commit(self, loop: Loop) -> None:
         """Called when all input was read and found right: from here on the run that it replaces is gone.
 
         A resumed run continues from its newest checkpoint; raises InputError when that does not fit.
@@ -86,22 +84,22 @@ class Run(Generic[Config]):
             loop.restore(checkpoint.newest(self.out))
         if self.accelerator.is_main_process:
             _discard(self.out)
-        self.has_begun = True
+        self.is_committed = True
 
 
 @contextmanager
 def open_run(config: Config, out: Path, overwrite: bool, resume: bool) -> Iterator[Run[Config]]:
     """A run's folder; `config.yaml` is in it.
 
-    Whatever stops the run before `Run.begin`: what was written is removed again, and the run that it was to replace is
-    back. Raises InputError as `begin` does.
+    Whatever stops the run before `Run.commit`: what was written is removed again, and the run that it was to replace is
+    back. Raises InputError as `start` does.
     """
-    run = Run(*begin(config, out, overwrite, resume), resume)
+    run = Run(*start(config, out, overwrite, resume), resume)
     try:
         yield run
     except BaseException:
-        if run.accelerator.is_main_process and not resume and not run.has_begun:
-            _give_back(run.out)  # once the input is right, the same command works
+        if run.accelerator.is_main_process and not resume and not run.is_committed:
+            _restore_replaced(run.out)  # once the input is right, the same command works
         raise
     run.accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
     run.accelerator.end_training()
@@ -201,7 +199,7 @@ def clear(out: Path) -> None:
 def _set_aside(out: Path) -> None:
     """Moves what a run has written into a folder below it, its `config.yaml` last: with it, the folder is that run.
 
-    A run that is there already is the last whole one: its successor was killed before it began.
+    A run that is there already is the last whole one: the run that was to replace it was killed before it began.
     """
     shutil.rmtree(out / _REMOVED, ignore_errors=True)
     if (out / _REPLACED / "config.yaml").exists():
@@ -213,8 +211,8 @@ def _set_aside(out: Path) -> None:
             (out / name).rename(out / _REPLACED / name)
 
 
-def _give_back(out: Path) -> None:
-    """Undoes what was begun, and `_set_aside`, `config.yaml` first."""
+def _restore_replaced(out: Path) -> None:
+    """Removes what this run wrote and undoes `_set_aside`, `config.yaml` first."""
     clear(out)
     if (out / _REPLACED).exists():
         for name in _WRITTEN:
@@ -228,17 +226,3 @@ def _discard(out: Path) -> None:
     with suppress(FileNotFoundError):
         (out / _REPLACED).rename(out / _REMOVED)
         shutil.rmtree(out / _REMOVED, ignore_errors=True)
-
-
-@contextmanager
-def interruptible(out: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM while the trained model is scored: the last checkpoint holds it, a resumed run scores anew."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(str(out)) from None
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
