@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multitask.errors import InputError
-from multitask.events import Json, Report
+from multitask.events import Report
 
 _HANGUL = (
     "NotoSansCJK-Regular.ttc",
@@ -89,7 +89,7 @@ def draw_steps(steps: Sequence[Mapping[str, Any]], picture: Path) -> bool:
     columns = max(1, min(4, len(shown)))
     num_rows = max(1, -(-len(shown) // columns))
     most = max((len(step["candidates"]) for step in shown), default=1)
-    settings: Json = {
+    settings: dict[str, object] = {
         "font.family": _families(),
         "text.parse_math": False,  # a dollar in a token is a dollar
         "font.size": 9,

@@ -65,7 +65,8 @@ def train(
         train as run,  # heavy: after everything that can be wrong with names and settings
     )
 
-    return run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
+    results = run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
+    return results.to_json() if results is not None else {}
 
 
 def pretrain(
@@ -115,7 +116,8 @@ def pretrain(
         if resume is not None or overwrite:
             raise InputError("--find-lr trains nothing: leave out --resume and --overwrite, and name a new --out")
         return lr_finder.find_learning_rate(config, tasks, folder, report)
-    return runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
+    results = runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
+    return results.to_json() if results is not None else {}
 
 
 def evaluate(

@@ -98,8 +98,8 @@ def generate(
         raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
     if out is not None:
         check_writable(Path(out))
-    named: Json = {"max_new_tokens": max_new_tokens, "tasks_dirs": tasks_dirs, "device": device}
-    writer = generator(model, task, **named, report=report, **sampling)
+    where = {"max_new_tokens": max_new_tokens, "device": device, "tasks_dirs": tasks_dirs, "report": report}
+    writer = generator(model, task, **(sampling | where))
     texts = writer.generate(asked, explain or (5 if picture is not None else 0), stream)
     records = [text.to_json() for text in texts]
     if picture is not None:

@@ -238,7 +238,7 @@ class ProgressConsole:
 
 
 def _number(value: float) -> str:
-    """Three digits behind the point, or a power of ten where perplexities have run away."""
+    """Three digits behind the point, or a power of ten for very large perplexities."""
     return f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""The command line: a thin skin over `multitask.api`. Reads flags, shows progress, turns errors into exit codes.
+"""The command line: a thin layer over `multitask.api`. Reads flags, shows progress, turns errors into exit codes.
 
 0: done. 1: our own failure. 2: wrong usage or input. 130: interrupted, everything saved.
 """

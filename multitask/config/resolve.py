@@ -125,7 +125,7 @@ def trained_block_size(model: Path) -> int | None:
 def text_settings(files: Iterable[str | Path], held_out: str | Path | None, further: Mapping[str, Any]) -> TextConfig:
     """The texts that a tokenizer is trained and measured on; without files, the synthetic documents."""
     train, validation = [str(file) for file in files], [] if held_out is None else [str(held_out)]
-    origin: Json = {"synthetic": _DOCUMENTS}
+    origin: dict[str, object] = {"synthetic": _DOCUMENTS}
     if train:
         origin = {"files": {"train": train, **({"validation": validation} if validation else {})}}
     elif held_out is not None:

@@ -12,7 +12,6 @@ from multitask.config.data import DataConfig, TextConfig
 from multitask.config.evaluation import EvalConfig, FewshotConfig
 from multitask.config.model import AdapterConfig, ModelConfig, TokenizerConfig
 from multitask.config.train import BlockConfig, TrainConfig
-from multitask.events import Json
 
 
 class RunConfig(Settings):
@@ -72,9 +71,9 @@ class BenchmarkConfig(Settings):
     task alone, on all together; with `-lora`, by LoRA."""
     seeds: list[int] = Field([7, 8], min_length=1)
     """Each tuned arm is trained once with each."""
-    run: Json = {}
+    run: dict[str, object] = {}
     """Settings of every arm, as of `train`."""
-    single: Json = {}
+    single: dict[str, object] = {}
     """Settings on top for single-task arms."""
-    lora: Json = {}
+    lora: dict[str, object] = {}
     """Settings on top for LoRA arms."""

@@ -20,7 +20,6 @@ from typing import Any, Literal, cast
 from multitask.config.data import DataConfig, SourceConfig, TextConfig
 from multitask.data.readers import EXTENSIONS, existing, file_records, short
 from multitask.errors import InputError, RowError, suggest
-from multitask.events import Json
 from multitask.files import sha256_of
 from multitask.source_hash import source_hash
 
@@ -83,7 +82,7 @@ def between(found: Iterable[tuple[str, bool]], first: int, last: int | None = No
             return
 
 
-def provenance(config: TextConfig, split: TextSplit) -> Json:
+def provenance(config: TextConfig, split: TextSplit) -> dict[str, object]:
     """Names and content hashes of what a split is read from, and which share of it the split is.
 
     `{"files": [...], "sha256": [...], "split": ..., "validation_share": 0.1}`; the share is None where each split has

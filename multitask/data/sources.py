@@ -6,13 +6,12 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.config.loading import load, read_yaml
 from multitask.data.readers import RawRecord, existing, file_records
 from multitask.errors import InputError, RowError, suggest
-from multitask.events import Json
 from multitask.files import sha256_of, shipped
 from multitask.pattern import fields
 from multitask.source_hash import source_hash
@@ -36,7 +35,15 @@ def has_split(source: SourceConfig, split: str) -> bool:
     return bool(_parts(source, split)) if source.synthetic is None else bool(_synthetic_count(source, split))
 
 
-def provenance(source: SourceConfig, split: str, data: DataConfig) -> Json:
+class Provenance(TypedDict):
+    """Names and content hashes of what rows are read from; revision: of a hub set."""
+
+    files: list[str]
+    sha256: list[str]
+    revision: str | None
+
+
+def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance:
     """Names and content hashes of what one split is read from: `{"files": [...], "sha256": [...], "revision": ...}`.
 
     Of a hub set the Arrow files in the local cache are hashed; of the synthetic dataset, its code; the count is in

@@ -173,7 +173,7 @@ def data_of(task: Task, config: RunConfig, split: str) -> Data:
     return Data(
         files=[file for one in found for file in one["files"]],
         sha256=[digest for one in found for digest in one["sha256"]],
-        revision=next((one["revision"] for one in found if one.get("revision")), None),
+        revision=next((one["revision"] for one in found if one["revision"]), None),
         split=split,
         num_rows=0,
     )

@@ -23,7 +23,7 @@ from multitask.evaluation.prompts import PlainFormat, draw
 from multitask.evaluation.results_file import cost_of, results_of, write_results
 from multitask.evaluation.schema import Data, Draw, Results, Shots, Spread, TaskScores
 from multitask.evaluation.tuned import check_metrics, counts_of
-from multitask.events import Json, Report, ignore
+from multitask.events import Report, ignore
 from multitask.models.lora import max_positions, plain_model
 from multitask.task import Task
 
@@ -125,7 +125,7 @@ def _per_shot(task: Task, draws: Sequence[ArmScores], window: int, config: RunCo
         )
     first = task.metrics[0] if task.metrics[0] in found else next(iter(found))
     values = [metrics.score(metrics.build(first, "en"), dict(each.named())[first]) for each in draws]
-    parts: Json = {}
+    parts: dict[str, object] = {}
     if task.is_closed:
         parts["rules"] = {rule: _spread(first, [each.by_rule[rule] for each in draws], config) for rule in RULES}
     return Shots(

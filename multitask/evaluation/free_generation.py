@@ -14,7 +14,6 @@ from multitask.data.rows import Row
 from multitask.evaluation import metrics
 from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import GeneratedTexts
-from multitask.events import Json
 from multitask.inference.decoding import Uniform, generate
 from multitask.inference.scoring import choose
 from multitask.pattern import fields, parse
@@ -60,7 +59,7 @@ def describe(
     )
     clean = task.parse or str.strip
     texts = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]
-    result: Json = {
+    result: dict[str, object] = {
         "num_texts": len(prompts),
         "num_unfinished": sum(not finished for _, finished in written),
         "sample": texts[:3],

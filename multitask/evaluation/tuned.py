@@ -39,7 +39,7 @@ from multitask.evaluation.schema import (
     Score,
     TaskScores,
 )
-from multitask.events import Json, Report, ignore
+from multitask.events import Report, ignore
 from multitask.files import sha256_of
 from multitask.inference.perplexity import perplexity_of_text
 from multitask.models.lora import max_positions
@@ -194,7 +194,7 @@ def _score_task(
     texts: list[str] = []
     rows = _remembering(itertools.islice(read(task, config.eval.split, config.data, counts), limit), texts)
     (scores,), baselines = evaluator.run(rows, counts, fitted=fitted, predictions=predictions, report=report)
-    found: Json = {
+    found: dict[str, object] = {
         "num_examples": scores.num_rows,
         "num_unfinished": scores.num_unfinished,
         "num_unscored": scores.num_unscored,
@@ -203,7 +203,7 @@ def _score_task(
         **_parts(scores),
         **_freely(model, tokenizer, task, tasks, evaluator, config, block_size),
     }
-    update: Json = counts_of(evaluator) | {"num_tokens": scores.num_tokens}
+    update: dict[str, object] = counts_of(evaluator) | {"num_tokens": scores.num_tokens}
     if fitted is not None:
         train = itertools.islice(read(task, "train", config.data, Counts()), config.data.limit)
         overlap = measure_contamination((text_of(row) for row in train), texts)
@@ -223,7 +223,7 @@ def text_of(row: Row) -> str:
     return " ".join(row.fields.values())
 
 
-def counts_of(evaluator: Evaluator) -> Json:
+def counts_of(evaluator: Evaluator) -> dict[str, object]:
     """The counts of a results file's `data`."""
     counts = evaluator.counts
     return {
@@ -236,9 +236,9 @@ def counts_of(evaluator: Evaluator) -> Json:
     }
 
 
-def _parts(scores: ArmScores) -> Json:
+def _parts(scores: ArmScores) -> dict[str, object]:
     """What only some tasks have: scores by language, the confusion matrix, metrics of the hub."""
-    found: Json = {}
+    found: dict[str, object] = {}
     languages = sorted(set(scores.languages))
     if len(languages) > 1 and scores.text_metrics:
         masks = {of: np.array([language == of for language in scores.languages]) for of in languages}
@@ -266,7 +266,7 @@ def _freely(
     evaluator: Evaluator,
     config: RunConfig,
     block_size: int,
-) -> Json:
+) -> dict[str, object]:
     """Free generation: of a closed task the answers outside its set, of a task without text metrics sampled texts."""
     if task.is_closed:
         outside, num = free_generation.num_outside(model, tokenizer, task, evaluator.first, config.eval)

@@ -78,7 +78,7 @@ class GeneratedText:
 
     def to_json(self) -> Json:
         """A line of `generate --out`."""
-        record: Json = {"where": self.where, "prompt": self.prompt, "completion": self.completion}
+        record: dict[str, object] = {"where": self.where, "prompt": self.prompt, "completion": self.completion}
         if self.answer is not None:
             record |= {"prediction": self.answer.prediction, "task": self.answer.task, "fields": self.answer.fields}
             record["is_cut"] = self.answer.is_truncated

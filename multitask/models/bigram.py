@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from multitask.events import Json
-
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 
@@ -85,7 +83,7 @@ class BigramLMHeadModel(PreTrainedModel, GenerationMixin):
         first: nn.Module = self.network[0]
         return first
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> Json:
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, object]:
         """The last token is all that is looked at."""
         return {"input_ids": input_ids[:, -1:]}
 

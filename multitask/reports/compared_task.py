@@ -11,7 +11,6 @@ import numpy as np
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.bootstrap import Resampled, Sample, bootstrap, sample
-from multitask.events import Json
 from multitask.reports.arms import Arm
 from multitask.reports.results import json_lines
 
@@ -47,7 +46,7 @@ class ComparedTask:
             self.metric = "bits_per_byte"
         has_numbers = self.metric in metrics.NAMES and self.metric not in metrics.DESCRIPTORS
         self.measure = metrics.build(self.metric, "en") if has_numbers else None
-        self.texts: list[Json] = []
+        self.texts: list[dict[str, object]] = []
         self._numbers: dict[tuple[str, int], int] = {}
         self.answers: dict[str, Answers] = {}
         for arm in sorted(compared, key=lambda arm: arm.shots is not None):  # a prompt without demonstrations is shown

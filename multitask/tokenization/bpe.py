@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from multitask.errors import InputError, suggest
-from multitask.events import Json
 from multitask.files import write_text
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -116,8 +115,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
         places = (text.rfind(json.dumps(token, ensure_ascii=is_ascii)) for is_ascii in (False, True))
         return f"{path}:{text.count(chr(10), 0, max(0, *places)) + 1}"
 
-    def unique(pairs: list[tuple[str, Any]]) -> Json:
-        found: Json = {}
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
+        found: dict[str, object] = {}
         for token, number in pairs:
             if token in found:
                 raise InputError(f"{at(token)}: token '{token}' stands in the file twice")

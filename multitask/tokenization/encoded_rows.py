@@ -126,10 +126,10 @@ def prepare(
     path = cache_folder(config) / f"{task.name}-{split}-{key}.arrow"
     if not path.exists():
         encoder = RowEncoder(task, tokenizer, block_size, max_answer_tokens)
-        report = {
+        report: dict[str, object] = {
             "files": [name for item in provenance for name in item["files"]],
             "sha256": [digest for item in provenance for digest in item["sha256"]],
-            "revision": next((item["revision"] for item in provenance if item.get("revision")), None),
+            "revision": next((item["revision"] for item in provenance if item["revision"]), None),
             "split": split,
         }
         _write(path, task, split, config, encoder, tokenizer, report, limit)
@@ -145,7 +145,7 @@ def prepare(
 def _key(
     task: Task,
     sources: Sequence[SourceConfig],
-    provenance: Sequence[Json],
+    provenance: Sequence[data_sources.Provenance],
     split: str,
     tokenizer: PreTrainedTokenizerFast,
     block_size: int,
@@ -171,7 +171,7 @@ def _write(
     config: DataConfig,
     encoder: RowEncoder,
     tokenizer: PreTrainedTokenizerFast,
-    report: Json,
+    report: dict[str, object],
     limit: int | None,
 ) -> None:
     """Encode in batches and write; the file appears under its name only when it is whole."""
@@ -209,7 +209,7 @@ def _write(
         aside.unlink(missing_ok=True)
 
 
-def _record(row: Row, example: Encoded) -> Json:
+def _record(row: Row, example: Encoded) -> dict[str, object]:
     """One line of the Arrow file."""
     return {
         "id": row.id,

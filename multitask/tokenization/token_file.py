@@ -126,7 +126,7 @@ class _Encoder:
         self.unknown_id: int | None = vocabulary.get(unknown) if unknown else None
         self.has_unknown = self.unknown_id is not None or tokenizer.unk_token is not None
 
-    def key(self, provenance: Json) -> str:
+    def key(self, provenance: dict[str, object]) -> str:
         """A hash of everything the ids depend on: text, tokenizer, settings and the code that encodes."""
         settings = self.config.model_dump(mode="json", include={"format", "fields", "encoding", "documents"})
         parts = [
@@ -271,7 +271,7 @@ class _Progress:
             aside.write_text(json.dumps(kept), "utf-8")
 
 
-def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: Json, report: Report) -> None:
+def _write(path: Path, encoder: _Encoder, split: TextSplit, provenance: dict[str, object], report: Report) -> None:
     """Encodes what is missing; the file appears under its name only when it is whole."""
     aside = path.with_suffix(".part")
     aside.touch()

@@ -20,7 +20,7 @@ from multitask.config.data import TextConfig
 from multitask.config.model import TokenizerConfig
 from multitask.data import corpus
 from multitask.errors import InputError
-from multitask.events import Json, Report, ignore
+from multitask.events import Report, ignore
 from multitask.files import temporary
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
@@ -71,10 +71,10 @@ class TokenizerReport(TypedDict):
 
     schema: int
     kind: str
-    settings: Json
+    settings: dict[str, object]
     source: str | None
     prefix_space: bool | None
-    text: Json | None
+    text: dict[str, object] | None
     vocab_size: int
     num_special: int
     size: int

@@ -22,8 +22,8 @@ from multitask.data.rows import Counts, read
 from multitask.errors import InputError
 from multitask.evaluation import results_file, tuned
 from multitask.evaluation.evaluator import EncodedPrompt
-from multitask.evaluation.schema import Data
-from multitask.events import Json, Report, ValidationScores, ignore
+from multitask.evaluation.schema import Data, Results
+from multitask.events import Report, ValidationScores, ignore
 from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
@@ -44,8 +44,8 @@ def train(
     resume: bool = False,
     report: Report = ignore,
     arm: str | None = None,
-) -> Json:
-    """Trains one model on `tasks` and writes a run folder; returns what `results.json` holds.
+) -> Results | None:
+    """Trains one model on `tasks` and writes a run folder; returns the results, None in other processes.
 
     arm: what a report calls the run; None: `multitask`, or `single-<task>`, with `-lora`.
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
@@ -77,7 +77,7 @@ def train(
         run.commit(loop)
         loop.run()
         if not run.accelerator.is_main_process:
-            return {}
+            return None
         with interruptible(out):
             loop.load_best()
             finished = merged(model) if config.adapter.merge else model
@@ -97,7 +97,7 @@ def train(
             results = results_file.results_of(*parts, cost=cost)
             results_file.write_results(out / "results.json", results)
         report({"event": "done", "out": str(out), "results": results.to_json()})
-        return results.to_json()
+        return results
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
-from multitask.events import Json, Report, ignore
+from multitask.events import Report, ignore
 from multitask.files import write_json
 from multitask.task import Task
 from multitask.training import run_dir
@@ -21,7 +21,9 @@ _LEAST_RATES = 5
 _RATES = {"learning_rate.json", "learning_rate.png"}
 
 
-def find_learning_rate(config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = ignore) -> Json:
+def find_learning_rate(
+    config: PretrainConfig, tasks: Mapping[str, Task], out: Path, report: Report = ignore
+) -> dict[str, object]:
     """A rising learning rate, step by step, and the loss with each (Smith, 2015): `out/learning_rate.json` and `.png`.
 
     The rate rises from 1e-6 to 1 in `train.max_steps` steps, 100 when that is None, and stops when the loss is four
@@ -63,7 +65,7 @@ def find_learning_rate(config: PretrainConfig, tasks: Mapping[str, Task], out: P
 def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The rate at which the loss falls fastest, by the rate's logarithm, before the least loss.
 
-    Behind it the weights have run away; that they may fall back says nothing.
+    Behind the least loss training has diverged; a later fall of the loss says nothing.
     """
     slopes = np.gradient(_smooth(losses), np.log(rates))
     return rates[int(np.argmin(slopes[: int(np.argmin(losses)) + 1]))]

@@ -23,8 +23,8 @@ from multitask.config.run import PretrainConfig
 from multitask.errors import InputError
 from multitask.evaluation import free_generation, metrics, results_file, tuned
 from multitask.evaluation.baselines import score_of
-from multitask.evaluation.schema import Data, Score, TaskScores
-from multitask.events import Json, Report, ValidationScores, ignore
+from multitask.evaluation.schema import Data, Results, Score, TaskScores
+from multitask.events import Report, ValidationScores, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.attention import name_for
@@ -81,8 +81,8 @@ def pretrain(
     resume: bool = False,
     report: Report = ignore,
     arm: str | None = None,
-) -> Json:
-    """Trains a model on a plain text corpus and writes a run folder; returns what `results.json` holds.
+) -> Results | None:
+    """Trains a model on a plain text corpus and writes a run folder; returns the results, None in other processes.
 
     tasks: those whose tokens a tokenizer trained here gets. arm: what a report calls the run.
     Raises InputError for settings, texts or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
@@ -96,7 +96,7 @@ def pretrain(
         run.commit(loop)
         loop.run()
         if not run.accelerator.is_main_process:
-            return {}
+            return None
         with interruptible(out):
             loop.load_best()
             save_plain(model, tokenizer, out / "model", config.sample_prompt)
@@ -109,7 +109,7 @@ def pretrain(
             results = results_file.results_of(*parts, cost=cost)
             results_file.write_results(out / "results.json", results)
         report({"event": "done", "out": str(out), "results": results.to_json()})
-        return results.to_json()
+        return results
 
 
 def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report) -> Prepared:

@@ -6,11 +6,10 @@ from typing import Any
 
 from multitask.errors import InputError, suggest
 from multitask.evaluation.metrics.base import checked_references
-from multitask.events import Json
 from multitask.inference.likelihood import Sums, ratio
 
 
-def confusion(pairs: Iterable[tuple[str, Sequence[str]]], classes: Sequence[str] | None = None) -> Json:
+def confusion(pairs: Iterable[tuple[str, Sequence[str]]], classes: Sequence[str] | None = None) -> dict[str, object]:
     """`{"classes": [...], "counts": [[...], ...]}` of (prediction, references) each.
 
     Rows are gold classes and columns predicted ones, both in the order of `classes` (default: gold classes, sorted);
