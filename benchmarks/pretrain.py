@@ -59,9 +59,9 @@ def _prepare_shape(here: Path, root: Path, name: str, num_warm: int, num_timed: 
     from multitask.batching.text_blocks import TextStream
     from multitask.config.loading import load, merged, read_yaml
     from multitask.config.run import PretrainConfig
+    from multitask.device import choose_device, choose_precision
     from multitask.files import shipped
     from multitask.models.build import build_model
-    from multitask.models.device import choose_device, choose_precision
     from multitask.pattern import markers
     from multitask.registry import load_tasks
     from multitask.tokenization import train as tokenization_train

@@ -58,8 +58,8 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
     """
     from multitask.config.data import DataConfig
     from multitask.config.model import ModelConfig
+    from multitask.device import choose_device, choose_precision
     from multitask.models.build import build
-    from multitask.models.device import choose_device, choose_precision
     from multitask.pattern import render, text_of
     from multitask.registry import choose, load_tasks
     from multitask.tokenization.encoded_rows import prepare as encode

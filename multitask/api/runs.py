@@ -149,8 +149,8 @@ def evaluate(
     if settings is None and homes:
         settings = homes[0]
     config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate as run
-    from multitask.models.device import choose_device
     from multitask.models.io import load_trained
 
     loaded, tokenizer = load_trained(path)
@@ -184,8 +184,8 @@ def evaluate_text(
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
+    from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate_text as run
-    from multitask.models.device import choose_device
     from multitask.models.io import load_causal
 
     config = load(RunConfig, {"device": device})
@@ -223,8 +223,8 @@ def fewshot(
     if settings is None:
         settings = shipped("configs") / "fewshot.yaml"
     config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    from multitask.device import choose_device
     from multitask.evaluation.fewshot import fewshot as run
-    from multitask.models.device import choose_device
     from multitask.models.io import load_causal
     from multitask.training.demo_model import demo_model
 

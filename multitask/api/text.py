@@ -42,8 +42,8 @@ def generator(
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
+    from multitask.device import choose_device
     from multitask.inference.generator import Generator
-    from multitask.models.device import choose_device
     from multitask.models.io import load_causal
 
     loaded, tokenizer = load_causal(str(model))

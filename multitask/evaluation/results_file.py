@@ -15,8 +15,8 @@ import torch
 
 from multitask import files
 from multitask.config.run import PretrainConfig, RunConfig
+from multitask.device import peak_memory_bytes
 from multitask.evaluation.schema import SCHEMA, Cost, Data, Hardware, Model, PlainText, Results, TaskScores
-from multitask.models.device import peak_memory_bytes
 
 _PACKAGES = ("multitask", "torch", "transformers", "tokenizers", "peft", "datasets", "accelerate", "rouge_score")
 

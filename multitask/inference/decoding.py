@@ -26,6 +26,7 @@ from transformers import (
 
 from multitask.batching.collate import Ids
 from multitask.config.evaluation import SamplingConfig
+from multitask.device import to_double
 from multitask.errors import InputError
 from multitask.inference.kv_cache import (
     DecodingBatch,
@@ -35,7 +36,6 @@ from multitask.inference.kv_cache import (
     prefix_groups,
     supports_shared_prefix,
 )
-from multitask.models.device import to_double
 from multitask.models.lora import plain_model
 
 IsDone = Callable[[list[int]], bool]

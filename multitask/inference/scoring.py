@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from multitask.batching.collate import Ids, collate
+from multitask.device import to_double
 from multitask.inference.kv_cache import (
     PrefixCache,
     SharedPrefixBatch,
@@ -22,7 +23,6 @@ from multitask.inference.kv_cache import (
     supports_shared_prefix,
 )
 from multitask.models.attention import name_for, using
-from multitask.models.device import to_double
 from multitask.models.lora import plain_model, text_config
 from multitask.models.loss import TokenNLL
 

@@ -16,11 +16,11 @@ from typing import TypedDict
 from multitask.config.loading import load, merged, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.sources import has_split, provenance, resolve
+from multitask.device import choose_device, reset_peak
 from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, results_file
 from multitask.events import Report, ignore
 from multitask.files import shipped
-from multitask.models.device import choose_device, reset_peak
 from multitask.models.io import load_causal, model_folder
 from multitask.registry import fingerprint
 from multitask.reports.report import report as write_report

@@ -9,12 +9,12 @@ from multitask.batching.mixture import sampling_rates
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.rows import Counts, read
+from multitask.device import choose_device
 from multitask.evaluation import tuned
 from multitask.evaluation.metrics import FROM_NLL
 from multitask.files import shipped
 from multitask.models.attention import name_for
 from multitask.models.build import build
-from multitask.models.device import choose_device
 from multitask.models.lora import add_lora, plain_model
 from multitask.reports.benchmark import chosen, plan
 from multitask.task import Task

@@ -21,11 +21,11 @@ from torch import Tensor
 from multitask.batching.collate import Batch, Ids, collate
 from multitask.batching.packing import SampledExample, Stream, micro_steps
 from multitask.config.train import LoopConfig
+from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
 from multitask.inference.scoring import example_nll
-from multitask.models.device import peak_memory_bytes
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
 from multitask.plots import draw_loss

@@ -14,10 +14,10 @@ from multitask.batching.collate import collate
 from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream, micro_steps
 from multitask.config.run import RunConfig
+from multitask.device import choose_device, choose_precision, peak_memory_bytes
 from multitask.evaluation.tuned import block_size_of
 from multitask.models.attention import name_for
 from multitask.models.build import build
-from multitask.models.device import choose_device, choose_precision, peak_memory_bytes
 from multitask.models.lora import add_lora, plain_model
 from multitask.models.loss import TokenNLL
 from multitask.task import Task

@@ -20,8 +20,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
 from multitask.config.run import PretrainConfig, RunConfig
+from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
-from multitask.models.device import choose_device, choose_precision
 from multitask.models.io import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop

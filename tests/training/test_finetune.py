@@ -273,9 +273,9 @@ def test_runs_of_other_precision_follow_each_other_in_one_process(tmp_path: Path
 
 def test_the_precision_that_was_measured_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Measured again on a busier machine, a resumed run would go on in another one."""
-    monkeypatch.setattr("multitask.models.device._bf16_gain", lambda width: 9.0)
+    monkeypatch.setattr("multitask.device._bf16_gain", lambda width: 9.0)
     train(settings("qa", train={"precision": "auto", "max_steps": 2}), out=tmp_path / "run")
-    monkeypatch.setattr("multitask.models.device._bf16_gain", lambda width: 0.1)
+    monkeypatch.setattr("multitask.device._bf16_gain", lambda width: 0.1)
     given = settings("qa", train={"precision": "auto", "max_steps": 2})
     results = train(given, resume=tmp_path / "run")
     assert results["config"]["train"]["precision"] == "bf16"

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
+from multitask import device
 from multitask.errors import InputError
-from multitask.models import device
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_gain_is_a_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_modules_of_unix() -> None:
     code = "import os, sys; sys.modules['resource'] = None; del os.getloadavg\n"
-    code += "from multitask.cli.main import main\nimport multitask.models.device\nmain(['--help'])"
+    code += "from multitask.cli.main import main\nimport multitask.device\nmain(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, "Commands:" in done.stdout) == (0, True), done.stderr
 
