@@ -35,6 +35,13 @@ class Batch:
     segment_lengths: npt.NDArray[np.int64] | None
     num_tokens: int
 
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, T) int64: 1 at tokens, 0 at the padding behind a row's end; of rows that are one example each."""
+        mask = (self.position_ids > 0).long()
+        mask[:, 0] = 1
+        return mask
+
     def to(self, device: torch.device) -> "Batch":
         """On another device."""
         if device.type == "cpu":

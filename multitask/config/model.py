@@ -92,8 +92,8 @@ class AdapterConfig(Settings):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the low-rank update."""
-    target_modules: list[str] = ["c_attn", "c_proj", "c_fc"]
-    """Names of the linear layers that get an update."""
+    target_modules: list[str] = []
+    """Names of the linear layers that get an update; empty: all but the output layer."""
     merge: bool = False
     """Write a plain model with the updates added in, in place of an adapter and its base."""
 

@@ -24,7 +24,7 @@ class LoopConfig(Settings):
     block_size: int | None = Field(None, ge=16)
     """Window of one example, in tokens; None: the model's `n_positions`, at most `batch_tokens`."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate; None: 3e-3 * sqrt(128 / n_embd) for a new model, 2e-4 * 768 / n_embd for a trained one
+    """Peak learning rate; None: 3e-3 * sqrt(128 / n_embd) for a new model, 2e-4 * 768 / width for a trained one
     (2e-4 for one of the hub), 1e-3 for LoRA."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after warm-up, towards `final_learning_rate`."""

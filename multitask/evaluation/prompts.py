@@ -90,7 +90,7 @@ class StreamFormat:
 
     def _prompt(self, row: Row, encoded: Encoded) -> EncodedPrompt:
         ids, target = encoded.input_ids[: encoded.num_prompt], encoded.input_ids[encoded.num_prompt :]
-        text = self.tokenizer.decode(ids).strip()
+        text = self.tokenizer.decode(ids[len(self.encoder.first_ids) :]).strip()
         choices = [self._answer_ids(word) for word in row.choices] if self.task.is_closed else []
         if choices:  # words of more tokens than `max_new_tokens` take theirs from the prompt's beginning
             ids = ids[-(self.block_size - max(map(len, choices))) :]

@@ -97,7 +97,8 @@ def generate(
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     was_training = model.training
     model.eval()
-    is_shared = supports_shared_prefix(model)
+    longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    is_shared = supports_shared_prefix(model, longest)
     num_shared = common_prefix(prompts) if is_shared else 0
     max_length = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True)) - num_shared
     size = min(len(prompts), max_rows or max(1, batch_tokens // max_length))

@@ -16,21 +16,28 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from multitask.batching.collate import Ids
-from multitask.models.attention import group_by_length, using
-from multitask.models.lora import plain_model, text_config
+from multitask.models.attention import Rule, group_by_length, masked, repeated, using
+from multitask.models.lora import embed, plain_model, text_config
+from multitask.models.loss import head_of
+from multitask.models.support import is_close, own_nll, sliding_window
 
 _NAME = "multitask_kv_cache"
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """Does not store the scores: 2 to 4 times as fast from 48 tokens on. The public function returns no log-sum-exp."""
 _MAX_SCORES = 1 << 23  # float32 attention scores in memory at a time: 32 MiB
-_SUPPORTING: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+_SUPPORTING: "weakref.WeakKeyDictionary[nn.Module, dict[bool, bool]]" = weakref.WeakKeyDictionary()
 _MIN_SHARED = 8  # ids; a shorter common prefix is cheaper to recompute
+
+
+def _masked_where(hidden: Tensor) -> Tensor:
+    """What is added to scores, from where a query must not attend; finite, as a query may see nothing of a part."""
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -1e9)
 
 
 class KVCache(Protocol):
     """The keys and values that a flat row of tokens attends to."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rule: Rule) -> Tensor:
         """query, key, value (H, T, D) of one layer -> (T, H, D)."""
 
 
@@ -42,12 +49,12 @@ def _attend_with_cache(
     attention_mask: Tensor | None,
     scaling: float,
     cache: KVCache,
-    **_: Any,
+    **named: Any,
 ) -> tuple[Tensor, None]:
     """The attention that transformers calls: (1, H, T, D) -> (1, T, H, D)."""
-    if (times := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
-        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    return cache.attend(module.layer_idx, query[0], key[0], value[0], scaling).unsqueeze(0), None
+    key, value = (repeated(part, query.shape[1], 1) for part in (key, value))
+    rule = Rule.of(**named)
+    return cache.attend(module.layer_idx, query[0], key[0], value[0], scaling, rule).unsqueeze(0), None
 
 
 AttentionInterface.register(_NAME, _attend_with_cache)
@@ -58,7 +65,9 @@ def forward(model: Any, ids: Tensor, positions: Tensor, cache: KVCache) -> Tenso
     base = plain_model(model)
     with using(base, _NAME):
         # Embedded here: with ids, transformers would take a pad token at the end for padding, and warn.
-        embedded = base.get_input_embeddings()(ids[None])
+        embedded = embed(base, ids[None])
+        if embedded is None:
+            embedded = base.get_input_embeddings()(ids[None])
         output = base.base_model(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, cache=cache)
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
@@ -66,20 +75,26 @@ def forward(model: Any, ids: Tensor, positions: Tensor, cache: KVCache) -> Tenso
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits (M, V) in float32 of final hidden states (M, C)."""
-    found: Tensor = plain_model(model).get_output_embeddings()(hidden)
-    return found.float()
+    head = head_of(plain_model(model))
+    assert head is not None, "models whose head is not known are not run through a KVCache"
+    return head.logits(hidden)
 
 
-def _partial(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _partial(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, rule: Rule
+) -> tuple[Tensor, Tensor]:
     """Attention over a part of the keys, (..., T, D), and the log-sum-exp of its scores, (..., T, 1).
 
-    mask: added to the scores, -inf where a query must not attend.
+    mask: added to the scores, -1e9 where a query must not attend; one that attends to nothing gets a log-sum-exp
+    so low that `_merged` leaves its part out.
     """
-    if _FUSED is not None and query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-2] > 1:
+    is_fused = rule.softcap is None and query.shape[-2] > 1
+    if _FUSED is not None and is_fused and query.device.type == "cpu" and query.dtype == torch.float32:
         four = (part.view(-1, *part.shape[-3:]) for part in (query, key, value))
-        out, total = _FUSED(*four, attn_mask=mask, scale=scaling)
+        four_mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
+        out, total = _FUSED(*four, attn_mask=four_mask, scale=scaling)
         return out.view(query.shape), total.view(*query.shape[:-1], 1)
-    scores = (query * scaling) @ key.transpose(-1, -2)
+    scores = rule.capped((query * scaling) @ key.transpose(-1, -2))
     if mask is not None:
         scores += mask
     maximum = scores.amax(-1, keepdim=True)
@@ -110,9 +125,11 @@ class PrefixCache:
                 self,
             )
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rule: Rule) -> Tensor:
         """Causal attention; keys and values are kept."""
         self.keys[layer], self.values[layer] = key.contiguous(), value.contiguous()
+        if not rule.is_plain(self.length):
+            return masked(query[None], key[None], value[None], scaling, 0.0, rule)[0].transpose(0, 1)
         attended = nn.functional.scaled_dot_product_attention(
             query[None], key[None], value[None], is_causal=True, scale=scaling
         )
@@ -126,11 +143,27 @@ class PrefixCache:
         part.values = {layer: value[:, :length] for layer, value in self.values.items()}
         return part
 
-    def attend_to_prefix(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        """Partial attention of queries (H, T, D) over the prefix and its log-sum-exp, a chunk of queries at a time."""
+    def attend_to_prefix(
+        self, layer: int, query: Tensor, scaling: float, rule: Rule, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Partial attention of queries (H, T, D) over the prefix and its log-sum-exp, a chunk of queries at a time.
+
+        positions (T,): of the queries, for a sliding window.
+        """
         size = max(1, _MAX_SCORES // (query.shape[0] * self.length))
+        mask = None
+        if rule.window is not None and int(positions.max()) >= rule.window:
+            distance = positions[:, None] - torch.arange(self.length, device=positions.device)
+            mask = _masked_where(distance >= rule.window)
         parts = [
-            _partial(query[:, start : start + size], self.keys[layer], self.values[layer], scaling, None)
+            _partial(
+                query[:, start : start + size],
+                self.keys[layer],
+                self.values[layer],
+                scaling,
+                None if mask is None else mask[start : start + size],
+                rule,
+            )
             for start in range(0, query.shape[1], size)
         ]
         return torch.cat([out for out, _ in parts], 1), torch.cat([total for _, total in parts], 1)
@@ -155,33 +188,42 @@ class SharedPrefixBatch:
         self.positions = torch.from_numpy(np.concatenate(positions)).to(device)
         segments = group_by_length(lengths).to(device)
         self.gather, self.scatter = segments.gather, segments.scatter
-        owner = torch.from_numpy(np.concatenate(owners)).to(device)
-        self.masks = [self._mask(owner[index]) for index in self.gather]
+        self.owner = torch.from_numpy(np.concatenate(owners)).to(device)
+        self.longest = int(self.positions.max()) + 1
+        self._masks: dict[int | None, list[Tensor]] = {}  # by sliding window
 
-    @staticmethod
-    def _mask(owner: Tensor) -> Tensor:
-        """-inf at later tokens and at other continuations; (n, 1, L, L), from the owners of tokens (n, L)."""
-        length = owner.shape[1]
+    def _masks_of(self, rule: Rule) -> list[Tensor]:
+        window = rule.window if rule.window is not None and rule.window < self.longest else None
+        if window not in self._masks:
+            self._masks[window] = [self._mask(index, window) for index in self.gather]
+        return self._masks[window]
+
+    def _mask(self, index: Tensor, window: int | None) -> Tensor:
+        """-1e9 at later tokens, other continuations, and tokens outside of a window: (n, 1, L, L) of (n, L)."""
+        owner, length = self.owner[index], index.shape[1]
         later = torch.ones(length, length, dtype=torch.bool, device=owner.device).triu_(1)
-        other = (owner[:, None, :] != 0) & (owner[:, None, :] != owner[:, :, None])
-        return torch.zeros(other.shape, device=owner.device).masked_fill_(other | later, -torch.inf)[:, None]
+        hidden = later | ((owner[:, None, :] != 0) & (owner[:, None, :] != owner[:, :, None]))
+        if window is not None:
+            hidden = hidden | Rule(window).is_outside(self.positions[index])
+        return _masked_where(hidden)[:, None]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rule: Rule) -> Tensor:
         """Attention within each row, in groups of similar length, merged with that over the prefix."""
         parts = [part.contiguous() for part in (query, key, value)]
         outs, totals = [], []
-        for index, mask in zip(self.gather, self.masks, strict=True):
+        for index, mask in zip(self.gather, self._masks_of(rule), strict=True):
             q, k, v = (
                 part.index_select(1, index.view(-1)).view(-1, *index.shape, part.shape[2]).transpose(0, 1)
                 for part in parts
             )
-            out, total = _partial(q, k, v, scaling, mask)  # (n, H, L, D), (n, H, L, 1)
+            out, total = _partial(q, k, v, scaling, mask, rule)  # (n, H, L, D), (n, H, L, 1)
             outs.append(out.transpose(0, 1).flatten(1, 2))
             totals.append(total.transpose(0, 1).flatten(1, 2))
         own = torch.cat(outs, 1).index_select(1, self.scatter)
         if self.prefix.length:
             total = torch.cat(totals, 1).index_select(1, self.scatter)
-            own = _merged((own, total), self.prefix.attend_to_prefix(layer, parts[0], scaling))
+            of_prefix = self.prefix.attend_to_prefix(layer, parts[0], scaling, rule, self.positions)
+            own = _merged((own, total), of_prefix)
         return own.transpose(0, 1)
 
 
@@ -216,7 +258,7 @@ class DecodingBatch:
         self.lengths = [length + 1 for length in self.lengths]
         column = torch.arange(max(self.lengths, default=0), device=device)
         unused = (column[None] > self._at[:, None])[:, None, None]
-        self._mask = torch.zeros(unused.shape, device=device).masked_fill_(unused, -torch.inf)
+        self._mask = _masked_where(unused)
         flat, positions = torch.tensor(ids, dtype=torch.long, device=device), self._at + self.prefix.length
         last = list(range(len(ids)))
         self._new, self._index = None, []
@@ -245,34 +287,39 @@ class DecodingBatch:
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rule: Rule) -> Tensor:
         """The new token of each old row over that row, and new rows over themselves; keys and values are kept."""
         if layer not in self.keys:
             shape = (self.max_rows, key.shape[0], self.max_length, key.shape[2])
             # Zeros: masked entries have weight 0, and 0 times uninitialised memory may be NaN.
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         num = len(self._at)
-        outs = [self._attend_old(layer, query[:, :num], key[:, :num], value[:, :num], scaling)] if num else []
+        outs = [self._attend_old(layer, query[:, :num], key[:, :num], value[:, :num], scaling, rule)] if num else []
         if self._new is not None:
             key, value = key[:, num:], value[:, num:]
             for row, index in enumerate(self._index, num):
                 self.keys[layer][row, :, : len(index)] = key[:, index]
                 self.values[layer][row, :, : len(index)] = value[:, index]
-            outs.append(self._new.attend(layer, query[:, num:], key, value, scaling))
+            outs.append(self._new.attend(layer, query[:, num:], key, value, scaling, rule))
         return torch.cat(outs)
 
-    def _attend_old(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def _attend_old(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rule: Rule) -> Tensor:
         """query, key, value (H, n, D) of the new token of each old row -> (n, H, D)."""
         keys, values, num, used = self.keys[layer], self.values[layer], len(self._at), self._mask.shape[-1]
         rows = torch.arange(num, device=query.device)
         keys[rows, :, self._at] = key.transpose(0, 1)
         values[rows, :, self._at] = value.transpose(0, 1)
+        mask, positions = self._mask, self._at + self.prefix.length
+        if rule.window is not None and used > rule.window:
+            column = torch.arange(used, device=query.device)
+            mask = mask + _masked_where(self._at[:, None] - column >= rule.window)[:, None, None]
         found = _partial(
-            query.transpose(0, 1)[:, :, None], keys[:num, :, :used], values[:num, :, :used], scaling, self._mask
+            query.transpose(0, 1)[:, :, None], keys[:num, :, :used], values[:num, :, :used], scaling, mask, rule
         )
         out, total = (part[:, :, 0].transpose(0, 1) for part in found)  # (H, n, D), (H, n, 1)
         if self.prefix.length:
-            out = _merged((out, total), self.prefix.attend_to_prefix(layer, query.contiguous(), scaling))
+            of_prefix = self.prefix.attend_to_prefix(layer, query.contiguous(), scaling, rule, positions)
+            out = _merged((out, total), of_prefix)
         return out.transpose(0, 1)
 
 
@@ -313,30 +360,41 @@ def prefix_groups(prompts: Sequence[Ids], max_rows: int) -> list[tuple[list[int]
     return groups
 
 
-def supports_shared_prefix(model: Any) -> bool:
-    """Whether a model gives the same logits through a `KVCache` as by itself; tested once for each loaded model.
+def supports_shared_prefix(model: Any, longest: int) -> bool:
+    """Whether a model gives the same likelihoods through a `KVCache` as by itself; tested once for each loaded model.
 
-    The answer depends on the architecture: training, LoRA and the attention implementation in use do not change it.
+    longest: the most tokens of a row; a sliding window that is shorter is part of the test. The answer depends on the
+    architecture: training, LoRA and the attention implementation in use do not change it.
     """
     base = plain_model(model)
-    if base not in _SUPPORTING:
-        _SUPPORTING[base] = _try_shared_prefix(model)
-    return _SUPPORTING[base]
+    window = sliding_window(base)
+    key = window is not None and longest > window
+    found = _SUPPORTING.setdefault(base, {})
+    if key not in found:
+        found[key] = _try_shared_prefix(model, 12 if window is None or not key else window + 9)
+    return found[key]
 
 
 @torch.no_grad()
-def _try_shared_prefix(model: Any) -> bool:
-    """Compares two forward passes over a few ids.
+def _try_shared_prefix(model: Any, length: int) -> bool:
+    """Compares two forward passes over so many ids.
 
-    Most architectures of transformers call a registered attention; those with sliding windows, position biases or soft
-    caps of their own do not support it, nor do those without attention.
+    Most architectures of transformers call a registered attention; those with position biases of their own do not
+    support it, nor do those without attention.
     """
-    base = plain_model(model)
-    if not base._supports_attention_backend or getattr(text_config(base), "sliding_window", None):
+    base, was_training = plain_model(model), model.training
+    model.eval()
+    try:
+        if not base._supports_attention_backend or head_of(base) is None:
+            return False
+        device = next(model.parameters()).device
+        ids = [(7 * n + 3) % text_config(base).vocab_size for n in range(length)]
+        own = own_nll(base, ids)[5:]
+        rows = SharedPrefixBatch(PrefixCache(model, ids[:5]), [(ids[5:], ())], device)
+        scores = logits(model, forward(model, rows.ids, rows.positions, rows))[:-1]
+        ours = nn.functional.cross_entropy(scores, torch.tensor(ids[6:], device=device), reduction="none").cpu()
+        return is_close(base, ours, own, float((own_nll(base, ids[5:]) - own).abs().max()))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError):
         return False
-    device = next(model.parameters()).device
-    ids = [(7 * n + 3) % text_config(base).vocab_size for n in range(12)]
-    own = base(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
-    rows = SharedPrefixBatch(PrefixCache(model, ids[:5]), [(ids[5:], ())], device)
-    ours = logits(model, forward(model, rows.ids, rows.positions, rows))
-    return bool((own[5:] - ours).abs().max() <= 1e-3 * own.abs().max().clamp_min(1.0))
+    finally:
+        model.train(was_training)

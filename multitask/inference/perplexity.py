@@ -8,21 +8,20 @@ with it, gpt2 has a published perplexity of 29.94 on the raw test set of WikiTex
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import GPT2LMHeadModel
 
 from multitask.batching.collate import Ids
 from multitask.data import corpus
 from multitask.errors import InputError
 from multitask.inference.likelihood import FINISH_NLL
-from multitask.inference.scoring import choice_nll, example_nll
-from multitask.models.lora import max_positions, plain_model
+from multitask.inference.scoring import example_nll
+from multitask.models.lora import max_positions
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.tokenizer import check_characters, plain_reader
 
@@ -92,7 +91,8 @@ def perplexity_of_text(
     ids = _ids(parts, tokenizer, counts, where)
     for batch in _batches(_windows(ids, window, stride), max(1, batch_tokens // window)):
         examples = [(tokens, len(tokens) - num_scored) for tokens, num_scored in batch]
-        nll += _nats(model, [example for example in examples if example[1] < len(example[0])], batch_tokens)
+        scored = [example for example in examples if example[1] < len(example[0])]
+        nll += float(example_nll(model, scored, batch_tokens)[0].sum()) if scored else 0.0
         counts.num_windows += len(batch)
         counts.num_scored += sum(num_scored for _, num_scored in batch)
     if not counts.num_words:
@@ -115,13 +115,6 @@ def perplexity_of_text(
         stride=stride,
         **asdict(counts),
     )
-
-
-def _nats(model: Any, examples: Sequence[tuple[Ids, int]], batch_tokens: int) -> float:
-    """Summed nats of the ids after the prompts, for (ids, length of the prompt) each."""
-    if isinstance(plain_model(model), GPT2LMHeadModel):
-        return float(example_nll(model, examples, batch_tokens)[0].sum())
-    return sum(map(sum, choice_nll(model, [(ids[:num], [ids[num:]]) for ids, num in examples], batch_tokens)))
 
 
 def _windows(stream: Iterable[Ids], window: int, stride: int) -> Iterator[tuple[Ids, int]]:

@@ -22,12 +22,13 @@ from multitask.inference.kv_cache import (
     logits,
     supports_shared_prefix,
 )
-from multitask.models.attention import name_for, using
-from multitask.models.lora import plain_model, text_config
+from multitask.models.lora import text_config
 from multitask.models.loss import TokenNLL
+from multitask.models.support import attending, layout_of
 
 Floats = npt.NDArray[np.float64]
 _MAX_LOGITS = 1 << 23  # float32 logits in memory at a time: 32 MiB
+_MIN_ROWS = 64  # of them, whatever the vocabulary
 
 
 def _by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -60,9 +61,10 @@ def example_nll(
     scorer.eval()
     device = next(model.parameters()).device
     nats, tokens = np.zeros(len(examples)), np.zeros(len(examples))
+    layout = layout_of(model, max((len(ids) for ids, _ in examples), default=0))
     for numbers in _by_length([len(ids) for ids, _ in examples], batch_tokens):
-        batch = collate([examples[n] for n in numbers]).to(device)
-        with autocast(), using(plain_model(model), name_for(device)):
+        batch = collate([examples[n] for n in numbers], layout).to(device)
+        with autocast(), attending(model, layout):
             _, nll = scorer(batch)
         owners = batch.owners.cpu().numpy()
         nats[numbers] = np.bincount(owners, to_double(nll).cpu().numpy(), minlength=len(numbers))
@@ -76,7 +78,7 @@ def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_toke
     """NLL in nats of each choice after its prompt, for each (prompt ids, choices' ids).
 
     The common prefix of all prompts goes through the model once, and each prompt once for all its choices. A model that
-    does not support this runs transformers' own forward, on a padded row for each choice. Raises ValueError for an
+    does not support this runs on a row for each choice. Raises ValueError for an
     empty prompt or choice.
     """
     if any(not len(prompt) or not all(map(len, choices)) for prompt, choices in rows):
@@ -84,7 +86,8 @@ def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_toke
     was_training = model.training
     model.eval()
     nats = [[0.0] * len(choices) for _, choices in rows]
-    if supports_shared_prefix(model):
+    longest = max((len(prompt) + max(map(len, choices), default=0) for prompt, choices in rows), default=0)
+    if supports_shared_prefix(model, longest):
         shared = common_prefix([prompt for prompt, _ in rows])
         prefix = PrefixCache(model, rows[0][0][:shared] if rows else [])
         tails = [(prompt[shared:], choices) for prompt, choices in rows]
@@ -92,16 +95,10 @@ def choice_nll(model: Any, rows: Sequence[tuple[Ids, Sequence[Ids]]], batch_toke
             for (number, choice), nll in _shared_prefix_nll(model, prefix, [tails[n] for n in numbers]):
                 nats[numbers[number]][choice] = nll
     else:
-        flat = [
-            (n, c, [*prompt, *ids], len(prompt)) for n, (prompt, each) in enumerate(rows) for c, ids in enumerate(each)
-        ]
-        longest = max((len(ids) for *_, ids, _ in flat), default=1)
-        size = max(1, batch_tokens // longest)
-        order = sorted(flat, key=lambda item: -len(item[2]))
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            for (number, choice, *_), nll in zip(part, _padded(model, [(i, p) for *_, i, p in part]), strict=True):
-                nats[number][choice] = nll
+        flat = [(n, c) for n, (_, choices) in enumerate(rows) for c in range(len(choices))]
+        examples = [(np.concatenate([rows[n][0], rows[n][1][c]]), len(rows[n][0])) for n, c in flat]
+        for (number, choice), nll in zip(flat, example_nll(model, examples, batch_tokens)[0].tolist(), strict=True):
+            nats[number][choice] = nll
     model.train(was_training)
     return nats
 
@@ -131,31 +128,13 @@ def _shared_prefix_nll(
 
 def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); logits in chunks of `_MAX_LOGITS`."""
-    size = max(1, _MAX_LOGITS // text_config(model).vocab_size)
+    size = max(_MIN_ROWS, _MAX_LOGITS // text_config(model).vocab_size)
     parts = []
     for start in range(0, len(gold), size):
         scores = logits(model, hidden[start : start + size])
         picked = scores.gather(-1, gold[start : start + size, None]).squeeze(-1)
         parts.append(to_double(scores.logsumexp(-1) - picked))
     return torch.cat(parts)
-
-
-def _padded(model: Any, examples: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Nats of the ids after each prompt, by transformers' own forward, rows padded at the end."""
-    device = next(model.parameters()).device
-    longest = max(len(ids) for ids, _ in examples)
-    ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, (row, _) in enumerate(examples):
-        ids[number, : len(row)] = torch.tensor(row)
-        mask[number, : len(row)] = 1
-    scores = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    nats = []
-    for number, (row, num_prompt) in enumerate(examples):
-        own = scores[number, num_prompt - 1 : len(row) - 1].float()
-        gold = torch.tensor(row[num_prompt:], device=device)[:, None]
-        nats.append(float(to_double(own.logsumexp(-1, keepdim=True) - own.gather(-1, gold)).sum()))
-    return nats
 
 
 def choose(model: Any, rows: Iterable[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[tuple[int, list[float]]]:

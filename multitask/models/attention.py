@@ -2,7 +2,8 @@
 
 A flat row of examples of 3, 40 and 4 tokens becomes two causal attentions, (2, H, 4, D) and (1, H, 40, D): no mask over
 the row exists, no token of another example is ever multiplied. Registered with transformers by name; the layout
-arrives as the keyword argument `segments` of the model's `forward`.
+arrives as the keyword argument `segments` of the model's `forward`. Sliding windows, grouped-query attention and soft
+caps of the scores are those of the model.
 """
 
 from collections.abc import Iterator
@@ -66,6 +67,42 @@ def group_by_length(lengths: npt.NDArray[np.int64]) -> Segments:
     return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter))
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What a layer's attention adds to causal attention; both are None in most models.
+
+    window: a token attends to itself and the `window - 1` tokens before it (sliding window, local attention).
+    softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2).
+    """
+
+    window: int | None = None
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, sliding_window: int | None = None, softcap: float | None = None, **others: Any) -> "Rule":
+        """From the keyword arguments that transformers gives a layer's attention.
+
+        Raises NotImplementedError for kinds of attention that are not computed here.
+        """
+        for name in ("s_aux", "position_bias", "alibi"):
+            if others.get(name) is not None:
+                raise NotImplementedError(f"attention with {name}")
+        return cls(sliding_window, softcap)
+
+    def is_plain(self, longest: int) -> bool:
+        """Whether rows of at most `longest` tokens see causal attention and nothing else."""
+        return self.softcap is None and (self.window is None or longest <= self.window)
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores of any shape after the soft cap."""
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def is_outside(self, positions: Tensor) -> Tensor:
+        """True where a query (row) is too far behind a key (column) of the same positions (..., L) -> (..., L, L)."""
+        assert self.window is not None
+        return positions[..., :, None] - positions[..., None, :] >= self.window
+
+
 def _future(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Minus infinity where a position (row) must not look (column), else 0, (L, L)."""
     return _square(1 << (length - 1).bit_length(), device, dtype)[:length, :length]
@@ -80,6 +117,16 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: f
     """Causal attention written out, (B, H, L, D)."""
     scores = (query * scaling) @ key.transpose(-1, -2)
     scores = scores + _future(query.shape[-2], query.device, scores.dtype)
+    weights = scores.softmax(-1).to(value.dtype)
+    return (drop(weights, dropout) if dropout else weights) @ value
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, rule: Rule) -> Tensor:
+    """Causal attention with a sliding window or a soft cap, written out, (B, H, L, D)."""
+    scores = rule.capped((query * scaling) @ key.transpose(-1, -2))
+    scores = scores + _future(query.shape[-2], query.device, scores.dtype)
+    if rule.window is not None and rule.window < query.shape[-2]:
+        scores = scores.masked_fill(rule.is_outside(torch.arange(query.shape[-2], device=query.device)), -torch.inf)
     weights = scores.softmax(-1).to(value.dtype)
     return (drop(weights, dropout) if dropout else weights) @ value
 
@@ -193,6 +240,25 @@ def _sdpa_apart(
     return torch.cat(outputs).index_select(0, segments.scatter)
 
 
+def _masked_apart(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments, rule: Rule
+) -> Tensor:
+    """`masked` within each segment; query, key, value (H, T, D) -> (T, H, D)."""
+    heads = [part.transpose(0, 1) for part in (query, key, value)]
+    outputs = []
+    for index in segments.gather:
+        shape = (*index.shape, *heads[0].shape[1:])
+        q, k, v = (h.index_select(0, index.view(-1)).view(shape).transpose(1, 2) for h in heads)
+        outputs.append(masked(q, k, v, scaling, dropout, rule).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, segments.scatter)
+
+
+def repeated(part: Tensor, num_heads: int, dim: int) -> Tensor:
+    """Keys or values of grouped-query attention, each head of `dim` repeated for the query heads that share it."""
+    times = num_heads // part.shape[dim]
+    return part.repeat_interleave(times, dim) if times > 1 else part
+
+
 def _attention(padded: Any, apart: Any) -> Any:
     """What transformers calls: `padded` without segments (causal rows, padded at their end), else `apart`."""
 
@@ -205,12 +271,21 @@ def _attention(padded: Any, apart: Any) -> Any:
         scaling: float,
         dropout: float = 0.0,
         segments: Segments | None = None,
-        **_: Any,
+        **named: Any,
     ) -> tuple[Tensor, None]:
-        """query, key, value (B, H, T, D) -> (B, T, H, D)."""
+        """Query (B, H, T, D), key and value, of fewer heads in grouped-query attention -> (B, T, H, D)."""
+        # Under autocast rotary positions leave query and key in float32, the value in half precision.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        key, value = (repeated(part, query.shape[1], 1) for part in (key, value))
+        rule = Rule.of(**named)
         if segments is None:
-            return padded(query, key, value, scaling, dropout).transpose(1, 2), None
-        return apart(query[0], key[0], value[0], scaling, dropout, segments).unsqueeze(0), None
+            if rule.is_plain(query.shape[2]):
+                return padded(query, key, value, scaling, dropout).transpose(1, 2), None
+            return masked(query, key, value, scaling, dropout, rule).transpose(1, 2), None
+        parts = query[0], key[0], value[0], scaling, dropout, segments
+        if rule.is_plain(max(index.shape[1] for index in segments.gather)):
+            return apart(*parts).unsqueeze(0), None
+        return _masked_apart(*parts, rule).unsqueeze(0), None
 
     return forward
 

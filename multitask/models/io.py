@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
 )
@@ -67,16 +68,77 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
     (folder / "README.md").write_text(text, "utf-8")
 
 
+def load_config(name: str, revision: str | None = None) -> Any:
+    """The settings of a model; raises InputError for one that cannot be used here, with the reason."""
+    try:
+        found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{name}: this model brings code of its own, which is not run here; take one that transformers knows"
+            ) from None
+        raise not_found(name, "model", error) from error
+    if getattr(found, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name}: a model of type '{found.model_type}' has an encoder and a decoder; a causal language model "
+            "(decoder only) was expected, such as GPT-2, Llama or Gemma"
+        )
+    if getattr(found, "quantization_config", None) is not None:
+        raise InputError(
+            f"{name}: its weights are quantised; plain weights (safetensors in float32, bfloat16 or float16) "
+            "were expected; a GGUF file is read by `import-gguf`"
+        )
+    return found
+
+
+def load_model(name: str, revision: str | None = None, config: Any = None) -> Any:
+    """A causal language model of transformers by hub name or folder, weights in float32, in evaluation mode.
+
+    config: its settings, changed; None: as they are. Raises InputError for what is not found, not a causal language
+    model, or stored in another form than safetensors.
+    """
+    config = config if config is not None else load_config(name, revision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, config=config, revision=revision, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise not_found(name, "model", error) from error
+    check_causal(model, name)
+    return model
+
+
+@torch.no_grad()
+def check_causal(model: Any, name: str) -> None:
+    """Raises InputError for a model whose scores of a token depend on later tokens, as those of an encoder (BERT)."""
+    device, size = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[n % size for n in (5, 3, 8, last)] for last in (1, 2)], device=device)
+    scores = model(input_ids=ids).logits[:, :3].float()
+    if not torch.allclose(scores[0], scores[1], rtol=1e-3, atol=1e-4):
+        raise InputError(
+            f"{name}: a model of type '{model.config.model_type}' looks at later tokens too (an encoder); a causal "
+            "language model (decoder only) was expected, such as GPT-2, Llama or Gemma"
+        )
+
+
 def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:
     """Any causal language model: a run or model folder, or a hub name; weights in float32."""
     if Path(name).exists():
         return load_trained(Path(name))
     tokenizer = load_tokenizer(name, revision)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise not_found(name, "model", error) from error
+    model = load_model(name, revision)
+    _check_rows(model, tokenizer, name)
     return model, tokenizer
+
+
+def _check_rows(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Raises InputError where a token has no row in the embedding."""
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > num_rows:
+        raise InputError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, its embedding {num_rows} rows; they do not belong "
+            "together: copy the tokenizer that the model was trained with into the folder"
+        )
 
 
 def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -90,10 +152,9 @@ def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     tokenizer = load_tokenizer(str(folder))
     if (folder / "adapter_config.json").exists():
         return _load_adapter(folder, len(tokenizer)), tokenizer
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True), tokenizer
-    except (OSError, ValueError) as error:
-        raise not_found(str(path), "model", error) from error
+    model = load_model(str(folder))
+    _check_rows(model, tokenizer, str(path))
+    return model, tokenizer
 
 
 def _load_adapter(folder: Path, num_tokens: int) -> Any:
@@ -102,13 +163,11 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
     beside = folder.parent / "base"  # preferred: a run may have been moved or copied, and replaced at its old path
     base_name = str(beside) if beside.is_dir() else named
-    try:
-        base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise not_found(base_name, "base model for the adapter", error) from error
-    if base.config.vocab_size < num_tokens:
+    base = load_model(base_name)
+    num_rows = base.get_input_embeddings().weight.shape[0]
+    if num_rows < num_tokens:
         raise InputError(
-            f"{folder}: the adapter's base {base_name} has {base.config.vocab_size} token rows, its tokenizer "
+            f"{folder}: the adapter's base {base_name} has {num_rows} token rows, its tokenizer "
             f"{num_tokens}; the base was not resized: use the base/ folder of the run that wrote the adapter"
         )
     return PeftModel.from_pretrained(base, folder)

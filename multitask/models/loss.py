@@ -4,19 +4,26 @@ Of a row of 1,000 tokens with 60 target tokens, 60 positions meet the (V, C) out
 tensor exists.
 """
 
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from multitask.batching.collate import Batch
 from multitask.models.attention import KERNELS, group_by_length
 from multitask.models.bigram import BigramLMHeadModel
-from multitask.models.lora import plain_model
+from multitask.models.lora import embed, plain_model, text_config, token_rows
 
 _CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
+_MIN_ROWS = 64  # of a chunk, whatever the vocabulary: fewer make slow products
 _CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product
+_HAS_HEAD: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+_CASTS: Any = WeakIdKeyDictionary()  # of a matrix: dtype, version, and the copy
 
 
 class _ProjectedNLL(torch.autograd.Function):
@@ -27,53 +34,91 @@ class _ProjectedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, matrix: Tensor, labels: Tensor, weights: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        matrix: Tensor,
+        new_rows: Tensor | None,
+        bias: Tensor | None,
+        new_ids: Tensor | None,
+        labels: Tensor,
+        weights: Tensor,
+        dtype: torch.dtype,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden (M, C), matrix (V, C), labels (M,), weights (M,) -> weighted sum (), nll (M,) in float32."""
-        needs_hidden, needs_matrix = ctx.needs_input_grad[:2]
-        projection = matrix.to(dtype)
+        """Weighted sum () and nll (M,) in float32.
+
+        hidden (M, C), matrix (V, C), labels (M,), weights (M,). new_rows (K, C): what stands in the matrix at new_ids
+        (K,) instead of its own rows. bias (V,). softcap: logits become softcap * tanh(logits / softcap).
+        """
+        needs_hidden, needs_matrix, needs_rows, needs_bias = ctx.needs_input_grad[:4]
+        needs_any = needs_hidden or needs_matrix or needs_rows or needs_bias
+        projection = in_dtype(matrix, dtype)
+        rows = None if new_rows is None else new_rows.to(dtype)
         nll = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if needs_matrix else None
+        grad_rows = torch.zeros_like(new_rows, dtype=torch.float32) if needs_rows and new_rows is not None else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         # Gradients are taken of weights scaled to at most 1 and scaled back in float32: half precision would underflow.
         scale = weights.abs().max().clamp_min(1e-30) if len(labels) else weights.new_ones(())
-        size = max(1, _CHUNK_ELEMENTS // matrix.shape[0])
+        size = max(_MIN_ROWS, _CHUNK_ELEMENTS // matrix.shape[0])
         if hidden.device.type == "cpu":
             size = min(size, _CPU_ROWS)
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             chunk, gold = hidden[part].to(dtype), labels[part, None]
             logits = (chunk @ projection.T).float()
+            if rows is not None and new_ids is not None:
+                logits.index_copy_(1, new_ids, (chunk @ rows.T).float())
+            if bias is not None:
+                logits += bias
+            slope = None
+            if softcap is not None:
+                logits = logits.div_(softcap).tanh_()
+                slope = 1 - logits**2 if needs_any else None
+                logits *= softcap
             logits -= logits.amax(-1, keepdim=True)
             gold_logit = logits.gather(-1, gold)
             share = logits.exp_()
             total = share.sum(-1, keepdim=True)
             nll[part] = (total.log() - gold_logit).squeeze(-1)
-            if needs_hidden or needs_matrix:
-                # (softmax - 1 at the gold token) * weight, in place
-                share = share.scatter_add_(-1, gold, -total).mul_((weights[part] / scale)[:, None] / total).to(dtype)
+            if not needs_any:
+                continue
+            # (softmax - 1 at the gold token) * weight, in place
+            share = share.scatter_add_(-1, gold, -total).mul_((weights[part] / scale)[:, None] / total)
+            if slope is not None:
+                share *= slope
+            if grad_bias is not None:
+                grad_bias += share.sum(0)
+            share = share.to(dtype)
+            if rows is not None and new_ids is not None:
+                taken = share.index_select(1, new_ids)
+                if grad_rows is not None:
+                    grad_rows += taken.T.float() @ chunk.float()
+                share.index_fill_(1, new_ids, 0)
                 if grad_hidden is not None:
-                    grad_hidden[part] = (share @ projection).float() * scale
-                if grad_matrix is not None:
-                    # In float32: a column of the sum over thousands of rows leaves the range of half precision.
-                    grad_matrix += share.T.float() @ chunk.float() if dtype == torch.float16 else share.T @ chunk
-        if grad_matrix is not None:
-            grad_matrix *= scale
-        ctx.save_for_backward(grad_hidden, grad_matrix)
-        ctx.dtypes = hidden.dtype, matrix.dtype
+                    grad_hidden[part] = (taken @ rows).float() * scale
+            if grad_hidden is not None:
+                of_matrix = (share @ projection).float() * scale
+                grad_hidden[part] = of_matrix if rows is None else grad_hidden[part] + of_matrix
+            if grad_matrix is not None:
+                # In float32: a column of the sum over thousands of rows leaves the range of half precision.
+                grad_matrix += share.T.float() @ chunk.float() if dtype == torch.float16 else share.T @ chunk
+        for found in (grad_matrix, grad_rows, grad_bias):
+            if found is not None:
+                found *= scale
+        ctx.save_for_backward(grad_hidden, grad_matrix, grad_rows, grad_bias)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, matrix, new_rows, bias)]
         ctx.mark_non_differentiable(nll)
         return (nll * weights).sum(), nll
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_matrix = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else (grad_hidden * grad).to(ctx.dtypes[0]),
-            None if grad_matrix is None else (grad_matrix * grad).to(ctx.dtypes[1]),
-            None,
-            None,
-            None,
-        )
+        grads = [
+            None if found is None else (found * grad).to(dtype)
+            for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*grads, None, None, None, None, None)
 
 
 class TokenNLL(nn.Module):
@@ -94,19 +139,61 @@ class TokenNLL(nn.Module):
             logits = base.next_logits(batch.input_ids.view(-1)[batch.before])
             each = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
             return (each * batch.weights * scale).sum(), each.detach()
-        hidden = hidden_before_targets(base.transformer, batch)
-        matrix = head_matrix(base)
-        if not torch.is_grad_enabled():
-            matrix = matrix.detach()  # a parameter says that it needs a gradient even then
+        weights = batch.weights * scale
+        head = head_of(base)
+        if head is None:
+            logits = _own_output(base, base, batch).logits.flatten(0, 1).index_select(0, batch.before)
+            each = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+            return (each * weights).sum(), each.detach()
+        hidden = hidden_before_targets(base, batch)
         kind = batch.input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        loss, nll = _ProjectedNLL.apply(  # type: ignore[no-untyped-call]
-            hidden, matrix, batch.targets, batch.weights * scale, dtype
-        )
+        loss, nll = projected_nll(hidden, head, batch.targets, weights, dtype)
         return loss, nll.detach()
 
 
-def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
+def projected_nll(
+    hidden: Tensor, head: "Head", labels: Tensor, weights: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum () and nats (M,) float32 of labels (M,) after hidden states (M, C); products in `dtype`."""
+    parts = [head.matrix, head.new_rows, head.bias]
+    if not torch.is_grad_enabled():  # a parameter says that it needs a gradient even then
+        parts = [None if part is None else part.detach() for part in parts]
+    scaled = hidden if head.scale == 1 else hidden * head.scale
+    found: tuple[Tensor, Tensor] = _ProjectedNLL.apply(  # type: ignore[no-untyped-call]
+        scaled, *parts, head.new_ids, labels, weights, dtype, head.softcap
+    )
+    return found
+
+
+def hidden_before_targets(base: Any, batch: Batch) -> Tensor:
+    """(M, C) final hidden states of the positions before targets."""
+    if isinstance(base, GPT2LMHeadModel):
+        return _gpt2_hidden(base, batch)
+    hidden: Tensor = _own_output(base, base.base_model, batch).last_hidden_state.flatten(0, 1)
+    return hidden.index_select(0, batch.before) if len(batch.before) < len(hidden) else hidden
+
+
+def _own_output(base: Any, part: Any, batch: Batch) -> Any:
+    """What `part`, a model or its base model, makes of a batch.
+
+    With our attention examples may share a row. Without, each has a row of its own; what stands behind its end changes
+    nothing before it.
+    """
+    named: dict[str, Any] = {"use_cache": False}
+    if base.config._attn_implementation in KERNELS.values():
+        named["position_ids"] = batch.position_ids
+        if batch.segment_lengths is not None:
+            named["segments"] = group_by_length(batch.segment_lengths).to(batch.input_ids.device)
+    else:
+        assert batch.segment_lengths is None, "this model's own attention does not keep the examples of a row apart"
+        named["attention_mask"] = batch.attention_mask
+    embedded = embed(base, batch.input_ids)
+    given = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
+    return part(**given, **named)
+
+
+def _gpt2_hidden(base: GPT2LMHeadModel, batch: Batch) -> Tensor:
     """`GPT2Model.forward` for a batch, where it matters: (M, C) final hidden states of the positions before targets.
 
     Nothing follows the last block's attention but a function of each position alone, so that block's projection, its
@@ -114,7 +201,10 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     """
     lengths = batch.segment_lengths
     segments = None if lengths is None else group_by_length(lengths).to(batch.input_ids.device)
-    hidden = transformer.drop(transformer.wte(batch.input_ids) + transformer.wpe(batch.position_ids))
+    transformer, embedded = base.transformer, embed(base, batch.input_ids)
+    if embedded is None:
+        embedded = transformer.wte(batch.input_ids)
+    hidden = transformer.drop(embedded + transformer.wpe(batch.position_ids))
     for block in transformer.h[:-1]:
         hidden = block(hidden, segments=segments)
     last, before = transformer.h[-1], batch.before
@@ -136,11 +226,82 @@ def hidden_before_targets(transformer: Any, batch: Batch) -> Tensor:
     return final
 
 
-def head_matrix(base: Any) -> Tensor:
-    """The (V, C) output matrix; with LoRA, the tied matrix with its trained token rows put in."""
-    head = base.lm_head
-    if isinstance(head, nn.Linear):
-        return head.weight
-    adapter = head.token_adapter  # peft.utils.other.TrainableTokensWrapper
-    merged: Tensor = adapter.get_merged_weights(adapter.active_adapters)
-    return merged
+@dataclass(frozen=True)
+class Head:
+    """How final hidden states (M, C) become logits (M, V): times `scale`, times the matrix, plus bias, soft cap.
+
+    new_rows (K, C) stand at new_ids (K,) of the matrix: token rows that LoRA trains, while the matrix is frozen.
+    """
+
+    matrix: Tensor
+    bias: Tensor | None = None
+    new_ids: Tensor | None = None
+    new_rows: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (M, V) in float32."""
+        found = ((hidden * self.scale) @ self.matrix.T.to(hidden.dtype)).float()
+        if self.new_ids is not None and self.new_rows is not None:
+            new = (hidden * self.scale) @ self.new_rows.T.to(hidden.dtype)
+            found = found.index_copy(1, self.new_ids, new.float())
+        if self.bias is not None:
+            found = found + self.bias
+        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+
+
+def head_of(base: Any) -> Head | None:
+    """The head of a model; None for one whose logits are not those that its output matrix gives.
+
+    Scales and soft caps have other names in other architectures; whether all was found is tested once for each model,
+    on the model's own logits.
+    """
+    output = base.get_output_embeddings()
+    if output is None or not hasattr(base, "base_model") or base.base_model is base:
+        return None
+    config = text_config(base)
+    multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    rows = token_rows(output)
+    plain = output if rows is None else rows.base_layer
+    if not isinstance(plain, nn.Linear):
+        return None
+    new_ids, new_rows = (None, None) if rows is None else (rows.ids, rows.rows)
+    head = Head(plain.weight, plain.bias, new_ids, new_rows, multiplier / divisor, softcap)
+    if isinstance(base, GPT2LMHeadModel):
+        return head
+    if base not in _HAS_HEAD:
+        _HAS_HEAD[base] = True  # while it is tested
+        _HAS_HEAD[base] = _is_head(base, head)
+    return head if _HAS_HEAD[base] else None
+
+
+@torch.no_grad()
+def _is_head(base: Any, head: Head) -> bool:
+    """Whether a head gives a model's own logits."""
+    device, was_training = head.matrix.device, base.training
+    base.eval()
+    ids = torch.tensor([[(5 * n + 1) % head.matrix.shape[0] for n in range(6)]], device=device)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            own = base(input_ids=ids, use_cache=False).logits[0].float()
+            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            ours = head.logits(hidden)
+        return ours.shape == own.shape and bool((ours - own).abs().max() <= 1e-3 * own.abs().max().clamp_min(1.0))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        base.train(was_training)
+
+
+def in_dtype(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix in another dtype; the copy of a frozen one is kept, as casting a large vocabulary takes long."""
+    if matrix.dtype == dtype or matrix.requires_grad:
+        return matrix.to(dtype)
+    found = _CASTS.get(matrix)
+    if found is None or found[0] != (dtype, matrix._version) or found[1].device != matrix.device:
+        found = _CASTS[matrix] = (dtype, matrix._version), matrix.detach().to(dtype)
+    copy: Tensor = found[1]
+    return copy

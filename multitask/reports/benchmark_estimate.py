@@ -13,9 +13,8 @@ from multitask.device import choose_device
 from multitask.evaluation import tuned
 from multitask.evaluation.metrics import FROM_NLL
 from multitask.files import shipped
-from multitask.models.attention import name_for
 from multitask.models.build import build
-from multitask.models.lora import add_lora, plain_model
+from multitask.models.lora import add_lora
 from multitask.reports.benchmark import chosen, plan
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import prepare
@@ -78,7 +77,6 @@ def _measure(
         settings = shape or settings.model_copy(update={"name": suite.base})
     model, tokenizer, new_ids = build(settings, tasks, finetune.tokenizer_texts(tasks, config), config.seed)
     device = choose_device(config.device)
-    plain_model(model).config._attn_implementation = name_for(device)
     block_size = tuned.block_size_of(config.train, model)
     rows = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)

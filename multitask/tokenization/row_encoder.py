@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from multitask.data.rows import Row
 from multitask.pattern import Piece, render
 from multitask.task import Task
-from multitask.tokenization.tokenizer import plain_reader
+from multitask.tokenization.tokenizer import first_ids, plain_reader
 
 
 @dataclass(frozen=True)
 class Encoded:
     """A row as ids.
 
-    input_ids: prompt, target and `<|end|>`.
+    input_ids: what the tokenizer puts before a text, prompt, target and `<|end|>`.
     num_prompt: ids before the target; the loss falls on the others.
     is_truncated: the `truncate` field was shortened.
     """
@@ -47,6 +47,7 @@ class RowEncoder:
         self.max_answer_tokens = max_answer_tokens
         self.marker_ids: dict[str, int] = dict(tokenizer.get_added_vocab())
         self.plain = plain_reader(tokenizer)
+        self.first_ids = first_ids(tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | None]:
         """Rows to examples, in order; None for a row to refuse.
@@ -70,7 +71,7 @@ class RowEncoder:
         if not ids[at_target]:
             return None
         blind = self.max_answer_tokens is not None
-        limit = self.block_size - (self.max_answer_tokens or 0)
+        limit = self.block_size - len(self.first_ids) - (self.max_answer_tokens or 0)
         excess = sum(map(len, ids[:at_target] if blind else ids)) - limit
         is_truncated = excess > 0
         if is_truncated:
@@ -85,10 +86,10 @@ class RowEncoder:
             if shorter is None:
                 return None
             ids[at_cut] = shorter
-        num_prompt = sum(map(len, ids[:at_target]))
+        num_prompt = len(self.first_ids) + sum(map(len, ids[:at_target]))
         if num_prompt == 0:  # the first token of an example is never learned
             return None
-        return Encoded([i for part in ids for i in part], num_prompt, is_truncated)
+        return Encoded([*self.first_ids, *(i for part in ids for i in part)], num_prompt, is_truncated)
 
     def _shorten(self, piece: Piece, encoding: Encoding, room: int, keep: tuple[int, int] | None) -> list[int] | None:
         """The ids of a stretch of the piece's text that has at most `room` ids; None when no such stretch will do.

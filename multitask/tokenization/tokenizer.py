@@ -247,6 +247,22 @@ def not_found(name: str, what: str, error: Exception) -> InputError:
     )
 
 
+def first_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids that a tokenizer puts before every text: `<bos>` of Gemma, nothing of GPT-2.
+
+    A model that was trained with them expects them. Raises InputError for a tokenizer that adds ids behind a text.
+    """
+    own = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    found: list[int] = whole[: len(whole) - len(own)]
+    if [*found, *own] != whole:
+        raise InputError(
+            f"this tokenizer adds {tokenizer.convert_ids_to_tokens(whole[-1])!r} behind a text, which a model would "
+            "have to continue; save it with add_eos_token=False"
+        )
+    return found
+
+
 def probe_identity(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> None:
     """Raises InputError when the tokenizer reads a string with markers otherwise than its parts one by one."""
     parts = ["한 줄 text", " two", "세 번째"]

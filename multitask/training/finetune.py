@@ -24,15 +24,20 @@ from multitask.evaluation import results_file, tuned
 from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import Data, Results
 from multitask.events import Report, ValidationScores, ignore
-from multitask.models.attention import name_for
 from multitask.models.build import build
 from multitask.models.io import model_folder, save
 from multitask.models.lora import add_lora, is_adapter, max_positions, merged, plain_model
+from multitask.models.support import prepare_attention
 from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.training.loop import Loop, TrainingInputs
 from multitask.training.run_dir import Run, open_run
+
+UNPACKED = (
+    "models of type {} cannot keep the examples of a packed row apart: each example gets a padded row of its own, with "
+    "the model's own attention (train.packing none); the loss is the same"
+)
 
 
 def train(
@@ -57,6 +62,9 @@ def train(
         model, tokenizer = _model(run, tasks)
         block_size = tuned.block_size_of(config.train, model)
         check_window(block_size, max_positions(model))
+        layout = prepare_attention(model, block_size, config.train.packing)
+        if layout != config.train.packing:
+            report({"event": "note", "text": UNPACKED.format(plain_model(model).config.model_type)})
         rows = _encode(run, tasks, tokenizer, block_size)
         rates = _rates(rows.train, config)
         shown_rates = {name: round(rate, 4) for name, rate in rates.items()}
@@ -66,7 +74,7 @@ def train(
             stream=_stream(rows.train, rates, config, block_size),
             validation=rows.validation_examples(block_size),
             block_size=block_size,
-            layout=config.train.packing,
+            layout=layout,
             prompt_weight=config.train.prompt_weight,
             on_validation=validation.scores,
             selects_by_score=config.train.select_by == "score",
@@ -201,12 +209,10 @@ def _model(run: Run[RunConfig], tasks: Mapping[str, Task]) -> tuple[Any, Any]:
         accelerator.wait_for_everyone()
     if config.adapter.kind == "lora":
         model = _with_lora(model, tokenizer, config, new_ids, out, accelerator.is_main_process)
-    base = plain_model(model)
-    base.config._attn_implementation = name_for(accelerator.device)
     if config.train.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if is_adapter(model):
-            base.enable_input_require_grads()
+            plain_model(model).enable_input_require_grads()
     return model, tokenizer
 
 

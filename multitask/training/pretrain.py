@@ -27,11 +27,11 @@ from multitask.evaluation.schema import Data, Results, Score, TaskScores
 from multitask.events import Report, ValidationScores, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
-from multitask.models.attention import name_for
 from multitask.models.bigram import BigramCounts, BigramLMHeadModel
 from multitask.models.build import build_model
 from multitask.models.io import model_folder, save_plain
 from multitask.models.lora import max_positions, plain_model
+from multitask.models.support import prepare_attention
 from multitask.pattern import markers
 from multitask.signals import interruptible
 from multitask.task import Task
@@ -122,6 +122,8 @@ def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report)
     model = _model(config, tokenizer, accelerator)
     block_size = tuned.block_size_of(config.train, model)
     check_window(block_size, max_positions(model))
+    is_bigram = isinstance(plain_model(model), BigramLMHeadModel)
+    layout = "packed" if is_bigram else prepare_attention(model, block_size, "packed")
     _check_lengths(train, validation, block_size)
     border = _border(config, train)
     stream = TextStream(
@@ -133,6 +135,7 @@ def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report)
         stream=stream,
         validation={NAME: _Blocks(whole, config.train.eval_max_blocks)},
         block_size=block_size,
+        layout=layout,
         on_validation=_Sampler(model, tokenizer, config, train).sample,
         sampling_rates={NAME: 1.0},
         data={NAME: train.report},
@@ -143,11 +146,8 @@ def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report)
 def _model(config: PretrainConfig, tokenizer: Any, accelerator: Accelerator) -> Any:
     named = config.model.model_copy(update={"name": model_folder(config.model.name)})
     model, _ = build_model(named, tokenizer, [], config.seed)
-    base = plain_model(model)
-    if not isinstance(base, BigramLMHeadModel):
-        base.config._attn_implementation = name_for(accelerator.device)
-        if config.train.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.train.gradient_checkpointing and not isinstance(model, BigramLMHeadModel):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

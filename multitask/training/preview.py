@@ -16,10 +16,10 @@ from multitask.batching.packing import BlockStream, micro_steps
 from multitask.config.run import RunConfig
 from multitask.device import choose_device, choose_precision, peak_memory_bytes
 from multitask.evaluation.tuned import block_size_of
-from multitask.models.attention import name_for
 from multitask.models.build import build
-from multitask.models.lora import add_lora, plain_model
+from multitask.models.lora import add_lora, text_config
 from multitask.models.loss import TokenNLL
+from multitask.models.support import prepare_attention
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.training.finetune import tokenizer_texts
@@ -62,7 +62,6 @@ def preview(config: RunConfig, tasks: Mapping[str, Task]) -> Preview:
     """Trains nothing, writes nothing but the cache of encoded rows; raises InputError as `train` would."""
     device = choose_device(config.device)
     model, tokenizer, new_ids = build(config.model, tasks, tokenizer_texts(tasks, config), config.seed)
-    plain_model(model).config._attn_implementation = name_for(device)
     block_size = block_size_of(config.train, model)
     examples = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
@@ -88,15 +87,16 @@ def estimate(
     rates = rates_of(examples, config)
     stream = BlockStream(examples, Mixture(sizes, rates, config.seed), block_size, train.packing_window)
     rows = list(examples.values())
-    precision = choose_precision(train.precision, device, plain_model(model).config.n_embd)
+    precision = choose_precision(train.precision, device, text_config(model).hidden_size)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     wrapped = TokenNLL(model).to(device).train()
+    layout = prepare_attention(model, block_size, train.packing)
     blocks = stream.next_blocks(max(1, train.micro_batch_tokens // block_size) * 3)
     times = []
-    for drawn in micro_steps(blocks, train.packing, train.micro_batch_tokens, block_size)[:3]:
+    for drawn in micro_steps(blocks, layout, train.micro_batch_tokens, block_size)[:3]:
         started = time.perf_counter()
         examples_drawn = [(rows[d.task].ids(d.row), d.num_prompt) for d in drawn]
-        batch = collate(examples_drawn, train.packing, train.prompt_weight).to(device)
+        batch = collate(examples_drawn, layout, train.prompt_weight).to(device)
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             loss, _ = wrapped(batch, 1.0 / max(1.0, float(batch.weights.sum())))
         loss.backward()

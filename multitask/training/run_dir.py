@@ -140,8 +140,9 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tupl
 def _width(name: str) -> int:
     """The width of a local model; of one on the hub, the least that GPT-2 comes in."""
     try:
-        return int(json.loads(Path(model_folder(name) or "", "config.json").read_text("utf-8"))["n_embd"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(Path(model_folder(name) or "", "config.json").read_text("utf-8"))
+        return int(next(found[key] for key in ("hidden_size", "n_embd", "d_model") if key in found))
+    except (OSError, ValueError, StopIteration, TypeError):
         return _SMALLEST_GPT2
 
 

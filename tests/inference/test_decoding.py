@@ -120,8 +120,8 @@ def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
 
 
 def test_both_ways_of_decoding_are_covered() -> None:
-    found = {name: supports_shared_prefix(make().eval()) for name, make in MODELS.items()}
-    assert found == {"gpt2": True, "lora": True, "mistral": False, "bigram": False}
+    found = {name: supports_shared_prefix(make().eval(), 12) for name, make in MODELS.items()}
+    assert found == {"gpt2": True, "lora": True, "mistral": True, "bigram": False}
 
 
 @pytest.mark.parametrize("max_rows", [2, None])
@@ -228,7 +228,7 @@ def test_finished_rows_do_not_exceed_the_positions(monkeypatch: pytest.MonkeyPat
     model = gpt2(n_positions=32).eval()
     given, limits = [[1] * 30, [2], [3] * 28], [2, 31, 4]
     expected = generate(model, given, limits, set(), 5000)
-    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: False)
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model, longest: False)
     assert generate(model, given, limits, set(), 5000) == expected
 
 

@@ -56,8 +56,8 @@ def alone(model: Any, prompt: list[int], choice: list[int]) -> float:
 
 
 def test_which_architectures_support_shared_prefixes() -> None:
-    found = {name: supports_shared_prefix(make().eval()) for name, make in MODELS.items()}
-    assert found == {"gpt2": True, "llama": True, "gpt_neox": True, "bloom": False, "mistral": False}
+    found = {name: supports_shared_prefix(make().eval(), 12) for name, make in MODELS.items()}
+    assert found == {"gpt2": True, "llama": True, "gpt_neox": True, "bloom": False, "mistral": True}
 
 
 @pytest.mark.parametrize("shared", [0, 20])
@@ -86,7 +86,7 @@ def test_the_shared_prefix_is_forwarded_once(monkeypatch: pytest.MonkeyPatch) ->
     forward = kv_cache.forward
     monkeypatch.setattr(kv_cache, "forward", lambda m, ids, *rest: lengths.append(len(ids)) or forward(m, ids, *rest))
     monkeypatch.setattr("multitask.inference.scoring.forward", kv_cache.forward)
-    monkeypatch.setattr("multitask.inference.scoring.supports_shared_prefix", lambda model: True)
+    monkeypatch.setattr("multitask.inference.scoring.supports_shared_prefix", lambda model, longest: True)
     choose(model, [(prompt, CHOICES) for prompt in given], 5000)
     tails = sum(len(prompt) - 20 for prompt in given)
     assert lengths == [20, tails + len(given) * sum(map(len, CHOICES))]
@@ -127,7 +127,7 @@ def test_growing_rows_are_each_row_alone(
     assert found == [generate(model, [prompt], 12, {7, 9}, 5000, is_done)[0] for prompt in given]
     assert len({len(new) for new, _ in found}) > 2, "rows end at different times"
     monkeypatch.setattr(
-        "multitask.inference.decoding.supports_shared_prefix", lambda model: False
+        "multitask.inference.decoding.supports_shared_prefix", lambda model, longest: False
     )  # transformers' own `generate`
     assert found == generate(model, given, 12, {7, 9}, 5000, is_done, 4)
 
@@ -153,7 +153,7 @@ def test_samples_follow_their_numbers_in_any_batch(model: Any, monkeypatch: pyte
     found = generate(model, given, 8, {7}, 5000, uniform=uniform)
     assert found == generate(model, given, 8, {7}, 5000, max_rows=3, uniform=uniform)
     assert found != generate(model, given, 8, {7}, 5000)
-    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: False)
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model, longest: False)
     assert found == generate(model, given, 8, {7}, 5000, max_rows=4, uniform=uniform)
 
 
@@ -224,8 +224,8 @@ def test_the_prefix_of_a_group_is_forwarded_once(
         num_forwarded += sum(len(common) + sum(map(len, tails)) for common, tails in rows)
         make(self, prefix, rows, device)
 
-    is_shared = supports_shared_prefix(model)  # before anything is counted
-    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model: is_shared)
+    is_shared = supports_shared_prefix(model, 12)  # before anything is counted
+    monkeypatch.setattr("multitask.inference.decoding.supports_shared_prefix", lambda model, longest: is_shared)
     monkeypatch.setattr(kv_cache.SharedPrefixBatch, "__init__", counted)
     assert generate(model, given, 8, {7, 9}, 5000, max_rows=max_rows) == expected
     if is_shared:
@@ -247,7 +247,7 @@ def test_a_model_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = MODELS["gpt2"]().eval(), prompts()
     tried: list[Any] = []
     probe = kv_cache._try_shared_prefix
-    monkeypatch.setattr(kv_cache, "_try_shared_prefix", lambda m: tried.append(m) or probe(m))
+    monkeypatch.setattr(kv_cache, "_try_shared_prefix", lambda m, n: tried.append(m) or probe(m, n))
     for _ in range(2):
         choose(model, [(prompt, CHOICES) for prompt in given], 5000)
         generate(model, given, 3, {7}, 5000)

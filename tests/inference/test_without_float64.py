@@ -57,7 +57,7 @@ def test_scores_and_texts_are_those_of_the_cpu(
 ) -> None:
     """With one KV cache for all rows, and by transformers' own `forward` and `generate`."""
     for module in ("scoring", "decoding"):
-        monkeypatch.setattr(f"multitask.inference.{module}.supports_shared_prefix", lambda model: is_shared)
+        monkeypatch.setattr(f"multitask.inference.{module}.supports_shared_prefix", lambda model, longest: is_shared)
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10]]
     found, perplexities = [], []
     for model in models:

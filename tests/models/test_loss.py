@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from multitask.batching.collate import Batch, collate
 from multitask.models import loss as loss_module
 from multitask.models.attention import KERNELS, name_for
-from multitask.models.loss import TokenNLL, _ProjectedNLL
+from multitask.models.loss import Head, TokenNLL, projected_nll
 
 Make = Callable[..., GPT2LMHeadModel]
 LAYOUTS = ("packed", "none")
@@ -135,7 +135,7 @@ def test_the_projection_in_chunks_is_full_cross_entropy(monkeypatch: pytest.Monk
     hidden, matrix, labels, weights = projection()
     expected = nn.functional.cross_entropy(hidden @ matrix.T, labels, reduction="none")
     wanted = torch.autograd.grad((expected * weights).sum() * 0.7, (hidden, matrix))
-    loss, nll = _ProjectedNLL.apply(hidden, matrix, labels, weights, torch.float32)
+    loss, nll = projected_nll(hidden, Head(matrix), labels, weights, torch.float32)
     found = torch.autograd.grad(loss * 0.7, (hidden, matrix))
     torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(loss, (expected * weights).sum(), rtol=1e-5, atol=0)
@@ -148,7 +148,7 @@ def test_the_projection_in_chunks_is_full_cross_entropy(monkeypatch: pytest.Monk
 def test_a_frozen_side_of_the_projection_gets_no_gradient(frozen: int) -> None:
     hidden, matrix, labels, weights = projection()
     (hidden, matrix)[frozen].requires_grad_(False)
-    loss, _ = _ProjectedNLL.apply(hidden, matrix, labels, weights, torch.float32)
+    loss, _ = projected_nll(hidden, Head(matrix), labels, weights, torch.float32)
     loss.backward()
     assert ((hidden.grad is None), (matrix.grad is None)) == (frozen == 0, frozen == 1)
 
@@ -158,9 +158,9 @@ def test_tiny_weights_do_not_underflow_in_half_precision(dtype: torch.dtype, tol
     """One over a step's weight is easily 1e-6; float16 ends at 6e-8. Tolerances: a few units in the last place."""
     hidden, matrix, labels, weights = projection()
     wanted = torch.autograd.grad(
-        _ProjectedNLL.apply(hidden, matrix, labels, weights, torch.float32)[0], (hidden, matrix)
+        projected_nll(hidden, Head(matrix), labels, weights, torch.float32)[0], (hidden, matrix)
     )
-    found = torch.autograd.grad(_ProjectedNLL.apply(hidden, matrix, labels, weights * 1e-7, dtype)[0], (hidden, matrix))
+    found = torch.autograd.grad(projected_nll(hidden, Head(matrix), labels, weights * 1e-7, dtype)[0], (hidden, matrix))
     for mine, theirs in zip(found, wanted, strict=True):
         assert (mine * 1e7 - theirs).abs().max() < tolerance * theirs.abs().max()
 
@@ -279,7 +279,7 @@ def test_the_gradient_of_the_output_matrix_stays_in_range_in_half_precision() ->
     found = {}
     for dtype in (torch.float32, torch.float16):
         ours = matrix.clone().requires_grad_()
-        loss, _ = _ProjectedNLL.apply(hidden, ours, labels, weights, dtype)  # type: ignore[no-untyped-call]
+        loss, _ = projected_nll(hidden, Head(ours), labels, weights, dtype)
         loss.backward()
         assert ours.grad is not None
         found[dtype] = ours.grad
