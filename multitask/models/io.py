@@ -4,17 +4,20 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
 )
 
 from multitask.errors import InputError
+from multitask.files import replacing
 from multitask.models.cards import card, plain_card
 from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.task import Task
@@ -65,6 +68,27 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
     num_new = min(40, (max_positions(model) or 80) // 2)
     text = plain_card(start, num_new, needs_import=model.config.model_type != "gpt2")
     (folder / "README.md").write_text(text, "utf-8")
+
+
+def check_new_folder(out: Path) -> Path:
+    """The absolute path of a folder that is to be written; raises InputError when it has files already."""
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: exists already; expected a new name or an empty folder: name another, or remove it")
+    return out
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `out` once all of it is on disk, or removed."""
+    try:
+        with replacing(out) as aside:
+            aside.mkdir()
+            yield aside
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{out}: cannot be written ({error}); nothing was written: free some space, or name another folder"
+        ) from error
 
 
 def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:
