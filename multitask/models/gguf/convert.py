@@ -37,6 +37,8 @@ _TEXTS = (
 )
 """Encoded and decoded, before and after saving."""
 _NUM_LOGITS = 12
+_UNREADABLE = (ValueError, LookupError, RuntimeError, NotImplementedError, OSError, AttributeError, TypeError)
+"""What transformers raises for an architecture or a tensor type that it does not know."""
 _DIGIT_SPLITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 """Pre-tokenizers of llama.cpp that split each digit from its neighbours before GPT-2's pattern is applied."""
 _PLAIN_SPLITS = {"default", "gpt-2", "gpt2", "phi-2", "jina-es", "jina-de"}
@@ -60,30 +62,36 @@ class Imported:
     """What could not be checked; empty otherwise."""
 
 
-def import_gguf(file: Path, out: Path, extra: Mapping[str, bytes] | None = None) -> Imported:
+def import_gguf(
+    file: Path, out: Path, extra: Mapping[str, bytes] | None = None, facts: Mapping[str, str] | None = None
+) -> Imported:
     """Writes the model of a GGUF file as the folder `out`, completely or not at all.
 
     Args:
         file: one file with the whole model.
         out: a new or empty folder.
         extra: further files of the folder by name, such as a licence.
+        facts: further lines of the card's table.
 
     Raises:
         InputError: the file is missing, damaged or of a kind that transformers does not read; `out` has files
         already or cannot be written; the package `gguf` is not installed.
     """
     with _without_progress_bars():
-        return _import(read_header(file), check_new_folder(out), extra or {})
+        out = check_new_folder(out)
+        return _import(read_header(file), out, extra or {}, facts or {})
 
 
-def _import(header: Header, out: Path, extra: Mapping[str, bytes]) -> Imported:
-    tokenizer, model = _load(header)
-    note = _adapt_tokenizer(header, tokenizer, model.config)
-    ids = torch.arange(1, _NUM_LOGITS + 1)[None] * 37 % model.config.vocab_size
-    expected, encoded = _logits(model, ids), _encode(tokenizer)
+def _import(header: Header, out: Path, extra: Mapping[str, bytes], facts: Mapping[str, str]) -> Imported:
+    tokenizer, read = _load(header)
+    ids = torch.arange(1, _NUM_LOGITS + 1)[None] * 37 % read.config.vocab_size
+    expected, model = _logits(read, ids), _plain(read)
+    del read
+    note = _adapt_tokenizer(header, tokenizer, model)
+    encoded = _encode(tokenizer)
     _check_round_trip(header, tokenizer)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = _card(header, num_parameters, note, has_chat_template=bool(tokenizer.chat_template))
+    card = _card(header, num_parameters, facts, note, has_chat_template=bool(tokenizer.chat_template))
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
@@ -123,13 +131,13 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _load(header: Header) -> tuple[PreTrainedTokenizerFast, Any]:
-    """Tokenizer and model as transformers reads them; the model as a plain one, that can be saved."""
+    """Tokenizer and model as transformers reads them."""
     with _alone(header.path) as folder:
         where = {"pretrained_model_name_or_path": folder, "gguf_file": header.path.name}
         try:
             tokenizer = AutoTokenizer.from_pretrained(**where)
             read, info = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
-        except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, AttributeError, TypeError) as error:
+        except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{header.path}: transformers does not read this model of the architecture '{header.architecture}' "
@@ -140,15 +148,20 @@ def _load(header: Header) -> tuple[PreTrainedTokenizerFast, Any]:
             f"{header.path}: lacks {len(missing)} of the model's weights, for instance '{missing[0]}'; expected a "
             "whole language model: use another file"
         )
+    return tokenizer, read
+
+
+def _plain(read: Any) -> Any:
+    """The same model without the mark of a quantised one, with which save_pretrained refuses to save."""
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # otherwise save_pretrained refuses
+        del config.quantization_config
     config.__dict__.pop("_model_name_or_path", None)  # general.name
     config.name_or_path = ""
     config.architectures = [type(read).__name__]
     model = type(read).from_pretrained(None, config=config, state_dict=read.state_dict(), dtype=torch.float32)
     model.generation_config = read.generation_config
-    return tokenizer, model
+    return model
 
 
 @contextmanager
@@ -163,21 +176,18 @@ def _alone(path: Path) -> Iterator[str]:
         yield folder
 
 
-def _adapt_tokenizer(header: Header, tokenizer: PreTrainedTokenizerFast, config: Any) -> str:
-    """Makes the tokenizer and the config what the metadata says; returns what could not be checked."""
+def _adapt_tokenizer(header: Header, tokenizer: PreTrainedTokenizerFast, model: Any) -> str:
+    """Makes tokenizer, config and generation settings what the metadata says; returns what could not be checked."""
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         token_id = header.token_id(key)
         if token_id is None:
             continue
-        token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
-        if token is None or token_id >= config.vocab_size:
-            raise InputError(
-                f"{header.path}: tokenizer.ggml.{key}_token_id is {token_id}, expected an id below "
-                f"{min(len(tokenizer), config.vocab_size)}: use another file"
-            )
-        setattr(tokenizer, f"{name}_token", token)
-        setattr(config, f"{name}_token_id", token_id)
-    tokenizer.model_max_length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+        setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token_id))
+        for settings in (model.config, model.generation_config):
+            present = getattr(settings, f"{name}_token_id", None)
+            if token_id not in (present if isinstance(present, list) else [present]):  # some have several ends
+                setattr(settings, f"{name}_token_id", token_id)
+    tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     note = _adapt_split(header, tokenizer)
     _adapt_bos(header, tokenizer)
     return note
@@ -243,7 +253,7 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _card(header: Header, num_parameters: int, note: str, has_chat_template: bool) -> str:
+def _card(header: Header, num_parameters: int, more: Mapping[str, str], note: str, has_chat_template: bool) -> str:
     license = header.license
     facts = {
         "author": header.author or "not named in the file",
@@ -252,6 +262,7 @@ def _card(header: Header, num_parameters: int, note: str, has_chat_template: boo
         "quantisation": f"{header.file_type} ({', '.join(f'{n} {kind}' for kind, n in header.tensor_types.items())})",
         "file": header.path.name,
         "SHA-256": header.sha256,
+        **more,
     }
     return from_template(
         _CARD,

