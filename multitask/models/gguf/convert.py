@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers, processors
+from tokenizers import decoders, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -197,7 +197,10 @@ def _adapt_split(header: Header, tokenizer: PreTrainedTokenizerFast) -> str:
     """Splits text before BPE as llama.cpp does; returns a note where neither side is known to do the same."""
     kind, split = (header.metadata.get(f"tokenizer.ggml.{key}", "") for key in ("model", "pre"))
     backend = tokenizer.backend_tokenizer
-    if kind != "gpt2" or not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+    if kind != "gpt2":
+        return ""
+    backend.decoder = decoders.ByteLevel()  # that of transformers 5.6 drops the first space
+    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
         return ""
     if split in _DIGIT_SPLITS:
         # transformers 5.23 has no split of that name, and joins the newline before a digit to it.
