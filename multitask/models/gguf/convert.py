@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tokenizers import decoders, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import __version__ as version
 from transformers.utils import logging
 
 from multitask.errors import InputError
@@ -100,11 +101,17 @@ def _import(header: Header, out: Path, extra: Mapping[str, bytes], facts: Mappin
         for name, content in extra.items():
             (folder / name).write_bytes(content)
         del model
-        # Faults of a library, not of the input, so no InputError.
+        # transformers 5.6 does not load its own Gemma tokenizer of a GGUF file as it saved it.
+        wrong = None
         if not torch.equal(_logits(AutoModelForCausalLM.from_pretrained(folder), ids), expected):
-            raise RuntimeError(f"{header.path}: the saved model computes other logits than the one that was read")
-        if _encode(AutoTokenizer.from_pretrained(folder)) != encoded:
-            raise RuntimeError(f"{header.path}: the saved tokenizer gives other ids than the one that was read")
+            wrong = "model computes other logits"
+        elif _encode(AutoTokenizer.from_pretrained(folder)) != encoded:
+            wrong = "tokenizer gives other ids"
+        if wrong is not None:
+            raise InputError(
+                f"{header.path}: the saved {wrong} than the one that was read, expected the same; transformers "
+                f"{version} does not save this kind: upgrade it (5.23.0 was tested)"
+            )
     return Imported(
         header.name,
         header.architecture,
