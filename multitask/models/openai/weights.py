@@ -10,19 +10,16 @@ the token embedding, which is stored once.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig, GPT2Config, GPT2TokenizerFast
 
 from multitask.errors import InputError
-from multitask.files import replacing
 from multitask.models.cards import from_template
+from multitask.models.io import check_new_folder, whole_folder
 from multitask.models.openai.bundle import Bundle
 from multitask.models.openai.text_files import (
     END_OF_TEXT,
@@ -54,9 +51,7 @@ def import_openai(source: Path, out: Path) -> Imported:
     Raises:
         InputError: a file of `source` is missing, damaged or does not match the others; `out` has files already.
     """
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists already; expected a new name or an empty folder: name another, or remove it")
+    out = check_new_folder(out)
     shape = read_shape(source / "hparams.json")
     vocabulary = read_vocabulary(source / "encoder.json", shape.n_vocab)
     merges = read_merges(source / "vocab.bpe", vocabulary)
@@ -78,7 +73,7 @@ def import_openai(source: Path, out: Path) -> Imported:
         **ends,
     )
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
-    with _whole(out) as folder:
+    with whole_folder(out) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
         GenerationConfig(**ends).save_pretrained(folder)
@@ -140,16 +135,3 @@ def check(bundle: Bundle, shape: Shape, hparams: Path) -> dict[str, tuple[str, t
             "use files that were published together"
         )
     return {name: (key, size[1:] if len(size) == 3 else size) for name, (key, size) in expected.items()}
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `out` once all of it is on disk, or removed."""
-    try:
-        with replacing(out) as aside:
-            aside.mkdir()
-            yield aside
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{out}: cannot be written ({error}); nothing was written: free some space, or name another folder"
-        ) from error
