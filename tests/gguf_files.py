@@ -50,7 +50,7 @@ def llama() -> LlamaForCausalLM:
     """Random weights; tied, as small models are."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=bpe().get_vocab_size(),
+        vocab_size=bpe().get_vocab_size() + 8,  # rounded up, as vocabularies often are
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,

@@ -117,7 +117,7 @@ def check_causal(model: Any, name: str) -> None:
     device, size = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[n % size for n in (5, 3, 8, last)] for last in (1, 2)], device=device)
     scores = model(input_ids=ids).logits[:, :3].float()
-    if not torch.allclose(scores[0], scores[1], rtol=1e-3, atol=1e-4):
+    if not torch.allclose(scores[0], scores[1], rtol=1e-3, atol=1e-4, equal_nan=True):
         raise InputError(
             f"{name}: a model of type '{model.config.model_type}' looks at later tokens too (an encoder); a causal "
             "language model (decoder only) was expected, such as GPT-2, Llama or Gemma"

@@ -69,7 +69,8 @@ def _targets(model: Any, chosen: list[str]) -> list[str]:
         if isinstance(module, Conv1D | nn.Linear) and module is not output
     )
     if "mamba" in model.config.model_type:
-        linear.pop("out_proj", None)  # its kernel reads the weight itself, so that PEFT refuses an update there
+        for name in ("out_proj", "dt_proj"):  # their weights are read as they are, past an update
+            linear.pop(name, None)
     if not linear:
         raise InputError("adapter.kind lora: this model has no linear layers; train all weights (adapter.kind none)")
     for name in chosen:

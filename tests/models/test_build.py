@@ -235,13 +235,6 @@ def test_a_folder_without_anything_says_what_to_do(tmp_path: Path) -> None:
         built(tmp_path)
 
 
-def test_another_architecture_is_an_error(base: Path, tmp_path: Path) -> None:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(InputError, match="a model of type 'llama'; only GPT-2 models are trained here"):
-        built(tmp_path)
-
-
 # ---------------------------------------------------------------- LoRA
 
 
