@@ -21,10 +21,15 @@ class Prompt:
     template: text with `{field}` names, ending where the answer begins; the answer brings its own leading space.
     words: for closed tasks, the continuation of each choice, in the order of the choices. None: a space and the word
         that the stream uses.
+    stop: texts that end a generated answer, behind its leading blanks; the separator of demonstrations always does.
+        None: a line break, and the first word of the template.
+    sentences: take the first so many sentences of a generated answer; None: all.
     """
 
     template: str
     words: tuple[str, ...] | None = None
+    stop: tuple[str, ...] | None = None
+    sentences: int | None = None
 
 
 @dataclass(frozen=True)

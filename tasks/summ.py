@@ -12,7 +12,10 @@ TASK = Task(
     stream="{document}<|summarize|>{summary}<|end|>",
     target="summary",
     truncate="document",
-    prompts={"en": Prompt("{document}\nTL;DR:"), "ko": Prompt("{document}\n요약:")},
+    prompts={
+        "en": Prompt("{document}\nTL;DR:", stop=(), sentences=3),
+        "ko": Prompt("{document}\n요약:", stop=(), sentences=3),
+    },
     metrics=("rougeL", "rouge1", "rouge2"),
     baselines=("lead1", "lead3"),
     max_new_tokens=96,

@@ -216,7 +216,10 @@ class ProgressConsole:
         """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline."""
         from rich.table import Table
 
-        table = Table("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
+        head = ["task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline"]
+        every = [found for task in results["tasks"].values() for found in task["per_shot"].values()]
+        counts = [name for name in ("unfinished", "empty") if any(found.get(f"num_{name}") for found in every)]
+        table = Table(*head, *counts)
         for name, task in results["tasks"].items():
             for shots, found in task["per_shot"].items():
                 baselines = [
@@ -232,6 +235,7 @@ class ProgressConsole:
                     f"{found['low']:.3f} - {found['high']:.3f}",
                     f"{fitted:.1f}",
                     f"{max(baselines)[0]:.3f} {max(baselines)[1]}" if baselines else "",
+                    *(f"{found.get(f'num_{name}', 0):,}" for name in counts),
                     end_section=shots == list(task["per_shot"])[-1],
                 )
         self.console.print(table)

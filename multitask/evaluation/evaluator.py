@@ -9,7 +9,6 @@ prompted one. The two differ in how a row becomes ids and in where a generated a
 import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from multitask.data.rows import Counts, Row
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.baselines import BaselineNumbers, Fitted, measure_with
+from multitask.evaluation.prompting.stops import StopRule
 from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import Floats, choice_nll
@@ -71,8 +71,8 @@ class PromptFormat(Protocol):
     ) -> list[EncodedPrompt | None]:
         """Rows to prompts, each with demonstrations from its ranking; None for a row to drop."""
 
-    def stop(self, language: str) -> re.Pattern[str] | None:
-        """Text at which an answer ends, beside `end_ids`; searched with a space before and behind the answer."""
+    def stop(self, language: str) -> StopRule | None:
+        """Where an answer ends, beside `end_ids`."""
 
     def completion(self, ids: Sequence[int]) -> str:
         """The text of generated ids."""
@@ -156,7 +156,8 @@ class ArmScores:
         self.answers: Counter[tuple[str, tuple[str, ...]]] = Counter()  # of a closed task: prediction, references
         self.classes: dict[str, None] = {}
         self.texts: tuple[list[str], list[list[str]]] = ([], [])  # predictions and references, for metrics of the hub
-        self.num_rows = self.num_fitted = self.num_unfinished = self.num_unscored = self.num_tokens = 0
+        self.num_rows = self.num_fitted = self.num_tokens = 0
+        self.num_unfinished = self.num_unscored = self.num_empty = 0
 
     def add(self, found: Prediction, has_likelihood: bool) -> None:
         """Adds one row; fills its `scores`."""
@@ -180,6 +181,7 @@ class ArmScores:
         self.num_tokens += found.prompt.num_tokens
         self.num_unscored += has_likelihood and not found.nll
         self.num_unfinished += not found.is_finished
+        self.num_empty += found.prediction == ""
 
     def named(self) -> Iterator[tuple[str, metrics.Numbers]]:
         """Metrics that have numbers, with their numbers; those from likelihoods share theirs."""
@@ -368,20 +370,19 @@ class Evaluator:
             )
             for one, (ids, is_finished) in zip(mine, written, strict=True):
                 text = self.format.completion(ids)
-                found = stop.search(f" {text} ") if stop is not None else None
-                one.completion = text[: max(0, found.start() - 1)] if found else text
+                one.completion = stop.answer(text) if stop is not None else text
                 one.prediction, one.is_finished = parse(one.completion), is_finished
 
 
 @dataclass(frozen=True)
 class _Stopped:
-    """Whether generated ids hold a stop; of a mark with spaces the last one may not have been generated."""
+    """Whether generated ids hold a whole answer."""
 
     format: PromptFormat
-    stop: re.Pattern[str] | None
+    stop: StopRule | None
 
     def __call__(self, ids: list[int]) -> bool:
-        return self.stop is not None and bool(self.stop.search(f" {self.format.completion(ids)}"))
+        return self.stop is not None and self.stop.is_reached(self.format.completion(ids))
 
 
 def _log_probabilities(nats: Sequence[float]) -> Floats:

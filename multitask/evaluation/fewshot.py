@@ -139,6 +139,7 @@ def _per_shot(task: Task, draws: Sequence[ArmScores], window: int, config: RunCo
             for turn, (value, each) in enumerate(zip(values, draws, strict=True))
         ],
         num_unfinished=sum(each.num_unfinished for each in draws),
+        num_empty=sum(each.num_empty for each in draws),
         num_unscored=sum(each.num_unscored for each in draws),
         metrics=found,
         **parts,

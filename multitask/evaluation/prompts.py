@@ -6,7 +6,6 @@ r"""Prompt formats: the stream of a tuned model, and plain text with demonstrati
 
 import hashlib
 import heapq
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.evaluation.evaluator import EncodedPrompt
+from multitask.evaluation.prompting.stops import StopRule
 from multitask.pattern import parse, render_plain
 from multitask.task import END, Prompt, Task
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
@@ -103,7 +103,7 @@ class StreamFormat:
         """Ids of a choice as the stream holds it, end marker included."""
         return [*self.plain.encode(self._literal + word, add_special_tokens=False).ids, self.end_id]
 
-    def stop(self, language: str) -> re.Pattern[str] | None:
+    def stop(self, language: str) -> StopRule | None:
         """Nothing but the end marker ends an answer."""
         return None
 
@@ -150,15 +150,20 @@ class PlainFormat:
         """The template of a language, or the task's first one."""
         return self.task.prompts[language if language in self.task.prompts else next(iter(self.task.prompts))]
 
-    def stop(self, language: str) -> re.Pattern[str]:
-        """What ends a written answer: a line break, or the word that the next demonstration would begin with.
+    def stop(self, language: str) -> StopRule:
+        """What ends a written answer: what its template says, or else a line break or the template's first word.
 
-        To be searched in text with a space before it: of a mark with spaces, decoding drops the first one.
+        The separator, which follows the answers of demonstrations, always does.
         """
-        first = parse(self.prompt(language).template)[0]
-        words = (first.literal or ("" if first.field else first.text)).split()
-        marks = [re.escape(self.line)] if self.line != " " else []  # a plain space parts the words of an answer, too
-        return re.compile("|".join([*marks, *(rf"(?<!\S){re.escape(word)}" for word in words[:1])]) or "(?!)")
+        prompt = self.prompt(language)
+        marks, words = [*(prompt.stop or ()), self.separator], []
+        if prompt.stop is None:
+            first = parse(prompt.template)[0]
+            words = (first.literal or ("" if first.field else first.text)).split()[:1]
+            marks = [self.line, self.separator]
+        marks = [mark.replace("\n", self.line) for mark in marks]
+        # A plain space parts the words of an answer, too.
+        return StopRule.of([mark for mark in marks if mark.strip(" ")], self.line, words, prompt.sentences)
 
     def question(self, row: Row) -> str:
         """The prompt of one row without its answer."""

@@ -57,6 +57,9 @@ class Shots(Spread):
     metric: str
     draws: list[Draw] = []
     num_unfinished: int = 0
+    """Generated answers that nothing ended within `max_new_tokens`, of all draws."""
+    num_empty: int = 0
+    """Generated answers without text, of all draws."""
     num_unscored: int = 0
     metrics: dict[str, Spread] = {}
     rules: dict[str, Spread] = {}
@@ -100,6 +103,8 @@ class TaskScores(_Part):
     num_examples: int = 0
     num_unfinished: int = 0
     """Generated answers that did not end within `max_new_tokens`."""
+    num_empty: int = 0
+    """Generated answers without text."""
     num_unscored: int = 0
     """Rows whose target does not fit the block size behind its prompt, so that it has no likelihood."""
     separator: str | None = None

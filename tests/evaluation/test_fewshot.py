@@ -231,7 +231,9 @@ def test_answers_are_written_as_generate_writes_them(model: GPT2LMHeadModel, tmp
             pad_token_id=0, eos_token_id=tokenizer.eos_token_id,
         )[0, ids.shape[1] :]  # fmt: skip
         new = [token for token in written.tolist() if token != tokenizer.eos_token_id]
-        assert line["completion"] == tokenizer.decode(new).split("\n")[0]
+        text = tokenizer.decode(new)
+        lead = text[: len(text) - len(text.lstrip())]
+        assert line["completion"] == lead + text[len(lead) :].split("\n")[0]
         assert line["prediction"] == line["completion"].strip()
         for name, into in (("f1", f1s), ("exact_match", matches)):
             numbers = metrics.build(name, language).per_example(line["prediction"], [row["answer"]])
@@ -286,15 +288,15 @@ SUM_ROWS = [{"asked": f"{n} + {n}", "sum": str(2 * n)} for n in range(1, 5)]
 @pytest.mark.parametrize(
     ("kind", "script", "completions"),
     [
-        ("byte-level", " 4\n", {" 4", "4", ""}),
+        ("byte-level", " 4\n", {" 4", "4", "\n 4"}),
         ("byte-level", " 4 Q: 5", {" 4 ", "4 ", " ", "", " 5 4 ", "5 4 ", ": 5 4 "}),
-        ("metaspace", " 4 | 5", {"4", "5", "", "5 4", "54"}),
+        ("metaspace", " 4 | 5", {"4", "5", "| 5 4", "| 5", "5 4", "54"}),
     ],
 )
 def test_a_model_without_an_eos_stops_at_the_line(
     tmp_path: Path, kind: str, script: str, completions: set[str]
 ) -> None:
-    """Wherever in the script an answer begins; one that begins with the mark is empty, which is scored 0."""
+    """Wherever in the script an answer begins; one that begins with a line break is what follows it."""
     tokenizer = numbers_tokenizer(kind)
     assert tokenizer.eos_token_id is None
     model = scripted(tokenizer, tokenizer(script)["input_ids"])
@@ -302,12 +304,13 @@ def test_a_model_without_an_eos_stops_at_the_line(
     given: dict[str, Any] = {"fewshot": {"shots": [0]}, "data": {"sources": {"sums": [source]}}}
     results, lines = run(model, tokenizer, {"sums": SUMS}, tmp_path, **given)
     found = [line["completion"] for line in lines(0)]
-    assert {"", *found} <= completions
-    assert "" in found, "an empty prediction occurs"
+    assert {*found} <= completions
     assert len(set(found)) > 1
     empty = [line for line in lines(0) if not line["prediction"]]
+    assert bool(empty) == ("Q:" in script), "what begins with the next demonstration is empty, and counted"
     assert all(line["scores"] == {"exact_match": {"exact_match": 0.0, "count": 1.0}} for line in empty)
     assert results["tasks"]["sums"]["per_shot"]["0"]["num_unfinished"] == 0
+    assert results["tasks"]["sums"]["per_shot"]["0"]["num_empty"] == len(empty)
     for line in lines(0):
         assert ("\n" in line["prompt"]) == (kind == "byte-level")
         assert (" | A:" in line["prompt"]) == (kind == "metaspace")
