@@ -198,6 +198,8 @@ def evaluate(
 @click.option("--model", help="Hub name or folder of any causal model; default: the demo model, trained once.")
 @click.option("--shots", callback=split_names, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
 @click.option("--draws", type=int, help="Sets of examples drawn from the training rows.")
+@click.option("--templates", help="Prompt template: best (on validation rows), first, all, or its name.")
+@click.option("--prompts", help="YAML or JSON file of further templates, by task and language.")
 @click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
 @click.option("--max-rows", type=int, help="Score the first N rows of each task.")
@@ -209,6 +211,8 @@ def fewshot(
     model: str | None,
     shots: list[str] | None,
     draws: int | None,
+    templates: str | None,
+    prompts: str | None,
     balanced: bool | None,
     split: str | None,
     max_rows: int | None,
@@ -225,6 +229,8 @@ def fewshot(
         data__limit=limit,
         fewshot__shots=numbers,
         fewshot__draws=draws,
+        fewshot__templates=templates,
+        fewshot__prompts=prompts,
         fewshot__balanced=balanced,
         eval__split=split,
         eval__max_rows=max_rows,

@@ -1,6 +1,7 @@
 """Settings of scoring, prompting and generation."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -10,6 +11,7 @@ from pydantic import (
 
 from multitask.config.base import Settings
 from multitask.config.data import Split
+from multitask.errors import InputError
 
 
 class EvalConfig(Settings):
@@ -32,6 +34,22 @@ class EvalConfig(Settings):
     """ROUGE's text tokenizer by language; a language not named uses eojeol (split at white space)."""
 
 
+class PromptConfig(Settings):
+    """A prompt template, written in the settings."""
+
+    template: str
+    """Text with `{field}` names, ending where the answer begins: `"{context}\\nQ: {question}\\nA:"`; in closed tasks
+    `{choices}` stands for all words."""
+    name: str | None = None
+    """What results call it; None: `settings-1` by its place. One with the name of a task's own template replaces it."""
+    words: list[str] | None = None
+    """In closed tasks the word of each choice, in order; None: the words of the labels."""
+    stop: list[str] | None = None
+    """Texts that end a generated answer; None: a line break, and the template's first word."""
+    sentences: int | None = Field(None, ge=1)
+    """Take the first so many sentences of a generated answer; None: all."""
+
+
 class FewshotConfig(Settings):
     """How an untuned model is prompted."""
 
@@ -43,9 +61,35 @@ class FewshotConfig(Settings):
     """Draw demonstrations of a closed task from its classes in turns."""
     separator: str = "\n\n"
     """What stands between demonstrations. A tokenizer that cannot write line breaks gets another mark for each."""
-    rule: Literal["raw", "per_token", "per_byte", "calibrated"] = "raw"
+    rule: Literal["best", "raw", "per_token", "per_byte", "calibrated", "batch_calibrated", "domain_calibrated"] = (
+        "best"
+    )
     """Which likelihood of a choice predicts: summed, per token, per byte of text, or over that after a content-free
-    question (Zhao et al., 2021). All four are reported."""
+    question (Zhao et al., 2021), after random words of the training inputs (Fei et al., 2023), or on average over all
+    scored inputs of a language, without their labels (Zhou et al., 2024). `best`: chosen on validation rows together
+    with the template. All are reported."""
+
+    templates: str = "best"
+    """Which of a task's prompt templates is used, by language and number of shots: the `best` on validation rows; the
+    `first` (nothing is chosen: no rule, no chat, and no validation rows are scored); the one of this NAME; `all`: the
+    best, and scores of all others on the same rows beside it."""
+    max_validation_rows: int = Field(100, ge=1)
+    """Validation rows of each language that templates and rules are chosen on."""
+    prompts: dict[str, dict[str, list[PromptConfig]]] = {}
+    """Further templates by task and language, before the task's own; or the name of a YAML or JSON file that holds
+    them."""
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        from multitask.config.loading import read_yaml
+
+        try:
+            return read_yaml(Path(value))
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("shots")
     @classmethod

@@ -51,6 +51,25 @@ class Draw(_Part):
     """Demonstrations that fit the context window, on average."""
 
 
+class Selection(_Part):
+    """How prompts of one language are written with one number of demonstrations, and the scores that decided it.
+
+    The scores are of the task's first metric, with the first draw of demonstrations, on rows that are not scored.
+    """
+
+    template: str
+    """The chosen one."""
+    rule: str | None = None
+    """Of a closed task, the rule that predicts."""
+    split: str | None = None
+    """Of the rows that were chosen on; None: nothing was chosen."""
+    num_rows: int = 0
+    templates: dict[str, float] = {}
+    """The score of each template; of a closed task that of its best rule."""
+    rules: dict[str, float] = {}
+    """Of a closed task, the chosen template's score with each rule."""
+
+
 class Shots(Spread):
     """Scores with one number of demonstrations, over draws; mean, sd, low and high are those of `metric`."""
 
@@ -64,6 +83,11 @@ class Shots(Spread):
     metrics: dict[str, Spread] = {}
     rules: dict[str, Spread] = {}
     """Of a closed task: the score with each rule that turns likelihoods of choices into a prediction."""
+    selection: dict[str, Selection] = {}
+    """By language: the chosen template and rule."""
+    by_template: dict[str, Spread] = {}
+    """With `fewshot.templates: all`: scores of each template on the same rows, with the chosen rule; none was chosen by
+    them."""
 
 
 class FreeAnswers(_Part):

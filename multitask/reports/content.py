@@ -198,9 +198,12 @@ def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Co
 
 
 def _notes(shots: Sequence[Shots]) -> list[str]:
-    """What else is to be known of a prompted arm."""
+    """What else is to be known of a prompted arm: templates and rules, answers that are no answers."""
+    used = [
+        f"{of}: {one.template}" + f" ({one.rule})" * bool(one.rule) for s in shots for of, one in s.selection.items()
+    ]
     counts = {"unfinished": sum(s.num_unfinished for s in shots), "empty": sum(s.num_empty for s in shots)}
-    return [f"{count:,} answers {name}" for name, count in counts.items() if count]
+    return list(dict.fromkeys(used)) + [f"{count:,} answers {name}" for name, count in counts.items() if count]
 
 
 def _confusion(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:

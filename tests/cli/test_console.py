@@ -41,8 +41,9 @@ def test_answers_without_an_end_or_a_text_are_shown(
     empty: int, is_shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    task = {"baselines": {}, "per_shot": {"0": shots(0, empty)}}
+    chosen = {"ko": {"template": "gpt3", "rule": "raw", "split": "validation"}, "en": {"template": "a", "split": None}}
+    task = {"baselines": {}, "per_shot": {"0": shots(0, empty) | {"selection": chosen}}}
     ProgressConsole().shots({"tasks": {"qa": task}})
     said = capsys.readouterr().out
-    assert ("empty" in said) == is_shown
+    assert said.splitlines()[-1] == "qa, 0-shot: ko template gpt3, rule raw" + "; 7 answers empty" * is_shown
     assert "unfinished" not in said

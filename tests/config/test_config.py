@@ -8,7 +8,7 @@ import pytest
 
 from multitask.config.base import Settings
 from multitask.config.data import SourceConfig, SplitConfig, TextConfig
-from multitask.config.evaluation import SamplingConfig
+from multitask.config.evaluation import PromptConfig, SamplingConfig
 from multitask.config.loading import describe, load, override, read_yaml
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.config.train import BlockConfig
@@ -77,7 +77,8 @@ def test_every_shipped_run_loads(path: Path) -> None:
 
 def test_every_setting_says_what_it_means_and_the_page_lists_it() -> None:
     page = DOCS.read_text("utf-8")
-    kinds = (RunConfig, SourceConfig, SplitConfig, PretrainConfig, TextConfig, SamplingConfig, BenchmarkConfig)
+    kinds = (RunConfig, SourceConfig, SplitConfig, PretrainConfig, TextConfig, PromptConfig, SamplingConfig,
+             BenchmarkConfig)  # fmt: skip
     for line in (line for kind in kinds for line in describe(kind)):
         assert line in page, "docs/settings.md is older than multitask/config"
         assert len(re.split(r"(?<!\\)\|", line)[-2].strip()) > 10

@@ -15,15 +15,16 @@ from transformers import PreTrainedTokenizerFast
 from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.evaluation.evaluator import EncodedPrompt
-from multitask.evaluation.prompts import CONTENT_FREE, PlainFormat, draw
+from multitask.evaluation.prompting.demonstrations import draw
+from multitask.evaluation.prompting.formats import EncodedPrompt
+from multitask.evaluation.prompts import CONTENT_FREE, PlainFormat
 from multitask.pattern import render_plain
 from multitask.task import Prompt, Task
 
 NLI, QA, GEN, CLS = (TASKS[name] for name in ("nli", "qa", "gen", "cls"))
 LABELS = NLI.choices or ()
 KNOWN = {"en": (" warm", " mat", " cat"), "ko": (" 정말", " 서울에서", " 긍정")}  # to tokenizers trained on `WORDS`
-SAID = replace(NLI, prompts={name: replace(NLI.prompts[name], words=words) for name, words in KNOWN.items()})
+SAID = replace(NLI, prompts={name: replace(NLI.templates(name)[0], words=words) for name, words in KNOWN.items()})
 OPEN = Task(
     "sums",
     "{asked}<|is|>{sum}<|end|>",
@@ -402,11 +403,6 @@ def test_where_no_mark_survives_a_space_ends_no_answer() -> None:
 
 
 # ---------------------------------------------------------------- what cannot be asked
-
-
-def test_a_task_without_prompts_is_refused() -> None:
-    with pytest.raises(InputError, match="task 'nli' has no plain prompts"):
-        plain(replace(NLI, prompts={}), tokenizer_of("byte-level"), 500)
 
 
 def closed(words: tuple[str, ...] | None, choices: tuple[str, ...]) -> tuple[Task, Row]:
