@@ -199,6 +199,7 @@ def evaluate(
 @click.option("--shots", callback=split_names, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
 @click.option("--draws", type=int, help="Sets of examples drawn from the training rows.")
 @click.option("--templates", help="Prompt template: best (on validation rows), first, all, or its name.")
+@click.option("--chat", type=click.Choice(["auto", "on", "off"]), help="Use the tokenizer's chat template.")
 @click.option("--prompts", help="YAML or JSON file of further templates, by task and language.")
 @click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
@@ -212,6 +213,7 @@ def fewshot(
     shots: list[str] | None,
     draws: int | None,
     templates: str | None,
+    chat: str | None,
     prompts: str | None,
     balanced: bool | None,
     split: str | None,
@@ -230,6 +232,7 @@ def fewshot(
         fewshot__shots=numbers,
         fewshot__draws=draws,
         fewshot__templates=templates,
+        fewshot__chat=chat,
         fewshot__prompts=prompts,
         fewshot__balanced=balanced,
         eval__split=split,

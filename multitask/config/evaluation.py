@@ -69,6 +69,9 @@ class FewshotConfig(Settings):
     scored inputs of a language, without their labels (Zhou et al., 2024). `best`: chosen on validation rows together
     with the template. All are reported."""
 
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Demonstrations and question as turns of the tokenizer's chat template; auto: with a tokenizer that has one, it is
+    chosen on validation rows like a template (`templates: first` chooses nothing and is plain text)."""
     templates: str = "best"
     """Which of a task's prompt templates is used, by language and number of shots: the `best` on validation rows; the
     `first` (nothing is chosen: no rule, no chat, and no validation rows are scored); the one of this NAME; `all`: the

@@ -20,6 +20,7 @@ from multitask.evaluation import metrics
 from multitask.evaluation.baselines import baseline_scores, data_of, fit
 from multitask.evaluation.bootstrap import interval
 from multitask.evaluation.evaluator import Arm, ArmScores, Evaluator
+from multitask.evaluation.prompting.chat import Chat
 from multitask.evaluation.prompting.choice_rules import RULES
 from multitask.evaluation.prompting.demonstrations import domain_texts, draw
 from multitask.evaluation.prompting.selection import ValidationRows, choose
@@ -54,7 +55,7 @@ def fewshot(
     data, scores, num_tokens = {}, {}, 0
     for key, task in tasks.items():
         began = time.perf_counter()
-        data[key], scores[key], tokens = _prompt_task(model, tokenizer, task, config, predictions, report)
+        data[key], scores[key], tokens = _prompt_task(model, tokenizer, name, task, config, predictions, report)
         num_tokens += tokens
         result, elapsed_s = scores[key].to_json(), time.perf_counter() - began
         report({"event": "task", "task": key, "result": result, "elapsed_s": elapsed_s})
@@ -66,10 +67,10 @@ def fewshot(
 
 
 def _prompt_task(
-    model: Any, tokenizer: Any, task: Task, config: RunConfig, predictions: Path | None, report: Report
+    model: Any, tokenizer: Any, name: str, task: Task, config: RunConfig, predictions: Path | None, report: Report
 ) -> tuple[Data, TaskScores, int]:
     """One task with every number of shots and every draw: `data`, `tasks`, and the number of prompt tokens."""
-    prompt_format = _format(model, tokenizer, task, config)
+    prompt_format = _format(model, tokenizer, name, task, config)
     split, counts = config.eval.split, Counts()
     arms = _arms(task, config)
     if not any(has_split(source, split) for source in resolve(task, config.data)):
@@ -113,7 +114,8 @@ def _with_templates(
     With `fewshot.templates: all` there are further arms, of each template.
     """
     settings, task = config.fewshot, evaluator.task
-    candidates = {language: _styles(task, language, config) for language in _languages(task, config)}
+    has_chat = prompt_format.chat is not None
+    candidates = {language: _styles(task, language, config, has_chat) for language in _languages(task, config)}
     is_choice = settings.templates != "first" and (
         any(len(styles) > 1 for styles in candidates.values()) or (task.is_closed and settings.rule == "best")
     )
@@ -122,7 +124,7 @@ def _with_templates(
         text = f"task '{task.name}' has no validation rows to choose a prompt template on: the first one is used"
         report({"event": "warning", "text": text})
     for language in validation.by_language:
-        candidates.setdefault(language, _styles(task, language, config))
+        candidates.setdefault(language, _styles(task, language, config, has_chat))
     found, chosen = [], {}
     for k in settings.shots:
         mine = [arm for arm in arms if arm.shots == k]
@@ -144,12 +146,13 @@ def _with_templates(
     return found, chosen
 
 
-def _styles(task: Task, language: str, config: RunConfig) -> list[Style]:
+def _styles(task: Task, language: str, config: RunConfig, has_chat: bool) -> list[Style]:
     """What is to be chosen from in a language."""
     templates, wanted = templates_of(task, language, config.fewshot.prompts), config.fewshot.templates
     if wanted not in ("best", "all"):
         templates = tuple(prompt for prompt in templates if prompt.name == wanted) or templates[:1]
-    return [Style(prompt) for prompt in templates]
+    ways = [False] * (not has_chat or config.fewshot.chat != "on") + [True] * has_chat
+    return [Style(prompt, is_chat) for is_chat in ways for prompt in templates]
 
 
 def _languages(task: Task, config: RunConfig) -> dict[str, None]:
@@ -158,7 +161,7 @@ def _languages(task: Task, config: RunConfig) -> dict[str, None]:
     return dict.fromkeys([*own, *task.prompts, *config.fewshot.prompts.get(task.name, {})])
 
 
-def _format(model: Any, tokenizer: Any, task: Task, config: RunConfig) -> PlainFormat:
+def _format(model: Any, tokenizer: Any, name: str, task: Task, config: RunConfig) -> PlainFormat:
     check_templates(task, config.fewshot.prompts, config.data, config.fewshot.templates)
     window = max_positions(model) or config.train.batch_tokens
     if task.max_new_tokens >= window:
@@ -173,11 +176,23 @@ def _format(model: Any, tokenizer: Any, task: Task, config: RunConfig) -> PlainF
         )
     ends = plain_model(model).generation_config.eos_token_id
     end_ids = {i for i in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if i is not None}
-    found = PlainFormat(task, tokenizer, window, end_ids, config.fewshot)
+    found = PlainFormat(task, tokenizer, window, end_ids, config.fewshot, _chat(tokenizer, name, config))
     if task.is_closed and any(has_split(source, "train") for source in resolve(task, config.data)):
         rows = itertools.islice(read(task, "train", config.data, Counts()), _NUM_DOMAIN_ROWS)
         found.domain = domain_texts(rows, task, config.seed)
     return found
+
+
+def _chat(tokenizer: Any, name: str, config: RunConfig) -> Chat | None:
+    """The tokenizer's chat template, if prompts may be or must be written with it."""
+    settings = config.fewshot
+    if settings.chat == "off" or (settings.chat == "auto" and settings.templates == "first"):
+        return None
+    if not tokenizer.chat_template:
+        if settings.chat == "on":
+            raise InputError(f"{name}: its tokenizer has no chat template; prompt it as plain text: --chat off")
+        return None
+    return Chat(tokenizer, name)
 
 
 def _arms(task: Task, config: RunConfig) -> list[Arm]:

@@ -13,6 +13,7 @@ from typing import Any
 from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
+from multitask.evaluation.prompting.chat import Chat
 from multitask.evaluation.prompting.formats import EncodedPrompt
 from multitask.evaluation.prompting.stops import StopRule
 from multitask.evaluation.prompting.templates import Style, templates_of
@@ -105,8 +106,18 @@ class PlainFormat:
     is_calibrated = True
     shares_demonstrations = True
 
-    def __init__(self, task: Task, tokenizer: Any, window: int, end_ids: set[int], config: FewshotConfig) -> None:
-        self.task, self.tokenizer, self.window, self.end_ids = task, tokenizer, window, end_ids
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Any,
+        window: int,
+        end_ids: set[int],
+        config: FewshotConfig,
+        chat: Chat | None = None,
+    ) -> None:
+        self.chat = chat
+        self.task, self.tokenizer, self.window = task, tokenizer, window
+        self.end_ids = end_ids | (chat.end_ids if chat is not None else set())
         self.config, self.styles = config, dict[str, Style]()
         self.has_likelihood, separator = not task.is_closed, config.separator
         self.domain: Mapping[str, Sequence[Mapping[str, str]]] = {}
@@ -154,6 +165,9 @@ class PlainFormat:
         # A plain space parts the words of an answer, too.
         return StopRule.of([mark for mark in marks if mark.strip(" ")], self.line, words, prompt.sentences)
 
+    def _is_chat(self, language: str) -> bool:
+        return self.style(language).is_chat
+
     def question(self, row: Row) -> str:
         """The prompt of one row without its answer."""
         prompt = self.prompt(row.language)
@@ -167,6 +181,11 @@ class PlainFormat:
 
     def words(self, row: Row) -> list[str]:
         """What may follow: the words of a closed set, in order, or else the target alone; each with its space."""
+        if self.chat is not None and self._is_chat(row.language):
+            return [self.chat.space + word.strip() for word in self._words(row)]
+        return self._words(row)
+
+    def _words(self, row: Row) -> list[str]:
         if not self.task.is_closed:
             return [" " + row.fields[self.task.target].replace("\n", self.line)]
         words = self.prompt(row.language).words
@@ -181,12 +200,17 @@ class PlainFormat:
 
     def solved(self, row: Row) -> str:
         """One demonstration: question and answer."""
+        return self.question(row) + self._answer(row)
+
+    def _answer(self, row: Row) -> str:
         answers = self.words(row)
-        answer = answers[row.choices.index(row.fields[self.task.target])] if self.task.is_closed else answers[0]
-        return self.question(row) + answer
+        return answers[row.choices.index(row.fields[self.task.target])] if self.task.is_closed else answers[0]
 
     def text(self, shown: Sequence[Row], row: Row) -> str:
-        """Demonstrations and the question."""
+        """Demonstrations and the question; in a chat each is a turn of the user, each answer one of the assistant."""
+        if self.chat is not None and self._is_chat(row.language):
+            solved = [(self.question(other), self._answer(other).strip()) for other in shown]
+            return self.chat.text(solved, self.question(row))
         return self.separator.join([*map(self.solved, shown), self.question(row)])
 
     def encode(
@@ -205,8 +229,7 @@ class PlainFormat:
         shown = [other for other, _ in zip(others, range(num_shots), strict=False)]
         is_truncated = False
         while True:
-            text = self.text(shown, row)
-            ids = [*self.first_ids, *self._ids(text)]
+            text, ids = self._text_and_ids(shown, row)
             words = self.words(row)
             choices = [self._continuation(text, word) for word in words]
             if len(set(map(tuple, choices))) < len(choices):
@@ -251,8 +274,8 @@ class PlainFormat:
         """The prompt with other fields in place of its row's, in so far as it fits the context window."""
         found = []
         for fields in rows:
-            text = self.text(prompt.demonstrations, replace(prompt.row, fields={**prompt.row.fields, **fields}))
-            ids = [*self.first_ids, *self._ids(text)]
+            row = replace(prompt.row, fields={**prompt.row.fields, **fields})
+            _, ids = self._text_and_ids(prompt.demonstrations, row)
             if len(ids) + max(map(len, prompt.choices)) <= self.window:
                 found.append(ids)
         return found
@@ -278,6 +301,13 @@ class PlainFormat:
             return None
         shorter = value[: offsets[len(offsets) - excess][0]].rstrip()
         return replace(row, fields=row.fields | {self.task.truncate: shorter}) if shorter else None
+
+    def _text_and_ids(self, shown: Sequence[Row], row: Row) -> tuple[str, list[int]]:
+        text = self.text(shown, row)
+        if self.chat is None or not self._is_chat(row.language):
+            return text, [*self.first_ids, *self._ids(text)]
+        contents = [part for other in shown for part in (self.question(other), self._answer(other))]
+        return text, self.chat.ids(text, [*contents, self.question(row)], self.plain)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids  # fast: without offsets
