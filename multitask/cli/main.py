@@ -201,7 +201,12 @@ def evaluate(
 @click.option("--templates", help="Prompt template: best (on validation rows), first, all, or its name.")
 @click.option("--chat", type=click.Choice(["auto", "on", "off"]), help="Use the tokenizer's chat template.")
 @click.option("--prompts", help="YAML or JSON file of further templates, by task and language.")
-@click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
+@click.option(
+    "--demonstrations",
+    type=click.Choice(["random", "balanced", "nearest"]),
+    help="Examples: drawn, drawn from the classes in turns, or most like each question.",
+)
+@click.option("--balanced", is_flag=True, default=None, help="Old form of --demonstrations balanced.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
 @click.option("--max-rows", type=int, help="Score the first N rows of each task.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results file (JSON); predictions go beside it.")
@@ -215,6 +220,7 @@ def fewshot(
     templates: str | None,
     chat: str | None,
     prompts: str | None,
+    demonstrations: str | None,
     balanced: bool | None,
     split: str | None,
     max_rows: int | None,
@@ -234,7 +240,7 @@ def fewshot(
         fewshot__templates=templates,
         fewshot__chat=chat,
         fewshot__prompts=prompts,
-        fewshot__balanced=balanced,
+        fewshot__demonstrations="balanced" if balanced and demonstrations is None else demonstrations,
         eval__split=split,
         eval__max_rows=max_rows,
     )

@@ -1,5 +1,6 @@
 """Settings of scoring, prompting and generation."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from multitask.config.base import Settings
@@ -57,8 +59,10 @@ class FewshotConfig(Settings):
     """Numbers of solved examples (demonstrations) before each question."""
     draws: int = Field(5, ge=1)
     """Sets of demonstrations drawn from the training split, each a function of the seed; zero-shot has one."""
-    balanced: bool = False
-    """Draw demonstrations of a closed task from its classes in turns."""
+    demonstrations: Literal["random", "balanced", "nearest"] = "random"
+    """Which training rows are demonstrations: drawn; of a closed task drawn from its classes in turns; or for each row
+    those whose inputs are most like its own (TF-IDF of character n-grams), the most similar next to the question. The
+    nearest are not drawn, so there is one set."""
     separator: str = "\n\n"
     """What stands between demonstrations. A tokenizer that cannot write line breaks gets another mark for each."""
     rule: Literal["best", "raw", "per_token", "per_byte", "calibrated", "batch_calibrated", "domain_calibrated"] = (
@@ -81,6 +85,19 @@ class FewshotConfig(Settings):
     prompts: dict[str, dict[str, list[PromptConfig]]] = {}
     """Further templates by task and language, before the task's own; or the name of a YAML or JSON file that holds
     them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_balanced(cls, values: Any) -> Any:
+        """Reads `balanced: true`, of the release before."""
+        if not isinstance(values, dict) or "balanced" not in values:
+            return values
+        if "demonstrations" in values:
+            raise ValueError("'balanced' is the old form of 'demonstrations: balanced', and both are given")
+        text = "'balanced: true' is now 'demonstrations: balanced'; the old key is read in this release only"
+        warnings.warn(text, FutureWarning, stacklevel=2)
+        rest = {name: value for name, value in values.items() if name != "balanced"}
+        return rest | ({"demonstrations": "balanced"} if values["balanced"] else {})
 
     @field_validator("prompts", mode="before")
     @classmethod

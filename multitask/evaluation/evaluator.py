@@ -26,6 +26,7 @@ from multitask.evaluation import metrics
 from multitask.evaluation.baselines import BaselineNumbers, Fitted, measure_with
 from multitask.evaluation.prompting import choice_rules
 from multitask.evaluation.prompting.choice_rules import BATCH, RULES
+from multitask.evaluation.prompting.demonstrations import Nearest
 from multitask.evaluation.prompting.formats import EncodedPrompt as EncodedPrompt
 from multitask.evaluation.prompting.formats import PromptFormat
 from multitask.evaluation.prompting.stops import StopRule
@@ -43,19 +44,23 @@ _CHUNK = 256  # rows whose prompts are in memory at a time
 class Arm:
     """One way to prompt the rows: a number of demonstrations, one draw of them, by language.
 
-    format: its own prompt format; None: the evaluator's. template: of an arm beside the chosen one, its template.
+    nearest: gives each row its own demonstrations. format: its own prompt format; None: the evaluator's. template: of
+    an arm beside the chosen one, its template.
     """
 
     shots: int | None = None
     draw: int = 0
     demonstrations: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    nearest: Nearest | None = None
     format: PromptFormat | None = None
     template: str | None = None
 
     def ranking(self, row: Row, task: Task) -> Sequence[Row]:
         """Demonstrations for a row, best first; raises InputError when its language has none."""
-        found = self.demonstrations.get(row.language, ()) if self.shots else ()
-        if self.shots and not found:
+        if not self.shots:
+            return ()
+        found = self.nearest.ranking(row) if self.nearest else self.demonstrations.get(row.language, ())
+        if not found:
             raise InputError(
                 f"{row.where}: language '{row.language}', and no training row of task '{task.name}' has it: there are "
                 "no demonstrations"

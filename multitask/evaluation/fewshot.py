@@ -22,7 +22,7 @@ from multitask.evaluation.bootstrap import interval
 from multitask.evaluation.evaluator import Arm, ArmScores, Evaluator
 from multitask.evaluation.prompting.chat import Chat
 from multitask.evaluation.prompting.choice_rules import RULES
-from multitask.evaluation.prompting.demonstrations import domain_texts, draw
+from multitask.evaluation.prompting.demonstrations import Nearest, domain_texts, draw
 from multitask.evaluation.prompting.selection import ValidationRows, choose
 from multitask.evaluation.prompting.templates import Style, check_templates, templates_of
 from multitask.evaluation.prompts import PlainFormat
@@ -206,7 +206,12 @@ def _arms(task: Task, config: RunConfig) -> list[Arm]:
                 "{train: ...}`, or ask for zero-shot alone with --shots 0"
             )
         rows = itertools.islice(read(task, "train", config.data, Counts()), config.data.limit)
-        drawn = draw(rows, most, settings.draws, config.seed, task.label if settings.balanced else None)
+        if settings.demonstrations == "nearest":
+            nearest = Nearest(rows, task, most)
+            return [Arm(k, 0, nearest=nearest if k else None) for k in settings.shots]
+        drawn = draw(
+            rows, most, settings.draws, config.seed, task.label if settings.demonstrations == "balanced" else None
+        )
     return [Arm(k, turn, drawn[turn]) for k in settings.shots for turn in range(settings.draws if k else 1)]
 
 

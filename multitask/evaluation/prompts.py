@@ -104,7 +104,6 @@ class PlainFormat:
     """The prompts of an untuned model: plain text, demonstrations first."""
 
     is_calibrated = True
-    shares_demonstrations = True
 
     def __init__(
         self,
@@ -118,6 +117,7 @@ class PlainFormat:
         self.chat = chat
         self.task, self.tokenizer, self.window = task, tokenizer, window
         self.end_ids = end_ids | (chat.end_ids if chat is not None else set())
+        self.shares_demonstrations = config.demonstrations != "nearest"
         self.config, self.styles = config, dict[str, Style]()
         self.has_likelihood, separator = not task.is_closed, config.separator
         self.domain: Mapping[str, Sequence[Mapping[str, str]]] = {}
@@ -227,6 +227,8 @@ class PlainFormat:
         asked = self._asked(row)
         others = (other for other in ranking if self._asked(other) != asked)  # ids of two files may be the same
         shown = [other for other, _ in zip(others, range(num_shots), strict=False)]
+        if not self.shares_demonstrations:  # the most similar next to the question; the least similar drops out first
+            shown.reverse()
         is_truncated = False
         while True:
             text, ids = self._text_and_ids(shown, row)
@@ -243,7 +245,7 @@ class PlainFormat:
             if excess <= 0:
                 return self._encoded(row, ids, text, choices, is_truncated, tuple(shown))
             if shown:
-                shown.pop()
+                shown.pop(-1 if self.shares_demonstrations else 0)
                 continue
             shorter = self._shortened(row, excess)
             if shorter is None:

@@ -431,16 +431,16 @@ def test_a_row_is_prompted_alike_whatever_is_beside_it(model: GPT2LMHeadModel, t
 
 def test_balanced_demonstrations_show_every_class(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     shown = {}
-    for balanced in (True, False):
-        given: dict[str, Any] = {"fewshot": {"shots": [3], "draws": 4, "balanced": balanced}, "eval": {"max_rows": 4}}
-        _, lines = run(model, tokenizer_of("byte-level"), "nli", tmp_path / str(balanced), **given)
-        shown[balanced] = [
+    for way in ("balanced", "random"):
+        given: dict[str, Any] = {"fewshot": {"shots": [3], "draws": 4, "demonstrations": way}, "eval": {"max_rows": 4}}
+        _, lines = run(model, tokenizer_of("byte-level"), "nli", tmp_path / way, **given)
+        shown[way] = [
             len({part.splitlines()[-1] for part in line["prompt"].split("\n\n")[:-1]})
             for draw in range(4)
             for line in lines(3, draw)
         ]
-    assert set(shown[True]) == {3}
-    assert min(shown[False]) < 3
+    assert set(shown["balanced"]) == {3}
+    assert min(shown["random"]) < 3
 
 
 def test_demonstrations_come_from_train_and_never_from_the_row(model: GPT2LMHeadModel, tmp_path: Path) -> None:
@@ -639,7 +639,7 @@ def test_the_command(llama: Path, tmp_path: Path) -> None:
         assert shown in result.output
     results = json.loads(out.read_text("utf-8"))
     assert list(results["tasks"]) == ["cls", "arithmetic", "closed_qa"]
-    assert results["config"]["fewshot"]["balanced"]
+    assert results["config"]["fewshot"]["demonstrations"] == "balanced"
     for name in results["tasks"]:
         assert results["tasks"][name]["num_examples"] == 8
         assert (out.parent / "few.json.predictions" / f"{name}.shots-2.draw-1.jsonl").exists()

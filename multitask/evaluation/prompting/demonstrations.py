@@ -1,4 +1,4 @@
-"""Solved rows for prompts: drawn from the training rows, or random words of them.
+"""Solved rows for prompts: drawn from the training rows, or those most like a question; random words of them.
 
 `draw(rows, num_shots=4, num_draws=2, seed=7, balanced_by=None)[0]["ko"][:4]` are the first draw's four Korean rows.
 """
@@ -8,10 +8,12 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
 from multitask.data.rows import Row
+from multitask.errors import InputError
 from multitask.task import Task
 
 NUM_DOMAIN_TEXTS = 20
@@ -75,3 +77,42 @@ def domain_texts(rows: Iterable[Row], task: Task, seed: int) -> dict[str, list[d
 
 def _words(rows: Sequence[Row], field: str) -> list[str]:
     return [word for row in rows for word in row.fields.get(field, "").split()]
+
+
+class Nearest:
+    """Training rows by how much their inputs are like a row's: cosine of TF-IDF of character n-grams within words.
+
+    n-grams of 2 to 4 characters serve Korean, whose words carry endings. All training rows are in memory.
+    """
+
+    def __init__(self, rows: Iterable[Row], task: Task, num_shots: int) -> None:
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError:
+            raise InputError(
+                "fewshot.demonstrations: nearest needs scikit-learn: pip install 'multitask[nearest]', or choose "
+                "random or balanced"
+            ) from None
+        self.task, self.most = task, num_shots + _SPARE
+        self.rows: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            self.rows[row.language].append(row)
+        self._fitted: dict[str, tuple[Any, Any]] = {}
+        for language, mine in self.rows.items():
+            vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), dtype=np.float32, sublinear_tf=True)
+            try:
+                self._fitted[language] = vectorizer, vectorizer.fit_transform([self._input(row) for row in mine])
+            except ValueError:  # inputs without any n-gram
+                continue
+
+    def ranking(self, row: Row) -> Sequence[Row]:
+        """The most similar rows of the language, most similar first; of equals the earlier."""
+        mine = self.rows.get(row.language, [])
+        if row.language not in self._fitted:
+            return mine[: self.most]
+        vectorizer, matrix = self._fitted[row.language]
+        similarity = (matrix @ vectorizer.transform([self._input(row)]).T).toarray()[:, 0]
+        return [mine[at] for at in np.argsort(-similarity, kind="stable")[: self.most]]
+
+    def _input(self, row: Row) -> str:
+        return "\n".join(text for name, text in row.fields.items() if name != self.task.target)

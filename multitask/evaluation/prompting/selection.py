@@ -59,7 +59,8 @@ def choose(
         rows = list(validation.by_language.get(language, ()))
         scores: dict[tuple[str, str], float] = {}
         num_rows = 0
-        if len(styles) * len(rules) > 1 and rows and not (arm.shots and not arm.demonstrations.get(language)):
+        shown = arm.nearest.rows if arm.nearest is not None else arm.demonstrations
+        if len(styles) * len(rules) > 1 and rows and (not arm.shots or shown.get(language)):
             num_rows, scores = _scores(evaluator, prompt_format, arm, language, styles, rules, rows)
         name = evaluator.task.metrics[0]
         sign = 1 if metrics.build(name, "en").higher_is_better else -1
