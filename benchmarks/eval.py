@@ -101,7 +101,7 @@ def _prompts_to_choose(work: Path, root: Path, task: Any, tokenizer: Any, num_ro
     """`nli.jsonl` and, with more rows, `nli-more.jsonl`: the first training rows as demonstrations before each row."""
     from multitask.pattern import render_plain
 
-    words = task.prompts["ko"].words
+    words = task.templates("ko")[0].words
     shown = [json.loads(line) for line in _lines(root / "nli_ko_klue.train.jsonl")[:NUM_SHOTS]]
     beginning = "".join(
         render_plain(task, row, "ko") + words[task.choices.index(row["label"])] + "\n\n" for row in shown

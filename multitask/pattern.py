@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from multitask.task import END, PAD, Task
+from multitask.task import END, PAD, Prompt, Task
 
 _TOKEN = re.compile(r"(<\|[^|<>{}\s]+\|>)|\{(\w+)\}")
 
@@ -90,12 +90,12 @@ def text_of(pieces: tuple[Piece, ...]) -> str:
     return "".join(piece.literal + piece.text for piece in pieces)
 
 
-def render_plain(task: Task, values: Mapping[str, str], language: str) -> str:
+def render_plain(task: Task, values: Mapping[str, str], language: str, prompt: Prompt | None = None) -> str:
     """The plain prompt of a row for an untuned model; it ends where the answer, with its own leading space, begins.
 
-    A line about an optional field that the row lacks is left out.
+    A line about an optional field that the row lacks is left out. prompt: None: the task's first in the language.
     """
-    template = task.prompts[language if language in task.prompts else next(iter(task.prompts))].template
+    template = (prompt or task.templates(language)[0]).template
     absent = [f"{{{name}}}" for name in task.optional if not values.get(name)]
     template = "\n".join(line for line in template.split("\n") if not any(name in line for name in absent))
     return "".join(

@@ -17,7 +17,7 @@ from pathlib import Path
 from multitask.errors import InputError, suggest
 from multitask.files import shipped
 from multitask.pattern import Piece, fields, parse
-from multitask.task import BASELINES, END, Task
+from multitask.task import BASELINES, END, Prompt, Task
 
 ENTRY_POINTS = "multitask.tasks"
 
@@ -116,15 +116,30 @@ def check(task: object, name: str, origin: str) -> Task:
         problems.append(f"max_new_tokens is {task.max_new_tokens}, expected at least 1")
     if task.choices is not None and task.label is None:
         problems.append("choices need a label field")
-    for language, prompt in task.prompts.items():
-        for value in fields(prompt.template):
-            if value not in known or value == task.target:
-                problems.append(f"prompt '{language}' names '{value}'; {suggest(value, set(known) - {task.target})}")
-        if prompt.words is not None and len(prompt.words) != len(task.choices or ()):
-            problems.append(f"prompt '{language}' has {len(prompt.words)} words for {len(task.choices or ())} choices")
+    for language in task.prompts:
+        templates = task.templates(language)
+        for prompt in templates:
+            called = f"prompt '{language}'" + (f" ({prompt.name})" if len(templates) > 1 else "")
+            problems += [f"{called} {problem}" for problem in prompt_problems(task, prompt)]
+        if len({prompt.name for prompt in templates}) < len(templates):
+            problems.append(f"prompts '{language}': two have the same name")
     if problems:
         raise InputError("\n".join(f"{origin}: {problem}" for problem in problems))
     return task
+
+
+def prompt_problems(task: Task, prompt: Prompt) -> list[str]:
+    """What is wrong with a plain prompt of a task; its words are counted where the task itself has the choices."""
+    known = {*fields(task.stream), *(("choices",) if task.is_closed else ())} - {task.target}
+    used = fields(prompt.template)
+    problems = [f"names '{value}'; {suggest(value, known)}" for value in used if value not in known]
+    if not used:
+        problems.append(f"names no field; put in {{{'}, {'.join(sorted(known))}}}")
+    if prompt.words is not None and not task.is_closed:
+        problems.append(f"has words, and the answers of task '{task.name}' are open")
+    elif prompt.words is not None and task.choices is not None and len(prompt.words) != len(task.choices):
+        problems.append(f"has {len(prompt.words)} words for {len(task.choices)} choices")
+    return problems
 
 
 def _misread(stream: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ is the prompt, the loss is taken on the target and on the final marker.
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 END = "<|end|>"
@@ -18,13 +18,21 @@ PAD = "<|pad|>"
 class Prompt:
     """A plain-text prompt for untuned models.
 
-    template: text with `{field}` names, ending where the answer begins; the answer brings its own leading space.
+    template: text with `{field}` names, ending where the answer begins; the answer brings its own leading space. In
+        closed tasks `{choices}` stands for the words of all choices, with commas between.
     words: for closed tasks, the continuation of each choice, in the order of the choices. None: a space and the word
         that the stream uses.
+    stop: texts that end a generated answer, behind its leading blanks; the separator of demonstrations always does.
+        None: a line break, and the first word of the template.
+    sentences: take the first so many sentences of a generated answer; None: all.
+    name: what results call the template; empty: `prompt-1` by its place.
     """
 
     template: str
     words: tuple[str, ...] | None = None
+    stop: tuple[str, ...] | None = None
+    sentences: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Task:
     label: the field that holds a class; its words come from `choices`, or else from `labels` of the data source.
     choices: the closed answer set, in order, where it belongs to the task itself.
     optional: fields a row may lack; the literal text after such a field goes with it.
-    prompts: plain prompts for untuned models, by language.
+    prompts: plain prompts for untuned models, by language: one, or several of which the best on validation rows is
+        used.
     metrics: names of `multitask.evaluation.metrics`, the first one being the task's score.
     baselines: what a program without a model can do: `majority`, `lead1`, `lead3`, `random_span` (the last three of
         the `truncate` field). `unigram` and `bigram` perplexity are always added.
@@ -57,7 +66,7 @@ class Task:
     label: str | None = None
     choices: tuple[str, ...] | None = None
     optional: tuple[str, ...] = ()
-    prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    prompts: Mapping[str, Prompt | tuple[Prompt, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     max_new_tokens: int = 32
@@ -71,6 +80,12 @@ class Task:
             text = "'cut' of a Task is now called 'truncate'; the old name is read in this release only"
             warnings.warn(text, FutureWarning, stacklevel=3)
             object.__setattr__(self, "truncate", cut)
+
+    def templates(self, language: str) -> tuple[Prompt, ...]:
+        """The prompts of a language, or those of the task's first one, each with a name; () without any."""
+        found = self.prompts.get(language) or next(iter(self.prompts.values()), ())
+        several = (found,) if isinstance(found, Prompt) else found
+        return tuple(replace(one, name=one.name or f"prompt-{place}") for place, one in enumerate(several, 1))
 
     @property
     def is_closed(self) -> bool:

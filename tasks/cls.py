@@ -12,7 +12,18 @@ TASK = Task(
     target="label",
     truncate="text",
     label="label",
-    prompts={"en": Prompt("Text: {text}\nLabel:"), "ko": Prompt("글: {text}\n분류:")},
+    prompts={
+        "en": (
+            Prompt("Text: {text}\nLabel:", name="labelled"),
+            Prompt("{text}\nQuestion: Which of these fits the text? {choices}\nAnswer:", name="question"),
+            Prompt("Classify the text. Labels: {choices}\nText: {text}\nLabel:", name="instruction"),
+        ),
+        "ko": (
+            Prompt("글: {text}\n분류:", name="labelled"),
+            Prompt("{text}\n질문: 다음 중 이 글에 맞는 것은 무엇입니까? {choices}\n답:", name="question"),
+            Prompt("글을 다음 중 하나로 분류하세요: {choices}\n글: {text}\n분류:", name="instruction"),
+        ),
+    },
     metrics=("accuracy", "macro_f1"),
     baselines=("majority",),
     max_new_tokens=8,

@@ -12,7 +12,18 @@ TASK = Task(
     target="text",
     label="label",
     optional=("label",),
-    prompts={"en": Prompt("Write a text.\nKind: {label}\nText:"), "ko": Prompt("글을 쓰세요.\n종류: {label}\n글:")},
+    prompts={
+        "en": (
+            Prompt("Write a text.\nKind: {label}\nText:", name="instruction"),
+            Prompt("Label: {label}\nText:", name="labelled"),
+            Prompt("Here is a text that somebody wrote.\nIt is of this kind: {label}\nIt says:", name="sentence"),
+        ),
+        "ko": (
+            Prompt("글을 쓰세요.\n종류: {label}\n글:", name="instruction"),
+            Prompt("분류: {label}\n글:", name="labelled"),
+            Prompt("다음은 누군가가 쓴 글입니다.\n글의 종류: {label}\n그 글:", name="sentence"),
+        ),
+    },
     metrics=("perplexity", "bits_per_byte"),
     max_new_tokens=64,
 )

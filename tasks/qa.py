@@ -31,7 +31,27 @@ TASK = Task(
     stream="{context}<|question|>{question}<|answer|>{answer}<|end|>",
     target="answer",
     truncate="context",
-    prompts={"en": Prompt("{context}\nQ: {question}\nA:"), "ko": Prompt("{context}\n질문: {question}\n답:")},
+    prompts={
+        "en": (
+            Prompt("{context}\nQ: {question}\nA:", name="gpt3"),
+            Prompt("Background: {context}\n\nQuestion: {question}\n\nAnswer:", stop=("\n",), name="lm-eval"),
+            Prompt(
+                "Answer the question with a few words of the excerpt.\n"
+                "Excerpt: {context}\nQuestion: {question}\nAnswer:",
+                stop=("\n",),
+                name="instruction",
+            ),
+        ),
+        "ko": (
+            Prompt("{context}\n질문: {question}\n답:", name="labelled"),
+            Prompt("읽을 글: {context}\n\n질문: {question}\n\n정답:", stop=("\n",), name="background"),
+            Prompt(
+                "글에 나온 말로 질문에 짧게 답하세요.\n읽을 글: {context}\n질문: {question}\n답:",
+                stop=("\n",),
+                name="instruction",
+            ),
+        ),
+    },
     metrics=("f1", "exact_match"),
     baselines=("random_span",),
     max_new_tokens=32,

@@ -12,7 +12,28 @@ TASK = Task(
     stream="{document}<|summarize|>{summary}<|end|>",
     target="summary",
     truncate="document",
-    prompts={"en": Prompt("{document}\nTL;DR:"), "ko": Prompt("{document}\n요약:")},
+    prompts={
+        "en": (
+            Prompt("{document}\nTL;DR:", stop=(), sentences=3, name="tldr"),
+            Prompt("Text: {document}\n\nSummary in one sentence:", stop=(), sentences=1, name="one-sentence"),
+            Prompt(
+                "Summarize the text below briefly.\n\nText: {document}\n\nSummary:",
+                stop=(),
+                sentences=2,
+                name="instruction",
+            ),
+        ),
+        "ko": (
+            Prompt("{document}\n요약:", stop=(), sentences=3, name="labelled"),
+            Prompt("글: {document}\n한 줄 요약:", stop=("\n",), sentences=1, name="one-line"),
+            Prompt(
+                "다음 글의 핵심 내용을 짧게 요약하세요.\n\n글: {document}\n\n요약:",
+                stop=(),
+                sentences=2,
+                name="instruction",
+            ),
+        ),
+    },
     metrics=("rougeL", "rouge1", "rouge2"),
     baselines=("lead1", "lead3"),
     max_new_tokens=96,

@@ -100,6 +100,8 @@ def write_shots(path: Path, draws: Mapping[int, Sequence[Rows]], task: str = "nl
             "draws": [{"seed": n, "value": value, "num_fitted": min(shots, 3)} for n, value in enumerate(values)],
             "metrics": {"accuracy": spread, "macro_f1": spread},
             "rules": {"raw": spread, "calibrated": spread | {"mean": mean / 2}},
+            "num_unfinished": 500 * shots,
+            "num_empty": shots,
         }
     rows = next(iter(draws.values()))[0]
     scores = {task: {"num_examples": len(rows), "metrics": {}, "baselines": {}, "per_shot": per_shot}}

@@ -69,8 +69,9 @@ def test_facts_name_things_that_exist(plugin: tuple[Path, Task]) -> None:
     assert set(task.baselines) <= {"majority", "lead1", "lead3", "random_span"}
     assert task.truncate is not None or set(task.baselines) <= {"majority"}
     assert {"en", "ko"} <= set(task.prompts)
-    for language, prompt in task.prompts.items():
-        text = render_plain(task, {name: f"<{name}>" for name in fields(task.stream)}, language)
+    for language, prompt in ((of, prompt) for of in task.prompts for prompt in task.templates(of)):
+        values = {name: f"<{name}>" for name in ("choices", *fields(task.stream))}
+        text = render_plain(task, values, language, prompt)
         assert text == text.rstrip(), "the answer brings its own space"
         assert f"<{task.target}>" not in text
         assert task.truncate is None or f"<{task.truncate}>" in text

@@ -213,10 +213,14 @@ class ProgressConsole:
             self.console.print(table)
 
     def shots(self, results: Json) -> None:
-        """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline."""
+        """Tasks by number of shots: mean, spread over draws, interval over rows, beside the best trivial baseline.
+
+        Below, chosen templates and rules, and counts of answers that are unfinished or empty.
+        """
         from rich.table import Table
 
         table = Table("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
+        notes = []
         for name, task in results["tasks"].items():
             for shots, found in task["per_shot"].items():
                 baselines = [
@@ -234,7 +238,22 @@ class ProgressConsole:
                     f"{max(baselines)[0]:.3f} {max(baselines)[1]}" if baselines else "",
                     end_section=shots == list(task["per_shot"])[-1],
                 )
+                if noted := _notes(found):
+                    notes.append(f"{name}, {shots}-shot: {noted}")
         self.console.print(table)
+        for note in notes:
+            self.console.print(note, markup=False, soft_wrap=True)
+
+
+def _notes(found: Json) -> str:
+    """Chosen templates and rules by language, and counts of answers that are unfinished or empty."""
+    notes = [
+        f"{language} template {one['template']}" + (f", rule {one['rule']}" if one.get("rule") else "")
+        for language, one in found.get("selection", {}).items()
+        if one.get("split")
+    ]
+    counts = ((found.get(f"num_{name}"), name) for name in ("unfinished", "empty"))
+    return "; ".join([*notes, *(f"{count:,} answers {name}" for count, name in counts if count)])
 
 
 def _number(value: float) -> str:

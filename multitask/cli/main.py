@@ -199,7 +199,15 @@ def evaluate(
 @click.option("--model", help="Hub name or folder of any causal model; default: the demo model, trained once.")
 @click.option("--shots", callback=split_names, metavar="0,1,4,8", help="Numbers of solved examples before a question.")
 @click.option("--draws", type=int, help="Sets of examples drawn from the training rows.")
-@click.option("--balanced", is_flag=True, default=None, help="Draw examples from the classes in turns.")
+@click.option("--templates", help="Prompt template: best (on validation rows), first, all, or its name.")
+@click.option("--chat", type=click.Choice(["auto", "on", "off"]), help="Use the tokenizer's chat template.")
+@click.option("--prompts", help="YAML or JSON file of further templates, by task and language.")
+@click.option(
+    "--demonstrations",
+    type=click.Choice(["random", "balanced", "nearest"]),
+    help="Examples: drawn, drawn from the classes in turns, or most like each question.",
+)
+@click.option("--balanced", is_flag=True, default=None, help="Old form of --demonstrations balanced.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Rows to score on.")
 @click.option("--max-rows", type=int, help="Score the first N rows of each task.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results file (JSON); predictions go beside it.")
@@ -210,6 +218,10 @@ def fewshot(
     model: str | None,
     shots: list[str] | None,
     draws: int | None,
+    templates: str | None,
+    chat: str | None,
+    prompts: str | None,
+    demonstrations: str | None,
     balanced: bool | None,
     split: str | None,
     max_rows: int | None,
@@ -226,7 +238,10 @@ def fewshot(
         data__limit=limit,
         fewshot__shots=numbers,
         fewshot__draws=draws,
-        fewshot__balanced=balanced,
+        fewshot__templates=templates,
+        fewshot__chat=chat,
+        fewshot__prompts=prompts,
+        fewshot__demonstrations="balanced" if balanced and demonstrations is None else demonstrations,
         eval__split=split,
         eval__max_rows=max_rows,
     )

@@ -1,15 +1,19 @@
 """Settings of scoring, prompting and generation."""
 
-from typing import Literal
+import warnings
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from multitask.config.base import Settings
 from multitask.config.data import Split
+from multitask.errors import InputError
 
 
 class EvalConfig(Settings):
@@ -32,6 +36,22 @@ class EvalConfig(Settings):
     """ROUGE's text tokenizer by language; a language not named uses eojeol (split at white space)."""
 
 
+class PromptConfig(Settings):
+    """A prompt template, written in the settings."""
+
+    template: str
+    """Text with `{field}` names, ending where the answer begins: `"{context}\\nQ: {question}\\nA:"`; in closed tasks
+    `{choices}` stands for all words."""
+    name: str | None = None
+    """What results call it; None: `settings-1` by its place. One with the name of a task's own template replaces it."""
+    words: list[str] | None = None
+    """In closed tasks the word of each choice, in order; None: the words of the labels."""
+    stop: list[str] | None = None
+    """Texts that end a generated answer; None: a line break, and the template's first word."""
+    sentences: int | None = Field(None, ge=1)
+    """Take the first so many sentences of a generated answer; None: all."""
+
+
 class FewshotConfig(Settings):
     """How an untuned model is prompted."""
 
@@ -39,13 +59,57 @@ class FewshotConfig(Settings):
     """Numbers of solved examples (demonstrations) before each question."""
     draws: int = Field(5, ge=1)
     """Sets of demonstrations drawn from the training split, each a function of the seed; zero-shot has one."""
-    balanced: bool = False
-    """Draw demonstrations of a closed task from its classes in turns."""
+    demonstrations: Literal["random", "balanced", "nearest"] = "random"
+    """Which training rows are demonstrations: drawn; of a closed task drawn from its classes in turns; or for each row
+    those whose inputs are most like its own (TF-IDF of character n-grams), the most similar next to the question. The
+    nearest are not drawn, so there is one set."""
     separator: str = "\n\n"
     """What stands between demonstrations. A tokenizer that cannot write line breaks gets another mark for each."""
-    rule: Literal["raw", "per_token", "per_byte", "calibrated"] = "raw"
+    rule: Literal["best", "raw", "per_token", "per_byte", "calibrated", "batch_calibrated", "domain_calibrated"] = (
+        "best"
+    )
     """Which likelihood of a choice predicts: summed, per token, per byte of text, or over that after a content-free
-    question (Zhao et al., 2021). All four are reported."""
+    question (Zhao et al., 2021), after random words of the training inputs (Fei et al., 2023), or on average over all
+    scored inputs of a language, without their labels (Zhou et al., 2024). `best`: chosen on validation rows together
+    with the template. All are reported."""
+
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Demonstrations and question as turns of the tokenizer's chat template; auto: with a tokenizer that has one, it is
+    chosen on validation rows like a template (`templates: first` chooses nothing and is plain text)."""
+    templates: str = "best"
+    """Which of a task's prompt templates is used, by language and number of shots: the `best` on validation rows; the
+    `first` (nothing is chosen: no rule, no chat, and no validation rows are scored); the one of this NAME; `all`: the
+    best, and scores of all others on the same rows beside it."""
+    max_validation_rows: int = Field(100, ge=1)
+    """Validation rows of each language that templates and rules are chosen on."""
+    prompts: dict[str, dict[str, list[PromptConfig]]] = {}
+    """Further templates by task and language, before the task's own; or the name of a YAML or JSON file that holds
+    them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_balanced(cls, values: Any) -> Any:
+        """Reads `balanced: true`, of the release before."""
+        if not isinstance(values, dict) or "balanced" not in values:
+            return values
+        if "demonstrations" in values:
+            raise ValueError("'balanced' is the old form of 'demonstrations: balanced', and both are given")
+        text = "'balanced: true' is now 'demonstrations: balanced'; the old key is read in this release only"
+        warnings.warn(text, FutureWarning, stacklevel=2)
+        rest = {name: value for name, value in values.items() if name != "balanced"}
+        return rest | ({"demonstrations": "balanced"} if values["balanced"] else {})
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        from multitask.config.loading import read_yaml
+
+        try:
+            return read_yaml(Path(value))
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("shots")
     @classmethod

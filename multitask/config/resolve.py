@@ -73,9 +73,10 @@ def chosen_tasks(
 ) -> tuple[RunConfig, dict[str, Task]]:
     """Settings and the tasks that they name; raises InputError for a name that no task has."""
     config, found = settings_of(settings, flags, tasks), load_tasks(tasks_dirs)
-    for name in config.data.sources:
-        if name not in found:
-            raise InputError(f"data.sources: unknown task '{name}'; {suggest(name, found)}")
+    for section, names in (("data.sources", config.data.sources), ("fewshot.prompts", config.fewshot.prompts)):
+        for name in names:
+            if name not in found:
+                raise InputError(f"{section}: unknown task '{name}'; {suggest(name, found)}")
     return config, choose(found, config.tasks)
 
 

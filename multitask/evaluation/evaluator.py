@@ -13,92 +13,54 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.baselines import BaselineNumbers, Fitted, measure_with
+from multitask.evaluation.prompting import choice_rules
+from multitask.evaluation.prompting.choice_rules import BATCH, RULES
+from multitask.evaluation.prompting.demonstrations import Nearest
+from multitask.evaluation.prompting.formats import EncodedPrompt as EncodedPrompt
+from multitask.evaluation.prompting.formats import PromptFormat
+from multitask.evaluation.prompting.stops import StopRule
 from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import Floats, choice_nll
 from multitask.task import Task
 from multitask.tokenization.tokenizer import lost_characters
 
-RULES = ("raw", "per_token", "per_byte", "calibrated")
-"""From likelihoods of choices to a prediction: summed nats, per token, per byte, or calibrated (Zhao et al., 2021)."""
+_Kind = tuple[object, ...]  # a prompt format, demonstrations, a language and its choices
 _CHUNK = 256  # rows whose prompts are in memory at a time
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """One row as ids.
-
-    row: it may be truncated. ids: all that the model conditions on. text: what they say. choices: of a closed task, the
-    ids of each choice. target: ids whose likelihood is measured, one of the choices if there are any; None: not
-    measured. num_tokens: ids of prompt and target. demonstrations: solved rows in the prompt.
-    """
-
-    row: Row
-    ids: Sequence[int]
-    text: str
-    choices: list[list[int]]
-    target: list[int] | None
-    num_tokens: int
-    is_truncated: bool = False
-    demonstrations: tuple[Row, ...] = ()
-
-
-class PromptFormat(Protocol):
-    """How a row becomes ids, and where a generated answer stops."""
-
-    task: Task
-    plain: Tokenizer
-    end_ids: set[int]
-    rule: str
-    """Which of `RULES` predicts."""
-    has_likelihood: bool
-    """Whether targets have a likelihood worth reporting: words of a prompt template have none."""
-
-    def encode(
-        self, rows: Sequence[Row], rankings: Sequence[Sequence[Row]], num_shots: int
-    ) -> list[EncodedPrompt | None]:
-        """Rows to prompts, each with demonstrations from its ranking; None for a row to drop."""
-
-    def stop(self, language: str) -> re.Pattern[str] | None:
-        """Text at which an answer ends, beside `end_ids`; searched with a space before and behind the answer."""
-
-    def completion(self, ids: Sequence[int]) -> str:
-        """The text of generated ids."""
-
-    def words(self, row: Row) -> Sequence[str]:
-        """The choices as the prompt's continuations write them."""
-
-    def content_free(self, prompt: EncodedPrompt) -> list[list[int]]:
-        """The same prompt around a row that says nothing, for calibration; [] where there is none."""
-
-    def require_rows(self, num_kept: int, num_dropped: int, split: str) -> None:
-        """Raises InputError when no row was kept."""
-
-
-@dataclass(frozen=True)
 class Arm:
-    """One way to prompt the rows: a number of demonstrations, one draw of them, by language."""
+    """One way to prompt the rows: a number of demonstrations, one draw of them, by language.
+
+    nearest: gives each row its own demonstrations. format: its own prompt format; None: the evaluator's. template: of
+    an arm beside the chosen one, its template.
+    """
 
     shots: int | None = None
     draw: int = 0
     demonstrations: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    nearest: Nearest | None = None
+    format: PromptFormat | None = None
+    template: str | None = None
 
     def ranking(self, row: Row, task: Task) -> Sequence[Row]:
         """Demonstrations for a row, best first; raises InputError when its language has none."""
-        found = self.demonstrations.get(row.language, ()) if self.shots else ()
-        if self.shots and not found:
+        if not self.shots:
+            return ()
+        found = self.nearest.ranking(row) if self.nearest else self.demonstrations.get(row.language, ())
+        if not found:
             raise InputError(
                 f"{row.where}: language '{row.language}', and no training row of task '{task.name}' has it: there are "
                 "no demonstrations"
@@ -107,7 +69,10 @@ class Arm:
 
     def file_name(self, task: str) -> str:
         """The name of its predictions file."""
-        return f"{task}.jsonl" if self.shots is None else f"{task}.shots-{self.shots}.draw-{self.draw}.jsonl"
+        if self.shots is None:
+            return f"{task}.jsonl"
+        name = task if self.template is None else f"{task}.template-{re.sub('[^a-zA-Z0-9-]+', '-', self.template)}"
+        return f"{name}.shots-{self.shots}.draw-{self.draw}.jsonl"
 
 
 @dataclass
@@ -115,7 +80,8 @@ class Prediction:
     """What a model answered to one row.
 
     completion, prediction: raw text, and after clean-up; None where the task has no text metric. references: accepted
-    answers, of a closed task class names. choice_nll: nats of each choice. by_rule: the class that each rule predicts.
+    answers, of a closed task class names. choice_nll: nats of each choice; words: as continuations write them. by_rule:
+    the class that each rule predicts.
     nll: nats, tokens, words and bytes of the target; empty where it is not measured.
     """
 
@@ -124,10 +90,20 @@ class Prediction:
     completion: str | None = None
     prediction: str | None = None
     choice_nll: dict[str, float] | None = None
+    words: tuple[str, ...] = ()
     by_rule: dict[str, str] = field(default_factory=dict)
     nll: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     is_finished: bool = True
+
+    def without_ids(self) -> "Prediction":
+        """The same, to be kept in memory."""
+        return replace(self, prompt=replace(self.prompt, ids=(), text="", choices=[]))
+
+    def choose(self, rule: str) -> None:
+        """Takes the class that a rule predicts."""
+        self.prediction = self.by_rule[rule]
+        self.completion = self.words[self.prompt.row.classes.index(self.prediction)]
 
     def line(self, shots: int | None) -> str:
         """One line of a predictions file."""
@@ -156,7 +132,8 @@ class ArmScores:
         self.answers: Counter[tuple[str, tuple[str, ...]]] = Counter()  # of a closed task: prediction, references
         self.classes: dict[str, None] = {}
         self.texts: tuple[list[str], list[list[str]]] = ([], [])  # predictions and references, for metrics of the hub
-        self.num_rows = self.num_fitted = self.num_unfinished = self.num_unscored = self.num_tokens = 0
+        self.num_rows = self.num_fitted = self.num_tokens = 0
+        self.num_unfinished = self.num_unscored = self.num_empty = 0
 
     def add(self, found: Prediction, has_likelihood: bool) -> None:
         """Adds one row; fills its `scores`."""
@@ -180,6 +157,7 @@ class ArmScores:
         self.num_tokens += found.prompt.num_tokens
         self.num_unscored += has_likelihood and not found.nll
         self.num_unfinished += not found.is_finished
+        self.num_empty += found.prediction == ""
 
     def named(self) -> Iterator[tuple[str, metrics.Numbers]]:
         """Metrics that have numbers, with their numbers; those from likelihoods share theirs."""
@@ -207,6 +185,7 @@ class Evaluator:
         self.model, self.tokenizer, self.task, self.format, self.config = model, tokenizer, task, prompt_format, config
         self.batch_tokens = config.eval.batch_tokens
         self.counts = RowCounts()
+        self._biases: dict[_Kind, dict[str, Floats]] = {}
         self.first: list[EncodedPrompt] = []
         """Prompts of the first `eval.max_free_rows` rows, without demonstrations."""
 
@@ -234,31 +213,46 @@ class Evaluator:
         """
         scores = [ArmScores(self.task, self.config) for _ in arms]
         baselines = fitted.numbers(scores[0].text_metrics) if fitted is not None else {}
+        formats = [arm.format or self.format for arm in arms]
+        waiting: list[list[Prediction]] = [[] for _ in arms]  # for the likelihoods of all rows
+        paths = [predictions / arm.file_name(self.task.name) for arm in arms] if predictions is not None else []
         with ExitStack() as files:
-            sinks: list[TextIO | None] = [None for _ in arms]
             if predictions is not None:
                 predictions.mkdir(parents=True, exist_ok=True)
-                paths = [predictions / arm.file_name(self.task.name) for arm in arms]
-                sinks = [files.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+            sinks: list[TextIO | None] = [files.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+            sinks = sinks or [None] * len(arms)
             rows = iter(rows)
             while chunk := list(itertools.islice(rows, _CHUNK)):
-                kept = self._kept(chunk)
-                for arm, total, sink in zip(arms, scores, sinks, strict=True):
-                    for found in self.predict(self._prompts(kept, arm)):
-                        total.add(found, self.format.has_likelihood)
+                kept = self._kept(chunk, formats)
+                for arm, style, total, later, sink in zip(arms, formats, scores, waiting, sinks, strict=True):
+                    for found in self.predict(self._prompts(kept, arm, style), style):
+                        if self.task.is_closed and style.is_calibrated:
+                            later.append(found.without_ids())
+                        else:
+                            total.add(found, style.has_likelihood)
                         if sink is not None:
                             sink.write(found.line(arm.shots))
                     report({"event": "prompted", "task": self.task.name, "arm": str(arm), "rows": self.counts.num_rows})
                 if fitted is not None:
                     fitted.add(baselines, kept, self.counts.num_rows - len(kept), scores[0].measure)
+        for style, total, later in zip(formats, scores, waiting, strict=True):
+            calibrate_batch(later, style)
+            for found in later:
+                total.add(found, style.has_likelihood)
+        for path, later in zip(paths, waiting, strict=False):
+            _rewrite(path, later)
         self.counts.num_skipped = counts.num_skipped
         self.format.require_rows(self.counts.num_rows, self.counts.num_dropped, self.config.eval.split)
         return scores, baselines
 
-    def _kept(self, chunk: Sequence[Row]) -> list[tuple[Row, EncodedPrompt]]:
-        """Rows that fit without demonstrations; counts all."""
-        encoded = self.format.encode(chunk, [()] * len(chunk), 0)
-        kept = [(row, prompt) for row, prompt in zip(chunk, encoded, strict=True) if prompt is not None]
+    def _kept(self, chunk: Sequence[Row], formats: Sequence[PromptFormat]) -> list[tuple[Row, EncodedPrompt]]:
+        """Rows that fit without demonstrations, whatever the format; with the first one's prompts. Counts all."""
+        by_format = [style.encode(chunk, [()] * len(chunk), 0) for style in dict.fromkeys(formats)]
+        kept = [
+            (row, prompts[0])
+            for row, *prompts in zip(chunk, *by_format, strict=True)
+            if all(prompt is not None for prompt in prompts)
+        ]
         self.counts.num_rows += len(kept)
         self.counts.num_dropped += len(chunk) - len(kept)
         self.counts.num_truncated += sum(prompt.is_truncated for _, prompt in kept)
@@ -267,60 +261,53 @@ class Evaluator:
         self.first += [prompt for _, prompt in kept[: max(0, self.config.eval.max_free_rows - len(self.first))]]
         return kept
 
-    def _prompts(self, kept: Sequence[tuple[Row, EncodedPrompt]], arm: Arm) -> list[EncodedPrompt]:
+    def _prompts(self, kept: Sequence[tuple[Row, EncodedPrompt]], arm: Arm, style: PromptFormat) -> list[EncodedPrompt]:
         """The rows with an arm's demonstrations; what fits without any fits with as many as there is space for."""
-        if not arm.shots:
+        if arm.shots is None:
             return [prompt for _, prompt in kept]
         rows = [row for row, _ in kept]
-        encoded = self.format.encode(rows, [arm.ranking(row, self.task) for row in rows], arm.shots)
+        encoded = style.encode(rows, [arm.ranking(row, self.task) for row in rows], arm.shots)
         return [prompt for prompt in encoded if prompt is not None]
 
-    def predict(self, prompts: Sequence[EncodedPrompt]) -> list[Prediction]:
+    def predict(self, prompts: Sequence[EncodedPrompt], prompt_format: PromptFormat | None = None) -> list[Prediction]:
         """Answers to prompts, in order, with the nats of targets. Prompts with the same demonstrations share them."""
+        style = prompt_format or self.format
         found = [Prediction(prompt, list(prompt.row.accepted)) for prompt in prompts]
         groups: dict[tuple[str, ...], list[Prediction]] = {}
         for one in found:
-            groups.setdefault(tuple(row.id for row in one.prompt.demonstrations), []).append(one)
-        for group in groups.values():
+            shown = tuple(row.id for row in one.prompt.demonstrations) if style.shares_demonstrations else ()
+            groups.setdefault(shown, []).append(one)
+        for shown, group in groups.items():
             if self.task.is_closed:
-                self._choose(group)
+                self._choose(group, style, shown)
             else:
                 self._score_targets(group)
                 if any(name not in metrics.FROM_NLL for name in self.task.metrics):
-                    self._generate(group)
+                    self._generate(group, style)
         return found
 
-    def _choose(self, group: Sequence[Prediction]) -> None:
-        """Predicts the choice of least nats, by every rule."""
-        kinds = [(one.prompt.row.language, *self.format.words(one.prompt.row)) for one in group]
-        content_free: list[tuple[tuple[str, ...], list[int], list[list[int]]]] = []
-        bias: dict[tuple[str, ...], Floats] = {}
+    def _choose(self, group: Sequence[Prediction], style: PromptFormat, shown: tuple[str, ...]) -> None:
+        """Predicts the choice of least nats, by every rule but that of all rows together."""
+        kinds = [(style, shown, one.prompt.row.language, *style.words(one.prompt.row)) for one in group]
+        further: list[tuple[_Kind, str, list[int], list[list[int]]]] = []
         for kind, one in zip(kinds, group, strict=True):
-            if kind not in bias:
-                bias[kind] = np.full(len(one.prompt.choices), -np.inf)
-                content_free += [(kind, ids, one.prompt.choices) for ids in self.format.content_free(one.prompt)]
-        nats = self._nll(group, [one.prompt.choices for one in group], [(i, c) for _, i, c in content_free])
-        for (kind, _, _), each in zip(content_free, nats[len(group) :], strict=True):
-            bias[kind] = np.logaddexp(bias[kind], _log_probabilities(each))
+            if kind not in self._biases:
+                self._biases[kind] = {}
+                for rule, prompts in style.calibration(one.prompt).items():
+                    further += [(kind, rule, ids, one.prompt.choices) for ids in prompts]
+        nats = self._nll(group, [one.prompt.choices for one in group], [(i, c) for *_, i, c in further])
+        for (kind, rule, *_), each in zip(further, nats[len(group) :], strict=True):
+            logs, before = choice_rules.log_probabilities(each), self._biases[kind].get(rule)
+            self._biases[kind][rule] = logs if before is None else np.logaddexp(before, logs)
         for one, kind, each in zip(group, kinds, nats, strict=False):
-            self._chosen(one, kind[1:], each, bias[kind])
-
-    def _chosen(self, one: Prediction, words: Sequence[str], nats: list[float], bias: Floats) -> None:
-        """bias: log-probabilities of the choices after content-free prompts, up to a constant (Zhao et al., 2021)."""
-        row, choices = one.prompt.row, one.prompt.choices
-        scored = {
-            "raw": nats,
-            "per_token": [n / len(ids) for n, ids in zip(nats, choices, strict=True)],
-            "per_byte": [n / len(word.encode()) for n, word in zip(nats, words, strict=True)],
-            # Where no content-free prompt fits the window, there is no bias to correct.
-            "calibrated": (nats + bias).tolist() if np.isfinite(bias).all() else nats,
-        }
-        one.by_rule = {rule: row.classes[int(np.argmin(values))] for rule, values in scored.items()}
-        one.prediction = one.by_rule[self.format.rule]
-        one.completion = words[int(np.argmin(scored[self.format.rule]))]
-        one.choice_nll = dict(zip(row.choices, nats, strict=True))
-        if one.prompt.target is not None:
-            one.nll = self._target_numbers(one, nats[choices.index(one.prompt.target)])
+            row, choices = one.prompt.row, one.prompt.choices
+            one.words = tuple(style.words(row))
+            found = choice_rules.predicted(each, choices, one.words, self._biases[kind])
+            one.by_rule = {rule: row.classes[number] for rule, number in found.items()}
+            one.choose(style.rule(row.language))
+            one.choice_nll = dict(zip(row.choices, each, strict=True))
+            if one.prompt.target is not None:
+                one.nll = self._target_numbers(one, each[choices.index(one.prompt.target)])
 
     def _score_targets(self, group: Sequence[Prediction]) -> None:
         """Nats of the gold targets."""
@@ -352,40 +339,53 @@ class Evaluator:
                 )
         return nats
 
-    def _generate(self, group: Sequence[Prediction]) -> None:
+    def _generate(self, group: Sequence[Prediction], style: PromptFormat) -> None:
         """Greedy answers; each ends at an end token or at a stop of its language."""
         parse: Callable[[str], str] = self.task.parse or str.strip
-        stops = {one.prompt.row.language: self.format.stop(one.prompt.row.language) for one in group}
+        stops = {one.prompt.row.language: style.stop(one.prompt.row.language) for one in group}
         for stop in dict.fromkeys(stops.values()):
             mine = [one for one in group if stops[one.prompt.row.language] == stop]
             written = generate(
                 self.model,
                 [one.prompt.ids for one in mine],
                 self.task.max_new_tokens,
-                self.format.end_ids,
+                style.end_ids,
                 self.batch_tokens,
-                _Stopped(self.format, stop),
+                _Stopped(style, stop),
             )
             for one, (ids, is_finished) in zip(mine, written, strict=True):
-                text = self.format.completion(ids)
-                found = stop.search(f" {text} ") if stop is not None else None
-                one.completion = text[: max(0, found.start() - 1)] if found else text
+                text = style.completion(ids)
+                one.completion = stop.answer(text) if stop is not None else text
                 one.prediction, one.is_finished = parse(one.completion), is_finished
 
 
 @dataclass(frozen=True)
 class _Stopped:
-    """Whether generated ids hold a stop; of a mark with spaces the last one may not have been generated."""
+    """Whether generated ids hold a whole answer."""
 
     format: PromptFormat
-    stop: re.Pattern[str] | None
+    stop: StopRule | None
 
     def __call__(self, ids: list[int]) -> bool:
-        return self.stop is not None and bool(self.stop.search(f" {self.format.completion(ids)}"))
+        return self.stop is not None and self.stop.is_reached(self.format.completion(ids))
 
 
-def _log_probabilities(nats: Sequence[float]) -> Floats:
-    """Of choices among themselves: log of each likelihood over their sum."""
-    logs = -np.asarray(nats)
-    found: Floats = logs - np.logaddexp.reduce(logs)
-    return found
+def calibrate_batch(found: Sequence[Prediction], style: PromptFormat) -> None:
+    """Predicts by `BATCH` too, from the likelihoods of all these rows of a language together."""
+    groups = [(one.prompt.row.language, one.words) for one in found]
+    nats = [list((one.choice_nll or {}).values()) for one in found]
+    for one, number in zip(found, choice_rules.batch_calibrated(nats, groups), strict=True):
+        one.by_rule[BATCH] = one.prompt.row.classes[number]
+        one.choose(style.rule(one.prompt.row.language))
+
+
+def _rewrite(path: Path, found: Sequence[Prediction]) -> None:
+    """Puts into a predictions file what was known once all its rows had been read."""
+    if not found:
+        return
+    written = path.with_name(path.name + ".tmp")
+    with path.open(encoding="utf-8") as lines, written.open("w", encoding="utf-8") as sink:
+        for line, one in zip(lines, found, strict=True):
+            known = {"completion": one.completion, "prediction": one.prediction, "scores": one.scores}
+            sink.write(json.dumps(json.loads(line) | known, ensure_ascii=False, allow_nan=False) + "\n")
+    written.replace(path)

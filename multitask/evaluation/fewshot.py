@@ -7,6 +7,7 @@
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,14 +19,21 @@ from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.baselines import baseline_scores, data_of, fit
 from multitask.evaluation.bootstrap import interval
-from multitask.evaluation.evaluator import RULES, Arm, ArmScores, Evaluator
-from multitask.evaluation.prompts import PlainFormat, draw
+from multitask.evaluation.evaluator import Arm, ArmScores, Evaluator
+from multitask.evaluation.prompting.chat import Chat
+from multitask.evaluation.prompting.choice_rules import RULES
+from multitask.evaluation.prompting.demonstrations import Nearest, domain_texts, draw
+from multitask.evaluation.prompting.selection import ValidationRows, choose
+from multitask.evaluation.prompting.templates import Style, check_templates, templates_of
+from multitask.evaluation.prompts import PlainFormat
 from multitask.evaluation.results_file import cost_of, results_of, write_results
-from multitask.evaluation.schema import Data, Draw, Results, Shots, Spread, TaskScores
+from multitask.evaluation.schema import Data, Draw, Results, Selection, Shots, Spread, TaskScores
 from multitask.evaluation.tuned import check_metrics, counts_of
 from multitask.events import Report, ignore
 from multitask.models.lora import max_positions, plain_model
 from multitask.task import Task
+
+_NUM_DOMAIN_ROWS = 1000  # training rows whose words are drawn, for calibration
 
 
 def fewshot(
@@ -47,7 +55,7 @@ def fewshot(
     data, scores, num_tokens = {}, {}, 0
     for key, task in tasks.items():
         began = time.perf_counter()
-        data[key], scores[key], tokens = _prompt_task(model, tokenizer, task, config, predictions, report)
+        data[key], scores[key], tokens = _prompt_task(model, tokenizer, name, task, config, predictions, report)
         num_tokens += tokens
         result, elapsed_s = scores[key].to_json(), time.perf_counter() - began
         report({"event": "task", "task": key, "result": result, "elapsed_s": elapsed_s})
@@ -59,10 +67,10 @@ def fewshot(
 
 
 def _prompt_task(
-    model: Any, tokenizer: Any, task: Task, config: RunConfig, predictions: Path | None, report: Report
+    model: Any, tokenizer: Any, name: str, task: Task, config: RunConfig, predictions: Path | None, report: Report
 ) -> tuple[Data, TaskScores, int]:
     """One task with every number of shots and every draw: `data`, `tasks`, and the number of prompt tokens."""
-    prompt_format = _format(model, tokenizer, task, config)
+    prompt_format = _format(model, tokenizer, name, task, config)
     split, counts = config.eval.split, Counts()
     arms = _arms(task, config)
     if not any(has_split(source, split) for source in resolve(task, config.data)):
@@ -70,20 +78,91 @@ def _prompt_task(
     fitted = fit(task, config)
     rows = itertools.islice(read(task, split, config.data, counts), config.eval.max_rows)
     evaluator = Evaluator(model, tokenizer, task, prompt_format, config)
+    arms, chosen = _with_templates(evaluator, prompt_format, arms, config, report)
     scores, baselines = evaluator.run(rows, counts, arms, fitted, predictions, report)
-    by_shots = {k: [s for arm, s in zip(arms, scores, strict=True) if arm.shots == k] for k in config.fewshot.shots}
-    found = TaskScores(
+    by_arm: dict[tuple[int | None, str | None], list[ArmScores]] = {}
+    for arm, each in zip(arms, scores, strict=True):
+        by_arm.setdefault((arm.shots, arm.template), []).append(each)
+    per_shot = {}
+    for k in config.fewshot.shots:
+        found = _per_shot(task, by_arm[k, None], prompt_format.window, config)
+        others = {name: each for (shots, name), each in by_arm.items() if shots == k and name is not None}
+        languages = sorted(set(by_arm[k, None][0].languages))
+        update: dict[str, object] = {"selection": {of: chosen[k][of] for of in languages if of in chosen[k]}}
+        if others:
+            update["by_template"] = {
+                name: _spread(found.metric, [dict(one.named())[found.metric] for one in each], config)
+                for name, each in others.items()
+            }
+        per_shot[k] = found.model_copy(update=update)
+    task_scores = TaskScores(
         num_examples=evaluator.counts.num_rows,
         separator=prompt_format.separator,
         metrics={},
         baselines=baseline_scores(baselines, task, config),
-        per_shot={k: _per_shot(task, draws, prompt_format.window, config) for k, draws in by_shots.items()},
+        per_shot=per_shot,
     )
     data = data_of(task, config, split).model_copy(update=counts_of(evaluator))
-    return data, found, sum(s.num_tokens for s in scores)
+    return data, task_scores, sum(s.num_tokens for s in scores)
 
 
-def _format(model: Any, tokenizer: Any, task: Task, config: RunConfig) -> PlainFormat:
+def _with_templates(
+    evaluator: Evaluator, prompt_format: PlainFormat, arms: Sequence[Arm], config: RunConfig, report: Report
+) -> tuple[list[Arm], dict[int, dict[str, Selection]]]:
+    """The arms with the templates and rules chosen for each number of shots, and how these were chosen.
+
+    With `fewshot.templates: all` there are further arms, of each template.
+    """
+    settings, task = config.fewshot, evaluator.task
+    has_chat = prompt_format.chat is not None
+    candidates = {language: _styles(task, language, config, has_chat) for language in _languages(task, config)}
+    is_choice = settings.templates != "first" and (
+        any(len(styles) > 1 for styles in candidates.values()) or (task.is_closed and settings.rule == "best")
+    )
+    validation = ValidationRows.of(task, config) if is_choice else ValidationRows(None, {})
+    if is_choice and validation.split is None:
+        text = f"task '{task.name}' has no validation rows to choose a prompt template on: the first one is used"
+        report({"event": "warning", "text": text})
+    for language in validation.by_language:
+        candidates.setdefault(language, _styles(task, language, config, has_chat))
+    found, chosen = [], {}
+    for k in settings.shots:
+        mine = [arm for arm in arms if arm.shots == k]
+        choices = choose(evaluator, prompt_format, mine[0], candidates, validation)
+        chosen[k] = {language: selection for language, (_, selection) in choices.items()}
+        styles = {language: style for language, (style, _) in choices.items()}
+        best = prompt_format.with_styles(styles)
+        found += [replace(arm, format=best) for arm in mine]
+        names = dict.fromkeys(style.name for each in candidates.values() for style in each)
+        for name in names if settings.templates == "all" else ():
+            other = {
+                language: replace(style, rule=styles[language].rule)
+                for language, each in candidates.items()
+                for style in each
+                if style.name == name
+            }
+            one = best.with_styles(other)
+            found += [replace(arm, format=one, template=name) for arm in mine]
+    return found, chosen
+
+
+def _styles(task: Task, language: str, config: RunConfig, has_chat: bool) -> list[Style]:
+    """What is to be chosen from in a language."""
+    templates, wanted = templates_of(task, language, config.fewshot.prompts), config.fewshot.templates
+    if wanted not in ("best", "all"):
+        templates = tuple(prompt for prompt in templates if prompt.name == wanted) or templates[:1]
+    ways = [False] * (not has_chat or config.fewshot.chat != "on") + [True] * has_chat
+    return [Style(prompt, is_chat) for is_chat in ways for prompt in templates]
+
+
+def _languages(task: Task, config: RunConfig) -> dict[str, None]:
+    """Languages of the task's sources and templates."""
+    own = (source.language for source in resolve(task, config.data))
+    return dict.fromkeys([*own, *task.prompts, *config.fewshot.prompts.get(task.name, {})])
+
+
+def _format(model: Any, tokenizer: Any, name: str, task: Task, config: RunConfig) -> PlainFormat:
+    check_templates(task, config.fewshot.prompts, config.data, config.fewshot.templates)
     window = max_positions(model) or config.train.batch_tokens
     if task.max_new_tokens >= window:
         raise InputError(
@@ -97,7 +176,23 @@ def _format(model: Any, tokenizer: Any, task: Task, config: RunConfig) -> PlainF
         )
     ends = plain_model(model).generation_config.eos_token_id
     end_ids = {i for i in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if i is not None}
-    return PlainFormat(task, tokenizer, window, end_ids, config.fewshot)
+    found = PlainFormat(task, tokenizer, window, end_ids, config.fewshot, _chat(tokenizer, name, config))
+    if task.is_closed and any(has_split(source, "train") for source in resolve(task, config.data)):
+        rows = itertools.islice(read(task, "train", config.data, Counts()), _NUM_DOMAIN_ROWS)
+        found.domain = domain_texts(rows, task, config.seed)
+    return found
+
+
+def _chat(tokenizer: Any, name: str, config: RunConfig) -> Chat | None:
+    """The tokenizer's chat template, if prompts may be or must be written with it."""
+    settings = config.fewshot
+    if settings.chat == "off" or (settings.chat == "auto" and settings.templates == "first"):
+        return None
+    if not tokenizer.chat_template:
+        if settings.chat == "on":
+            raise InputError(f"{name}: its tokenizer has no chat template; prompt it as plain text: --chat off")
+        return None
+    return Chat(tokenizer, name)
 
 
 def _arms(task: Task, config: RunConfig) -> list[Arm]:
@@ -111,7 +206,12 @@ def _arms(task: Task, config: RunConfig) -> list[Arm]:
                 "{train: ...}`, or ask for zero-shot alone with --shots 0"
             )
         rows = itertools.islice(read(task, "train", config.data, Counts()), config.data.limit)
-        drawn = draw(rows, most, settings.draws, config.seed, task.label if settings.balanced else None)
+        if settings.demonstrations == "nearest":
+            nearest = Nearest(rows, task, most)
+            return [Arm(k, 0, nearest=nearest if k else None) for k in settings.shots]
+        drawn = draw(
+            rows, most, settings.draws, config.seed, task.label if settings.demonstrations == "balanced" else None
+        )
     return [Arm(k, turn, drawn[turn]) for k in settings.shots for turn in range(settings.draws if k else 1)]
 
 
@@ -139,6 +239,7 @@ def _per_shot(task: Task, draws: Sequence[ArmScores], window: int, config: RunCo
             for turn, (value, each) in enumerate(zip(values, draws, strict=True))
         ],
         num_unfinished=sum(each.num_unfinished for each in draws),
+        num_empty=sum(each.num_empty for each in draws),
         num_unscored=sum(each.num_unscored for each in draws),
         metrics=found,
         **parts,

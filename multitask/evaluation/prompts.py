@@ -4,19 +4,19 @@ r"""Prompt formats: the stream of a tuned model, and plain text with demonstrati
 `"...\n가설: ...\n관계: 중립\n\n...\n가설: ...\n관계:"`: demonstrations first, whole, as many as fit the window.
 """
 
-import hashlib
-import heapq
-import re
+import copy
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.evaluation.evaluator import EncodedPrompt
+from multitask.evaluation.prompting.chat import Chat
+from multitask.evaluation.prompting.formats import EncodedPrompt
+from multitask.evaluation.prompting.stops import StopRule
+from multitask.evaluation.prompting.templates import Style, templates_of
 from multitask.pattern import parse, render_plain
 from multitask.task import END, Prompt, Task
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
@@ -26,39 +26,6 @@ BREAKS = ("\n", " | ", " / ", ". ")
 """What may stand for a line break in a prompt: the first that survives the tokenizer."""
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """What says nothing: the answers' likelihoods after it are a prompt's own bias (Zhao et al., 2021)."""
-_SPARE = 8  # demonstrations in reserve, for rows whose own duplicate was drawn
-
-
-def draw(
-    rows: Iterable[Row], num_shots: int, num_draws: int, seed: int, balanced_by: str | None
-) -> list[dict[str, list[Row]]]:
-    """For each draw and language, rows in the order in which they become demonstrations; `num_shots` and some spare.
-
-    A row's place is a hash of (seed, draw, its id): a pure function of them, whatever the order of the file, and the
-    first four of eight are the four. balanced_by: a field whose values take turns; None: none. One pass, and no more
-    rows in memory than drawn.
-    """
-    most = num_shots + _SPARE
-    heaps: list[dict[tuple[str, str], list[tuple[int, int, Row]]]] = [{} for _ in range(num_draws)]
-    for number, row in enumerate(rows):
-        kind = row.fields.get(balanced_by, "") if balanced_by else ""
-        for turn, by_kind in enumerate(heaps):
-            digest = hashlib.blake2b(f"{seed}|{turn}|{row.id}".encode(), digest_size=8).digest()
-            entry = -int.from_bytes(digest, "big"), number, row
-            heap = by_kind.setdefault((row.language, kind), [])
-            if len(heap) < most:
-                heapq.heappush(heap, entry)
-            else:
-                heapq.heappushpop(heap, entry)
-    drawn: list[dict[str, list[Row]]] = []
-    for by_kind in heaps:
-        drawn.append({})
-        for language in sorted({language for language, _ in by_kind}):
-            queues = [sorted(heap, reverse=True) for (of, _), heap in by_kind.items() if of == language]
-            queues.sort(key=lambda queue: queue[0][:2], reverse=True)
-            turns = [entry[2] for entries in zip_longest(*queues) for entry in entries if entry is not None]
-            drawn[-1][language] = turns[:most]
-    return drawn
 
 
 def _fold(text: str) -> str:
@@ -68,8 +35,9 @@ def _fold(text: str) -> str:
 class StreamFormat:
     """The prompts of a tuned model: as in training, without the target."""
 
-    rule = "raw"
     has_likelihood = True
+    is_calibrated = False
+    shares_demonstrations = True
 
     def __init__(self, task: Task, tokenizer: Any, block_size: int) -> None:
         self.task, self.tokenizer, self.block_size = task, tokenizer, block_size
@@ -103,7 +71,7 @@ class StreamFormat:
         """Ids of a choice as the stream holds it, end marker included."""
         return [*self.plain.encode(self._literal + word, add_special_tokens=False).ids, self.end_id]
 
-    def stop(self, language: str) -> re.Pattern[str] | None:
+    def stop(self, language: str) -> StopRule | None:
         """Nothing but the end marker ends an answer."""
         return None
 
@@ -115,9 +83,13 @@ class StreamFormat:
         """The choices in the row's language."""
         return row.choices
 
-    def content_free(self, prompt: EncodedPrompt) -> list[list[int]]:
+    def rule(self, language: str) -> str:
+        """A tuned model answers by summed nats."""
+        return "raw"
+
+    def calibration(self, prompt: EncodedPrompt) -> dict[str, list[list[int]]]:
         """A tuned model is not calibrated."""
-        return []
+        return {}
 
     def require_rows(self, num_kept: int, num_dropped: int, split: str) -> None:
         """Raises InputError when no row was kept."""
@@ -131,14 +103,25 @@ class StreamFormat:
 class PlainFormat:
     """The prompts of an untuned model: plain text, demonstrations first."""
 
-    def __init__(self, task: Task, tokenizer: Any, window: int, end_ids: set[int], config: FewshotConfig) -> None:
-        if not task.prompts:
-            raise InputError(
-                f"task '{task.name}' has no plain prompts (`prompts` in its file); an untuned model needs one"
-            )
-        self.task, self.tokenizer, self.window, self.end_ids = task, tokenizer, window, end_ids
-        self.rule: str = config.rule
+    is_calibrated = True
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Any,
+        window: int,
+        end_ids: set[int],
+        config: FewshotConfig,
+        chat: Chat | None = None,
+    ) -> None:
+        self.chat = chat
+        self.task, self.tokenizer, self.window = task, tokenizer, window
+        self.end_ids = end_ids | (chat.end_ids if chat is not None else set())
+        self.shares_demonstrations = config.demonstrations != "nearest"
+        self.config, self.styles = config, dict[str, Style]()
         self.has_likelihood, separator = not task.is_closed, config.separator
+        self.domain: Mapping[str, Sequence[Mapping[str, str]]] = {}
+        """By language, fields of random words, for calibration."""
         self.plain = plain_reader(tokenizer)
         letter = next(filter(self._survives, "a0가"), "a")  # a vocabulary of one language may not have the others'
         self.line = next((mark for mark in BREAKS if self._survives(f"{letter}{mark}{letter}")), " ")
@@ -146,23 +129,51 @@ class PlainFormat:
         self.first_ids = self._first_ids()
         self._continuations: dict[tuple[str, str], list[int]] = {}
 
+    def with_styles(self, styles: Mapping[str, Style]) -> "PlainFormat":
+        """The same with other templates and rules, by language."""
+        found = copy.copy(self)
+        found.styles, found._continuations = {**self.styles, **styles}, {}
+        return found
+
+    def style(self, language: str) -> Style:
+        """How prompts of a language are written; unless chosen, by the first template."""
+        if language not in self.styles:
+            rule = "raw" if self.config.rule == "best" else self.config.rule
+            self.styles[language] = Style(templates_of(self.task, language, self.config.prompts)[0], rule=rule)
+        return self.styles[language]
+
     def prompt(self, language: str) -> Prompt:
-        """The template of a language, or the task's first one."""
-        return self.task.prompts[language if language in self.task.prompts else next(iter(self.task.prompts))]
+        """The template of a language."""
+        return self.style(language).prompt
 
-    def stop(self, language: str) -> re.Pattern[str]:
-        """What ends a written answer: a line break, or the word that the next demonstration would begin with.
+    def rule(self, language: str) -> str:
+        """The rule that predicts a choice in a language."""
+        return self.style(language).rule
 
-        To be searched in text with a space before it: of a mark with spaces, decoding drops the first one.
+    def stop(self, language: str) -> StopRule:
+        """What ends a written answer: what its template says, or else a line break or the template's first word.
+
+        The separator, which follows the answers of demonstrations, always does.
         """
-        first = parse(self.prompt(language).template)[0]
-        words = (first.literal or ("" if first.field else first.text)).split()
-        marks = [re.escape(self.line)] if self.line != " " else []  # a plain space parts the words of an answer, too
-        return re.compile("|".join([*marks, *(rf"(?<!\S){re.escape(word)}" for word in words[:1])]) or "(?!)")
+        prompt = self.prompt(language)
+        marks, words = [*(prompt.stop or ()), self.separator], []
+        if prompt.stop is None:
+            first = parse(prompt.template)[0]
+            words = (first.literal or ("" if first.field else first.text)).split()[:1]
+            marks = [self.line, self.separator]
+        marks = [mark.replace("\n", self.line) for mark in marks]
+        # A plain space parts the words of an answer, too.
+        return StopRule.of([mark for mark in marks if mark.strip(" ")], self.line, words, prompt.sentences)
+
+    def _is_chat(self, language: str) -> bool:
+        return self.style(language).is_chat
 
     def question(self, row: Row) -> str:
         """The prompt of one row without its answer."""
-        return render_plain(self.task, row.fields, row.language).replace("\n", self.line)
+        prompt = self.prompt(row.language)
+        choices = ", ".join(word.strip() for word in prompt.words or row.choices)
+        values = {"choices": choices, **row.fields} if self.task.is_closed else row.fields
+        return render_plain(self.task, values, row.language, prompt).replace("\n", self.line)
 
     def completion(self, ids: Sequence[int]) -> str:
         """The text of generated ids."""
@@ -170,6 +181,11 @@ class PlainFormat:
 
     def words(self, row: Row) -> list[str]:
         """What may follow: the words of a closed set, in order, or else the target alone; each with its space."""
+        if self.chat is not None and self._is_chat(row.language):
+            return [self.chat.space + word.strip() for word in self._words(row)]
+        return self._words(row)
+
+    def _words(self, row: Row) -> list[str]:
         if not self.task.is_closed:
             return [" " + row.fields[self.task.target].replace("\n", self.line)]
         words = self.prompt(row.language).words
@@ -184,12 +200,17 @@ class PlainFormat:
 
     def solved(self, row: Row) -> str:
         """One demonstration: question and answer."""
+        return self.question(row) + self._answer(row)
+
+    def _answer(self, row: Row) -> str:
         answers = self.words(row)
-        answer = answers[row.choices.index(row.fields[self.task.target])] if self.task.is_closed else answers[0]
-        return self.question(row) + answer
+        return answers[row.choices.index(row.fields[self.task.target])] if self.task.is_closed else answers[0]
 
     def text(self, shown: Sequence[Row], row: Row) -> str:
-        """Demonstrations and the question."""
+        """Demonstrations and the question; in a chat each is a turn of the user, each answer one of the assistant."""
+        if self.chat is not None and self._is_chat(row.language):
+            solved = [(self.question(other), self._answer(other).strip()) for other in shown]
+            return self.chat.text(solved, self.question(row))
         return self.separator.join([*map(self.solved, shown), self.question(row)])
 
     def encode(
@@ -206,10 +227,11 @@ class PlainFormat:
         asked = self._asked(row)
         others = (other for other in ranking if self._asked(other) != asked)  # ids of two files may be the same
         shown = [other for other, _ in zip(others, range(num_shots), strict=False)]
+        if not self.shares_demonstrations:  # the most similar next to the question; the least similar drops out first
+            shown.reverse()
         is_truncated = False
         while True:
-            text = self.text(shown, row)
-            ids = [*self.first_ids, *self._ids(text)]
+            text, ids = self._text_and_ids(shown, row)
             words = self.words(row)
             choices = [self._continuation(text, word) for word in words]
             if len(set(map(tuple, choices))) < len(choices):
@@ -223,7 +245,7 @@ class PlainFormat:
             if excess <= 0:
                 return self._encoded(row, ids, text, choices, is_truncated, tuple(shown))
             if shown:
-                shown.pop()
+                shown.pop(-1 if self.shares_demonstrations else 0)
                 continue
             shorter = self._shortened(row, excess)
             if shorter is None:
@@ -238,13 +260,24 @@ class PlainFormat:
         target = found[0] if 0 < len(found[0]) <= self.window - len(ids) else None
         return EncodedPrompt(row, ids, text, [], target, len(ids), is_truncated, shown)
 
+    def calibration(self, prompt: EncodedPrompt) -> dict[str, list[list[int]]]:
+        """By rule, the same demonstrations before rows without content: `CONTENT_FREE`, or random words."""
+        return {
+            "calibrated": self.content_free(prompt),
+            "domain_calibrated": self._around(prompt, self.domain.get(prompt.row.language, ())),
+        }
+
     def content_free(self, prompt: EncodedPrompt) -> list[list[int]]:
         """The same demonstrations before questions that say nothing; those that fit the context window."""
+        names = [name for name in prompt.row.fields if name != self.task.target]
+        return self._around(prompt, [dict.fromkeys(names, nothing) for nothing in CONTENT_FREE])
+
+    def _around(self, prompt: EncodedPrompt, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """The prompt with other fields in place of its row's, in so far as it fits the context window."""
         found = []
-        for nothing in CONTENT_FREE:
-            fields = {name: nothing for name in prompt.row.fields if name != self.task.target}
-            text = self.text(prompt.demonstrations, replace(prompt.row, fields=prompt.row.fields | fields))
-            ids = [*self.first_ids, *self._ids(text)]
+        for fields in rows:
+            row = replace(prompt.row, fields={**prompt.row.fields, **fields})
+            _, ids = self._text_and_ids(prompt.demonstrations, row)
             if len(ids) + max(map(len, prompt.choices)) <= self.window:
                 found.append(ids)
         return found
@@ -270,6 +303,13 @@ class PlainFormat:
             return None
         shorter = value[: offsets[len(offsets) - excess][0]].rstrip()
         return replace(row, fields=row.fields | {self.task.truncate: shorter}) if shorter else None
+
+    def _text_and_ids(self, shown: Sequence[Row], row: Row) -> tuple[str, list[int]]:
+        text = self.text(shown, row)
+        if self.chat is None or not self._is_chat(row.language):
+            return text, [*self.first_ids, *self._ids(text)]
+        contents = [part for other in shown for part in (self.question(other), self._answer(other))]
+        return text, self.chat.ids(text, [*contents, self.question(row)], self.plain)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids  # fast: without offsets

@@ -51,16 +51,43 @@ class Draw(_Part):
     """Demonstrations that fit the context window, on average."""
 
 
+class Selection(_Part):
+    """How prompts of one language are written with one number of demonstrations, and the scores that decided it.
+
+    The scores are of the task's first metric, with the first draw of demonstrations, on rows that are not scored.
+    """
+
+    template: str
+    """The chosen one."""
+    rule: str | None = None
+    """Of a closed task, the rule that predicts."""
+    split: str | None = None
+    """Of the rows that were chosen on; None: nothing was chosen."""
+    num_rows: int = 0
+    templates: dict[str, float] = {}
+    """The score of each template; of a closed task that of its best rule."""
+    rules: dict[str, float] = {}
+    """Of a closed task, the chosen template's score with each rule."""
+
+
 class Shots(Spread):
     """Scores with one number of demonstrations, over draws; mean, sd, low and high are those of `metric`."""
 
     metric: str
     draws: list[Draw] = []
     num_unfinished: int = 0
+    """Generated answers that nothing ended within `max_new_tokens`, of all draws."""
+    num_empty: int = 0
+    """Generated answers without text, of all draws."""
     num_unscored: int = 0
     metrics: dict[str, Spread] = {}
     rules: dict[str, Spread] = {}
     """Of a closed task: the score with each rule that turns likelihoods of choices into a prediction."""
+    selection: dict[str, Selection] = {}
+    """By language: the chosen template and rule."""
+    by_template: dict[str, Spread] = {}
+    """With `fewshot.templates: all`: scores of each template on the same rows, with the chosen rule; none was chosen by
+    them."""
 
 
 class FreeAnswers(_Part):
@@ -100,6 +127,8 @@ class TaskScores(_Part):
     num_examples: int = 0
     num_unfinished: int = 0
     """Generated answers that did not end within `max_new_tokens`."""
+    num_empty: int = 0
+    """Generated answers without text."""
     num_unscored: int = 0
     """Rows whose target does not fit the block size behind its prompt, so that it has no likelihood."""
     separator: str | None = None

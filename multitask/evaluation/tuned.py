@@ -197,6 +197,7 @@ def _score_task(
     found: dict[str, object] = {
         "num_examples": scores.num_rows,
         "num_unfinished": scores.num_unfinished,
+        "num_empty": scores.num_empty,
         "num_unscored": scores.num_unscored,
         "metrics": scores_of(scores.numbers, task, config),
         "baselines": baseline_scores(baselines, task, config),

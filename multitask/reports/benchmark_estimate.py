@@ -57,10 +57,13 @@ def dry_run(
         is_lora = arm.config.adapter.kind == "lora"
         tokens, speeds[is_lora] = _measure(suite, mine, arm.config, speeds.get(is_lora))
         num_rows, mean_length, num_written = _test_rows(mine, arm.config, tokens.lengths)
-        num_times, num_trained = 1, tokens.trained
+        num_times, num_trained = 1.0, tokens.trained
         if arm.kind == "prompted":
             settings, num_trained = arm.config.fewshot, 0
             num_times = sum(settings.draws if shots else 1 for shots in settings.shots)
+            if settings.templates != "first":  # each template on validation rows
+                several = sum(max(len(task.templates(of)) for of in task.prompts or ("en",)) for task in mine.values())
+                num_times += len(settings.shots) * several * settings.max_validation_rows / max(1, num_rows)
         num_scored = num_times * num_rows * mean_length
         seconds = _ARM_S + speeds[is_lora] * (num_trained + num_scored + 4 * num_times * num_written)
         yield {"arm": arm.folder, "tokens": round(num_trained + num_scored), "seconds": round(seconds, 3)}

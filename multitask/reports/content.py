@@ -10,6 +10,7 @@ from typing import Any
 
 from multitask.errors import InputError, suggest
 from multitask.evaluation.bootstrap import Effect, effect, holm
+from multitask.evaluation.schema import Shots
 from multitask.events import Json
 from multitask.reports import pages
 from multitask.reports.arms import Arm, spreads
@@ -192,8 +193,17 @@ def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Co
             for end in ("low", "high"):
                 ends = [value for spread in rows if (value := getattr(spread, end)) is not None]
                 point[end] = statistics.fmean(ends) if len(ends) == len(rows) else None
-            points.append(point | {"rules": rules})
+            points.append(point | {"rules": rules, "notes": _notes(shots)})
     return points
+
+
+def _notes(shots: Sequence[Shots]) -> list[str]:
+    """What else is to be known of a prompted arm: templates and rules, answers that are no answers."""
+    used = [
+        f"{of}: {one.template}" + f" ({one.rule})" * bool(one.rule) for s in shots for of, one in s.selection.items()
+    ]
+    counts = {"unfinished": sum(s.num_unfinished for s in shots), "empty": sum(s.num_empty for s in shots)}
+    return list(dict.fromkeys(used)) + [f"{count:,} answers {name}" for name, count in counts.items() if count]
 
 
 def _confusion(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:

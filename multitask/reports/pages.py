@@ -55,7 +55,8 @@ EXPLAINED = {
     "one_seed": "One seed or draw: {}. Their seed noise is not in the intervals and p-values.",
     "dropped": "{}: windows differ, so arms scored between {:,} and {:,} rows; tests use the {:,} that all have.",
     "few_shot": "Two different uncertainties: sd, drawn as error bars, is over draws of demonstrations; the interval, "
-    "drawn as a band, is over rows. Fitted: demonstrations that the window had room for.",
+    "drawn as a band, is over rows. Fitted: demonstrations that the window had room for. Unfinished: nothing ended the "
+    "answer within the task's `max_new_tokens`.",
     "learning": "Thin: training. Dots: validation. A loss counts tokens: curves compare only where tokenizers are one.",
     "cost": "Of a trained arm: training and scoring. Of others: scoring alone. †: of all numbers of demonstrations "
     "together, so left out of the figures.",
@@ -166,11 +167,12 @@ def _tests(tests: Sequence[Content]) -> Table:
 
 
 def _few_shot(content: Content) -> Table:
-    head = ["arm", "task", "metric", "mean", "sd over draws", "95 % interval over rows", "draws", "fitted"]
+    head = ["arm", "task", "metric", "mean", "sd over draws", "95 % interval over rows", "draws", "fitted", "notes"]
     rows = [
         [
             *(p["arm"], p["task"], p["metric"], number(p["value"]), number(p["sd"])),
             *(f"{number(p['low'])} to {number(p['high'])}", str(p["num"]), amount(p["num_fitted"])),
+            "; ".join(p["notes"]),
         ]
         for p in content["few_shot"]
     ]

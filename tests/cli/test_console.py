@@ -24,3 +24,26 @@ def test_a_short_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_event_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     ProgressConsole()({"event": "of another day"})
     assert capsys.readouterr().out == ""
+
+
+def shots(num_unfinished: int, num_empty: int) -> dict[str, object]:
+    spread = {"mean": 0.5, "sd": None, "low": 0.4, "high": 0.6}
+    return spread | {
+        "metric": "f1",
+        "draws": [{"num_fitted": 1.0}],
+        "num_unfinished": num_unfinished,
+        "num_empty": num_empty,
+    }
+
+
+@pytest.mark.parametrize(("empty", "is_shown"), [(7, True), (0, False)])
+def test_answers_without_an_end_or_a_text_are_shown(
+    empty: int, is_shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    chosen = {"ko": {"template": "gpt3", "rule": "raw", "split": "validation"}, "en": {"template": "a", "split": None}}
+    task = {"baselines": {}, "per_shot": {"0": shots(0, empty) | {"selection": chosen}}}
+    ProgressConsole().shots({"tasks": {"qa": task}})
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "qa, 0-shot: ko template gpt3, rule raw" + "; 7 answers empty" * is_shown
+    assert "unfinished" not in said

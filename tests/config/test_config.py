@@ -8,7 +8,7 @@ import pytest
 
 from multitask.config.base import Settings
 from multitask.config.data import SourceConfig, SplitConfig, TextConfig
-from multitask.config.evaluation import SamplingConfig
+from multitask.config.evaluation import FewshotConfig, PromptConfig, SamplingConfig
 from multitask.config.loading import describe, load, override, read_yaml
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.config.train import BlockConfig
@@ -77,7 +77,8 @@ def test_every_shipped_run_loads(path: Path) -> None:
 
 def test_every_setting_says_what_it_means_and_the_page_lists_it() -> None:
     page = DOCS.read_text("utf-8")
-    kinds = (RunConfig, SourceConfig, SplitConfig, PretrainConfig, TextConfig, SamplingConfig, BenchmarkConfig)
+    kinds = (RunConfig, SourceConfig, SplitConfig, PretrainConfig, TextConfig, PromptConfig, SamplingConfig,
+             BenchmarkConfig)  # fmt: skip
     for line in (line for kind in kinds for line in describe(kind)):
         assert line in page, "docs/settings.md is older than multitask/config"
         assert len(re.split(r"(?<!\\)\|", line)[-2].strip()) > 10
@@ -101,6 +102,14 @@ def test_old_names_are_read_with_a_warning(kind: type[Settings], old: dict[str, 
         assert load(kind, old) == load(kind, new)
     with pytest.raises(InputError, match=r"is the old name of .*, and both are given; leave out"):
         load(kind, {**new, **old})
+
+
+def test_balanced_is_read_as_a_kind_of_demonstrations() -> None:
+    for old, new in ((True, "balanced"), (False, "random")):
+        with pytest.warns(FutureWarning, match="'balanced: true' is now 'demonstrations: balanced'"):
+            assert load(FewshotConfig, {"balanced": old}) == load(FewshotConfig, {"demonstrations": new})
+    with pytest.raises(InputError, match="is the old form of 'demonstrations: balanced', and both are given"):
+        load(FewshotConfig, {"balanced": True, "demonstrations": "random"})
 
 
 def test_an_old_name_in_a_flag_is_read_too() -> None:

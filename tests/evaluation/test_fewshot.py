@@ -22,16 +22,18 @@ from multitask import api
 from multitask.cli import main as cli_main
 from multitask.config.loading import load
 from multitask.config.run import RunConfig
+from multitask.data.rows import Counts, read
 from multitask.data.synthetic import dataset
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.fewshot import fewshot
+from multitask.evaluation.prompting.demonstrations import domain_texts
 from multitask.pattern import render_plain
 from multitask.registry import load_tasks
 from multitask.task import Prompt, Task
 
 EXAMPLES = ROOT / "examples" / "tasks"
-RULES = ("raw", "per_token", "per_byte", "calibrated")
+RULES = ("raw", "per_token", "per_byte", "calibrated", "batch_calibrated", "domain_calibrated")
 SUMS = Task(
     "sums",
     "{asked}<|is|>{sum}<|end|>",
@@ -60,6 +62,7 @@ def run(
 ) -> tuple[dict[str, Any], Callable[..., Lines]]:
     """The results, and what finds the lines of one predictions file."""
     chosen = {tasks: TASKS[tasks]} if isinstance(tasks, str) else tasks
+    sections["fewshot"] = {"templates": "first"} | sections.get("fewshot", {})
     config = config_of(*chosen, **sections)
     out = folder / "few.json"
     results = fewshot(model, tokenizer, "a model", chosen, config, out).to_json()
@@ -80,7 +83,7 @@ def nats(model: Any, before: list[int], after: list[int]) -> float:
 
 
 def words_of(task: Task, language: str) -> list[str]:
-    words = task.prompts[language].words
+    words = task.templates(language)[0].words
     return list(words) if words else [f" {kind[language]}" for kind in dataset.LABELS.values()]
 
 
@@ -102,7 +105,7 @@ def answers(model: Any, tokenizer: Any, prompt: str, words: Iterable[str]) -> li
 def test_choices_are_scored_as_a_plain_loop_scores_them(
     model: GPT2LMHeadModel, tmp_path: Path, name: str, shots: int
 ) -> None:
-    """Likelihoods of every choice, and what each of the four rules predicts of them; Korean and English."""
+    """Likelihoods of every choice, and what each of the six rules predicts of them; Korean and English."""
     tokenizer, task = tokenizer_of("byte-level"), TASKS[name]
     fields = {f"world-test-{n}": row for n, row in enumerate(dataset.rows(_fields(task), "test", 8))}
     expected: dict[str, list[str]] = {rule: [] for rule in RULES}
@@ -112,7 +115,11 @@ def test_choices_are_scored_as_a_plain_loop_scores_them(
         given = {"shots": [shots], "draws": 1, "rule": rule}
         results, lines = run(model, tokenizer, name, folder, fewshot=given, eval={"max_rows": 8})
         if not gold:
-            for line in lines(shots):
+            logs = [-np.array(list(line["choice_nll"].values())) for line in lines(shots)]
+            logs = [each - np.logaddexp.reduce(each) for each in logs]
+            languages = [line["language"] for line in lines(shots)]
+            texts = domain_texts(read(task, "train", config_of(name).data, Counts()), task, 7)
+            for place, line in enumerate(lines(shots)):
                 language, words = line["language"], words_of(task, line["language"])
                 found = answers(model, tokenizer, line["prompt"], words)
                 assert list(line["choice_nll"].values()) == pytest.approx(found, abs=1e-3)
@@ -124,6 +131,13 @@ def test_choices_are_scored_as_a_plain_loop_scores_them(
                     "per_token": [n / length for n, length in zip(found, lengths, strict=True)],
                     "per_byte": [n / len(word.encode()) for n, word in zip(found, words, strict=True)],
                     "calibrated": calibrated(model, tokenizer, task, line, question, words, found),
+                    "batch_calibrated": np.mean(
+                        [each for each, of in zip(logs, languages, strict=True) if of == language], 0
+                    )
+                    - logs[place],
+                    "domain_calibrated": calibrated(
+                        model, tokenizer, task, line, question, words, found, texts[language]
+                    ),
                 }
                 classes = task.choices or tuple(kind["en"] for kind in dataset.LABELS.values())
                 for way, values in ways.items():
@@ -146,13 +160,24 @@ def _fields(task: Task) -> frozenset[str]:
 
 
 def calibrated(
-    model: Any, tokenizer: Any, task: Task, line: Mapping[str, Any], question: str, words: list[str], found: list[float]
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    line: Mapping[str, Any],
+    question: str,
+    words: list[str],
+    found: list[float],
+    texts: Iterable[Mapping[str, str]] | None = None,
 ) -> list[float]:
-    """Zhao et al. (2021), section 5: q = W p with W the inverse of the diagonal of the content-free p; here minus q."""
+    """Zhao et al. (2021), section 5: q = W p with W the inverse of the diagonal of the content-free p; here minus q.
+
+    texts: fields of texts without content; None: theirs.
+    """
     before = line["prompt"].removesuffix(question)
     shares = []
-    for nothing in ("N/A", "", "[MASK]"):
-        fields = {name: nothing for name in _fields(task) - {task.target}}
+    for fields in texts or [
+        {name: nothing for name in _fields(task) - {task.target}} for nothing in ("N/A", "", "[MASK]")
+    ]:
         text = before + render_plain(task, fields, line["language"])
         likely = np.exp(-np.array(answers(model, tokenizer, text, words)))
         shares.append(likely / likely.sum())
@@ -231,7 +256,9 @@ def test_answers_are_written_as_generate_writes_them(model: GPT2LMHeadModel, tmp
             pad_token_id=0, eos_token_id=tokenizer.eos_token_id,
         )[0, ids.shape[1] :]  # fmt: skip
         new = [token for token in written.tolist() if token != tokenizer.eos_token_id]
-        assert line["completion"] == tokenizer.decode(new).split("\n")[0]
+        text = tokenizer.decode(new)
+        lead = text[: len(text) - len(text.lstrip())]
+        assert line["completion"] == lead + text[len(lead) :].split("\n")[0]
         assert line["prediction"] == line["completion"].strip()
         for name, into in (("f1", f1s), ("exact_match", matches)):
             numbers = metrics.build(name, language).per_example(line["prediction"], [row["answer"]])
@@ -286,15 +313,15 @@ SUM_ROWS = [{"asked": f"{n} + {n}", "sum": str(2 * n)} for n in range(1, 5)]
 @pytest.mark.parametrize(
     ("kind", "script", "completions"),
     [
-        ("byte-level", " 4\n", {" 4", "4", ""}),
+        ("byte-level", " 4\n", {" 4", "4", "\n 4"}),
         ("byte-level", " 4 Q: 5", {" 4 ", "4 ", " ", "", " 5 4 ", "5 4 ", ": 5 4 "}),
-        ("metaspace", " 4 | 5", {"4", "5", "", "5 4", "54"}),
+        ("metaspace", " 4 | 5", {"4", "5", "| 5 4", "| 5", "5 4", "54"}),
     ],
 )
 def test_a_model_without_an_eos_stops_at_the_line(
     tmp_path: Path, kind: str, script: str, completions: set[str]
 ) -> None:
-    """Wherever in the script an answer begins; one that begins with the mark is empty, which is scored 0."""
+    """Wherever in the script an answer begins; one that begins with a line break is what follows it."""
     tokenizer = numbers_tokenizer(kind)
     assert tokenizer.eos_token_id is None
     model = scripted(tokenizer, tokenizer(script)["input_ids"])
@@ -302,12 +329,13 @@ def test_a_model_without_an_eos_stops_at_the_line(
     given: dict[str, Any] = {"fewshot": {"shots": [0]}, "data": {"sources": {"sums": [source]}}}
     results, lines = run(model, tokenizer, {"sums": SUMS}, tmp_path, **given)
     found = [line["completion"] for line in lines(0)]
-    assert {"", *found} <= completions
-    assert "" in found, "an empty prediction occurs"
+    assert {*found} <= completions
     assert len(set(found)) > 1
     empty = [line for line in lines(0) if not line["prediction"]]
+    assert bool(empty) == ("Q:" in script), "what begins with the next demonstration is empty, and counted"
     assert all(line["scores"] == {"exact_match": {"exact_match": 0.0, "count": 1.0}} for line in empty)
     assert results["tasks"]["sums"]["per_shot"]["0"]["num_unfinished"] == 0
+    assert results["tasks"]["sums"]["per_shot"]["0"]["num_empty"] == len(empty)
     for line in lines(0):
         assert ("\n" in line["prompt"]) == (kind == "byte-level")
         assert (" | A:" in line["prompt"]) == (kind == "metaspace")
@@ -403,16 +431,16 @@ def test_a_row_is_prompted_alike_whatever_is_beside_it(model: GPT2LMHeadModel, t
 
 def test_balanced_demonstrations_show_every_class(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     shown = {}
-    for balanced in (True, False):
-        given: dict[str, Any] = {"fewshot": {"shots": [3], "draws": 4, "balanced": balanced}, "eval": {"max_rows": 4}}
-        _, lines = run(model, tokenizer_of("byte-level"), "nli", tmp_path / str(balanced), **given)
-        shown[balanced] = [
+    for way in ("balanced", "random"):
+        given: dict[str, Any] = {"fewshot": {"shots": [3], "draws": 4, "demonstrations": way}, "eval": {"max_rows": 4}}
+        _, lines = run(model, tokenizer_of("byte-level"), "nli", tmp_path / way, **given)
+        shown[way] = [
             len({part.splitlines()[-1] for part in line["prompt"].split("\n\n")[:-1]})
             for draw in range(4)
             for line in lines(3, draw)
         ]
-    assert set(shown[True]) == {3}
-    assert min(shown[False]) < 3
+    assert set(shown["balanced"]) == {3}
+    assert min(shown["random"]) < 3
 
 
 def test_demonstrations_come_from_train_and_never_from_the_row(model: GPT2LMHeadModel, tmp_path: Path) -> None:
@@ -584,7 +612,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_architecture_from_its_folder(llama: Path, tmp_path: Path) -> None:
     from multitask.models.io import load_causal
 
-    given = settings("nli", "qa", fewshot={"shots": [0, 2], "draws": 1}, eval={"max_rows": 4})
+    given = settings("nli", "qa", fewshot={"shots": [0, 2], "draws": 1, "templates": "first"}, eval={"max_rows": 4})
     results = api.fewshot(llama, given, out=tmp_path / "r.json")
     assert results["model"]["name"] == str(llama)
     model, tokenizer = load_causal(str(llama))
@@ -611,7 +639,7 @@ def test_the_command(llama: Path, tmp_path: Path) -> None:
         assert shown in result.output
     results = json.loads(out.read_text("utf-8"))
     assert list(results["tasks"]) == ["cls", "arithmetic", "closed_qa"]
-    assert results["config"]["fewshot"]["balanced"]
+    assert results["config"]["fewshot"]["demonstrations"] == "balanced"
     for name in results["tasks"]:
         assert results["tasks"][name]["num_examples"] == 8
         assert (out.parent / "few.json.predictions" / f"{name}.shots-2.draw-1.jsonl").exists()
@@ -627,7 +655,7 @@ def test_the_command(llama: Path, tmp_path: Path) -> None:
         (("--shots", ""), "fewshot.shots: List should have at least 1 item"),
         (("--draws", "0"), "fewshot.draws: Input should be greater than or equal to 1"),
         (("--tasks", "nil"), "unknown task 'nil'; did you mean 'nli'?"),
-        (("--set", "fewshot.rule=row"), "fewshot.rule: Input should be 'raw', 'per_token', 'per_byte' or 'calibrated'"),
+        (("--set", "fewshot.rule=row"), "fewshot.rule: Input should be 'best', 'raw', 'per_token'"),
         (("--set", "fewshot.shot=[0]"), "fewshot.shot: no such setting; did you mean 'shots'?"),
     ],
 )

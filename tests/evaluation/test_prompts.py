@@ -15,15 +15,16 @@ from transformers import PreTrainedTokenizerFast
 from multitask.config.evaluation import FewshotConfig
 from multitask.data.rows import Row
 from multitask.errors import InputError
-from multitask.evaluation.evaluator import EncodedPrompt
-from multitask.evaluation.prompts import CONTENT_FREE, PlainFormat, draw
+from multitask.evaluation.prompting.demonstrations import draw
+from multitask.evaluation.prompting.formats import EncodedPrompt
+from multitask.evaluation.prompts import CONTENT_FREE, PlainFormat
 from multitask.pattern import render_plain
 from multitask.task import Prompt, Task
 
 NLI, QA, GEN, CLS = (TASKS[name] for name in ("nli", "qa", "gen", "cls"))
 LABELS = NLI.choices or ()
 KNOWN = {"en": (" warm", " mat", " cat"), "ko": (" 정말", " 서울에서", " 긍정")}  # to tokenizers trained on `WORDS`
-SAID = replace(NLI, prompts={name: replace(NLI.prompts[name], words=words) for name, words in KNOWN.items()})
+SAID = replace(NLI, prompts={name: replace(NLI.templates(name)[0], words=words) for name, words in KNOWN.items()})
 OPEN = Task(
     "sums",
     "{asked}<|is|>{sum}<|end|>",
@@ -349,16 +350,48 @@ def test_a_tokenizer_without_newlines_gets_another_mark() -> None:
         ("byte-level", OPEN, "12 Q: 3", "12 "),
         ("byte-level", OPEN, "Q: 3", ""),
         ("byte-level", OPEN, "FAQ: 3", "FAQ: 3"),
-        ("byte-level", OPEN, "\n12", ""),
+        ("byte-level", OPEN, "\n12", "\n12"),
+        ("byte-level", OPEN, "\n\n 12\nQ: 3", "\n\n 12"),
+        ("byte-level", OPEN, "\n\nQ: 3", "\n\n"),
+        ("byte-level", QA, "\n", "\n"),
         ("korean", OPEN, "12 | Q: 3", "12"),
-        ("korean", OPEN, "| 12", ""),
+        ("korean", OPEN, "| 12", "| 12"),
+        ("korean", OPEN, "| 12 | 1", "| 12"),
         ("korean", OPEN, "12", "12"),
     ],
 )
 def test_an_answer_ends_at_a_line_or_at_the_next_demonstration(kind: str, task: Task, text: str, answer: str) -> None:
     prompter = plain(task, korean() if kind == "korean" else tokenizer_of(kind), 500)
-    found = prompter.stop("en").search(f" {text}")
-    assert (text if found is None else text[: max(0, found.start() - 1)]) == answer
+    assert prompter.stop("en").answer(text) == answer
+    assert prompter.stop("en").is_reached(f"{text} ") == (answer != text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "answer"),
+    [
+        (Prompt("{asked}", stop=()), "a\nb\n\nc", "a\nb"),
+        (Prompt("{asked}", stop=("END", "\n---")), "a\nb END c", "a\nb "),
+        (Prompt("{asked}", stop=("END", "\n---")), "\nEND", "\n"),
+        (Prompt("{asked}", stop=(), sentences=2), "One is 3.5. Two! Three.", "One is 3.5. Two!"),
+        (Prompt("{asked}", stop=(), sentences=2), "\n\nOne.\nTwo.", "\n\nOne.\nTwo."),
+        (Prompt("{asked}", stop=(), sentences=3), "One.\n\nTwo. Three.", "One."),
+        (Prompt("{asked}", stop=(), sentences=1), "그는 '간다.' 말했다. 그리고", "그는 '간다.'"),
+        (Prompt("{asked}", sentences=2), "One. Two\nthree. Four.", "One. Two"),
+        (Prompt("{asked}", stop=(), sentences=1), "no end", "no end"),
+    ],
+)
+def test_a_template_says_where_its_answers_end(prompt: Prompt, text: str, answer: str) -> None:
+    """Beside the separator; a mark in front of the first word ends nothing but what is empty anyway."""
+    prompter = plain(replace(OPEN, prompts={"en": prompt}), tokenizer_of("byte-level"), 500)
+    assert prompter.stop("en").answer(text) == answer
+
+
+def test_a_sentence_is_whole_once_something_follows() -> None:
+    prompter = plain(
+        replace(OPEN, prompts={"en": Prompt("{asked}", stop=(), sentences=1)}), tokenizer_of("byte-level"), 500
+    )
+    said = [prompter.stop("en").is_reached(text) for text in ("It is 3.", "It is 3.5", "It is 3.5.", "It is 3.5. ")]
+    assert said == [False, False, False, True]
 
 
 def test_where_no_mark_survives_a_space_ends_no_answer() -> None:
@@ -366,15 +399,10 @@ def test_where_no_mark_survives_a_space_ends_no_answer() -> None:
     made.train_from_iterator(["QA 123+ :"] * 3, trainers.BpeTrainer(special_tokens=["</s>"], show_progress=False))
     prompter = plain(QA, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>"), 500)
     assert prompter.line == " "
-    assert prompter.stop("en").search(" two words") is None
+    assert prompter.stop("en").answer("two words") == "two words"
 
 
 # ---------------------------------------------------------------- what cannot be asked
-
-
-def test_a_task_without_prompts_is_refused() -> None:
-    with pytest.raises(InputError, match="task 'nli' has no plain prompts"):
-        plain(replace(NLI, prompts={}), tokenizer_of("byte-level"), 500)
 
 
 def closed(words: tuple[str, ...] | None, choices: tuple[str, ...]) -> tuple[Task, Row]:

@@ -210,6 +210,8 @@ def test_few_shot_keeps_its_two_uncertainties_apart(tmp_path: Path) -> None:
     assert four["sd"] == pytest.approx(abs(rights[0] - rights[1]) / math.sqrt(2))
     assert (four["low"], four["high"]) == pytest.approx((four["value"] - 0.05, four["value"] + 0.05))
     assert set(four["rules"]) == {"raw", "calibrated"}
+    assert (zero["notes"], four["notes"]) == ([], ["2,000 answers unfinished", "4 answers empty"])
+    assert "| 2,000 answers unfinished; 4 answers empty |" in markdown
     assert "| sd over draws | 95 % interval over rows |" in markdown
     assert ["0-shot", "4-shot"] in [run["arms"] for run in content["runs"]], "one file, told once"
     assert "prompted" in content["contamination"][0]["arms"]

@@ -21,7 +21,7 @@ SOURCE = SourceConfig(synthetic={"train": 40}, columns={"text": "document"})
 
 def literals() -> set[str]:
     """The prompts' own wording, line by line."""
-    templates = [prompt.template for task in TASKS.values() for prompt in task.prompts.values()]
+    templates = [p.template for task in TASKS.values() for language in task.prompts for p in task.templates(language)]
     return {text.strip() for t in templates for part in re.split(r"\{\w+\}", t) for text in part.split("\n")} - {""}
 
 
