@@ -1,4 +1,4 @@
-"""One GPT-2, many tasks, one honest report.
+"""One language model, many tasks, one honest report.
 
 `from multitask import train, evaluate, load_tasks`; nothing heavy is imported before one of them is asked for.
 """

@@ -62,7 +62,7 @@ def _program() -> str:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="multitask")
 def main() -> None:
-    """One GPT-2, many tasks, one honest report."""
+    """One language model, many tasks, one honest report."""
 
 
 @main.command()
