@@ -17,18 +17,30 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from multitask.config.data import DataConfig
 from multitask.errors import InputError
-from multitask.files import replacing
+from multitask.files import cache_folder, replacing
 from multitask.models.cards import card, plain_card
+from multitask.models.gguf.catalog import CATALOG, is_written
 from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.task import Task
 from multitask.tokenization.tokenizer import load_tokenizer, not_found
 
 
 def model_folder(name: str | None) -> str | None:
-    """The model inside a run's folder; any other name as it is."""
-    inside = Path(name or "", "model")
-    return str(inside) if name is not None and inside.is_dir() else name
+    """The model inside a run's folder, or the folder of a fetched model of the catalog; any other name as it is.
+
+    Raises InputError for a model of the catalog that was not fetched yet.
+    """
+    if name is None:
+        return None
+    inside = Path(name, "model")
+    if inside.is_dir() or name not in CATALOG or Path(name).exists():
+        return str(inside) if inside.is_dir() else name
+    folder = cache_folder(DataConfig()) / name
+    if not is_written(CATALOG[name], folder):
+        raise InputError(f"{name}: not fetched yet; run `multitask models get {name}`")
+    return str(folder)
 
 
 def save(
@@ -147,6 +159,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 def load_causal(name: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerFast]:
     """Any causal language model: a run or model folder, or a hub name; weights in float32."""
+    name = model_folder(name) or name
     if Path(name).exists():
         return load_trained(Path(name))
     tokenizer = load_tokenizer(name, revision)

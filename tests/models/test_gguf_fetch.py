@@ -219,3 +219,18 @@ def test_gemma3_writes_korean_after_its_first_token(tmp_path: Path) -> None:
     assert tokenizer("이 영화는 정말").input_ids == [2, 237077, 77239, 237170, 90608]
     assert continued(tokenizer, model, "이 영화는 정말", 2).startswith(" 재미")
     assert (tmp_path / "out" / "GEMMA_TERMS.html").stat().st_size > 10_000
+
+
+def test_a_model_of_the_catalog_is_used_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was fetched; before that, the error says how."""
+    from multitask.models.io import load_causal, model_folder
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="not fetched yet; run `multitask models get smollm2-135m`"):
+        load_causal("smollm2-135m")
+    monkeypatch.setattr("multitask.models.io.is_written", lambda model, out: True)
+    assert model_folder("smollm2-135m") == str(tmp_path / "cache" / "multitask" / "smollm2-135m")
+    assert model_folder("another") == "another"
+    (tmp_path / "smollm2-135m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("smollm2-135m") == "smollm2-135m", "a folder of that name is meant"
