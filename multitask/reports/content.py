@@ -31,6 +31,7 @@ MAX_REFERENCES = 16
 
 
 MAX_CLASSES = 12
+BEST = "best prompting by validation rows: what tuning has to beat"
 
 
 Content = Json
@@ -178,7 +179,7 @@ def _gain(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Conten
 
 def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:
     """Points of the curves: each number of demonstrations with both of its uncertainties."""
-    points = []
+    points: list[Content] = []
     for task in tasks:
         for arm in compared:
             score = arm.scores.get(task.name, {}).get(task.metric)
@@ -187,14 +188,32 @@ def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Co
             shots = [run.results.tasks[task.name].per_shot[arm.shots] for run in _runs([arm], task.name)]
             fitted = [draw.num_fitted for each in shots for draw in each.draws if draw.num_fitted is not None]
             rules = {name: rule.mean for name, rule in shots[0].rules.items()}
-            point = {"group": arm.group, "arm": arm.name, "task": task.name, "metric": task.metric, "shots": arm.shots}
+            point: Content = {
+                "group": arm.group,
+                "arm": arm.name,
+                "task": task.name,
+                "metric": task.metric,
+                "shots": arm.shots,
+            }
             point |= asdict(score) | {"num_fitted": round(statistics.fmean(fitted), 2) if fitted else None}
             rows = [spreads(each)[task.metric] for each in shots]  # the band is over rows alone
             for end in ("low", "high"):
                 ends = [value for spread in rows if (value := getattr(spread, end)) is not None]
                 point[end] = statistics.fmean(ends) if len(ends) == len(rows) else None
-            points.append(point | {"rules": rules, "notes": _notes(shots)})
+            points.append(point | {"rules": rules, "notes": _notes(shots), "validation": _on_validation(shots)})
+        mine = [p for p in points if p["task"] == task.name and p["validation"] is not None]
+        if mine:
+            best = (max if task.higher_is_better else min)(mine, key=lambda point: point["validation"])
+            best["notes"].insert(0, f"{BEST} ({pages.number(best['validation'])})")
     return points
+
+
+def _on_validation(shots: Sequence[Shots]) -> float | None:
+    """The score of the chosen templates on the rows that they were chosen on, a mean over runs and languages."""
+    chosen = [one for each in shots for one in each.selection.values()]
+    if not chosen or any(one.split is None or one.template not in one.templates for one in chosen):
+        return None
+    return statistics.fmean(one.templates[one.template] for one in chosen)
 
 
 def _notes(shots: Sequence[Shots]) -> list[str]:

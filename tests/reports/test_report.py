@@ -13,6 +13,7 @@ from report_files import answers, trained, write, write_shots
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.reports import pages
+from multitask.reports.content import BEST
 from multitask.reports.report import MAX_PAGE_BYTES, report
 
 GOLD = "ab" * 40
@@ -215,6 +216,27 @@ def test_few_shot_keeps_its_two_uncertainties_apart(tmp_path: Path) -> None:
     assert "| sd over draws | 95 % interval over rows |" in markdown
     assert ["0-shot", "4-shot"] in [run["arms"] for run in content["runs"]], "one file, told once"
     assert "prompted" in content["contamination"][0]["arms"]
+
+
+def test_the_best_prompting_is_named_by_validation_rows_not_by_test_rows(tmp_path: Path) -> None:
+    """The four-shot arm has the better test score; validation rows, which alone decide, prefer zero-shot."""
+    write_shots(tmp_path / "shots.json", {0: [answers(POOR, GOLD)], 4: [answers(GOOD, GOLD)]})
+    found = json.loads((tmp_path / "shots.json").read_text("utf-8"))
+    for shots, score in (("0", 0.6), ("4", 0.5)):
+        chosen = {
+            "template": "plain",
+            "split": "validation",
+            "num_rows": 50,
+            "templates": {"plain": score, "other": 0.4},
+        }
+        found["tasks"]["nli"]["per_shot"][shots]["selection"] = {"en": chosen}
+    (tmp_path / "shots.json").write_text(json.dumps(found), "utf-8")
+    content, page, markdown = made([tmp_path / "shots.json"], tmp_path / "out")
+    zero, four = content["few_shot"]
+    assert four["value"] > zero["value"]
+    assert zero["notes"][0] == f"{BEST} (0.600)"
+    assert not any(BEST in note for note in four["notes"])
+    assert markdown.count(BEST) == page.count(BEST) == 1
 
 
 def test_confusion_by_hand(tmp_path: Path) -> None:
