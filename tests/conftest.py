@@ -10,10 +10,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 
 import pytest
 import torch
+from helpers import varlen_on_cpu
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from multitask.data.rows import Row
+from multitask.models import attention
 from multitask.pattern import markers
 from multitask.registry import load_tasks
 from multitask.task import Task
@@ -34,6 +37,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("MULTITASK_DATA", raising=False)
         yield
+
+
+@pytest.fixture
+def varlen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Packed rows go through the variable-length attention of GPUs, written out; holds the longest of each call."""
+    calls: list[int] = []
+
+    def counted(*parts: Any, **named: Any) -> Tensor:
+        calls.append(parts[5])
+        return varlen_on_cpu(*parts, **named)
+
+    monkeypatch.setattr(attention, "_varlen_attn", counted)
+    monkeypatch.setattr(attention, "has_varlen", lambda _, dropout, rule: not dropout and rule.softcap is None)
+    return calls
 
 
 @cache

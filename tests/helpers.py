@@ -1,5 +1,6 @@
 """Tiny runs: `train(settings("qa", "cls", train={"max_steps": 4}), out=folder)` takes about a second."""
 
+import itertools
 import json
 import os
 import re
@@ -32,6 +33,33 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONPATH": str(ROOT),
 }
+
+
+def varlen_on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    key_bounds: Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """Stands in for `torch.nn.attention.varlen.varlen_attn`, which has no CPU kernel; (T, H, D) each."""
+    assert torch.equal(bounds, key_bounds)
+    assert bounds.dtype == torch.int32
+    assert longest == longest_key == int(bounds.diff().max())
+    assert window_size[1] == 0
+    outs = []
+    for start, stop in itertools.pairwise(bounds.tolist()):
+        q, k, v = (part[start:stop].transpose(0, 1) for part in (query, key, value))
+        behind = torch.arange(stop - start)[:, None] - torch.arange(stop - start)
+        seen = (behind >= 0) & ((behind <= window_size[0]) if window_size[0] >= 0 else True)
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
+        outs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outs)
 
 
 def settings(*tasks: str, **sections: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from multitask.batching.collate import Ids, collate
-from multitask.device import to_double
+from multitask.device import logit_rows, to_double
 from multitask.inference.kv_cache import (
     PrefixCache,
     SharedPrefixBatch,
@@ -27,8 +27,6 @@ from multitask.models.loss import TokenNLL
 from multitask.models.support import attending, layout_of
 
 Floats = npt.NDArray[np.float64]
-_MAX_LOGITS = 1 << 23  # float32 logits in memory at a time: 32 MiB
-_MIN_ROWS = 64  # of them, whatever the vocabulary
 
 
 def _by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -127,8 +125,8 @@ def _shared_prefix_nll(
 
 
 def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); logits in chunks of `_MAX_LOGITS`."""
-    size = max(_MIN_ROWS, _MAX_LOGITS // text_config(model).vocab_size)
+    """Nats (M,) float64 of tokens `gold` (M,) after hidden states (M, C); logits in chunks of `logit_rows`."""
+    size = logit_rows(text_config(model).vocab_size, hidden.device)
     parts = []
     for start in range(0, len(gold), size):
         scores = logits(model, hidden[start : start + size])

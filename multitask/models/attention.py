@@ -1,15 +1,17 @@
-"""How the examples of a packed row are kept apart: each attends to itself alone, in groups of similar length.
+"""How the examples of a packed row are kept apart: each attends to itself alone.
 
-A flat row of examples of 3, 40 and 4 tokens becomes two causal attentions, (2, H, 4, D) and (1, H, 40, D): no mask over
-the row exists, no token of another example is ever multiplied. Registered with transformers by name; the layout
-arrives as the keyword argument `segments` of the model's `forward`. Sliding windows, grouped-query attention and soft
-caps of the scores are those of the model.
+In half precision on a GPU this is one call of torch's variable-length attention (FlashAttention 2). Elsewhere examples
+of similar length form groups: a flat row of examples of 3, 40 and 4 tokens becomes two causal attentions, (2, H, 4, D)
+and (1, H, 40, D). No mask over the row exists, no token of another example is ever multiplied. Registered with
+transformers by name; the layout arrives as the keyword argument `segments` of the model's `forward`. Sliding windows,
+grouped-query attention and soft caps of the scores are those of the model.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,47 @@ from transformers import AttentionInterface
 
 from multitask.models.dropout import drop, kept
 
+_varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+except ImportError:  # torch before 2.10
+    _varlen_attn = None
+if _varlen_attn is not None and "window_size" not in inspect.signature(_varlen_attn).parameters:
+    _varlen_attn = None  # of torch 2.10: without windows, and with another argument for causal attention
+
+_MAX_HEAD_WIDTH = 256
+"""Of FlashAttention 2."""
+
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the examples of one flat row are, grouped by similar length for attention.
+    """Where the examples of one flat row are.
+
+    lengths (N,): how long each example of the row is, in order. device: where its tensors are made, when needed.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    device: torch.device
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(self.lengths.max())
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """(N + 1,) int32: 0, then the end of each example."""
+        return torch.from_numpy(np.cumsum([0, *self.lengths], dtype=np.int32)).to(self.device)
+
+    @cached_property
+    def groups(self) -> "Groups":
+        """The examples in groups of similar length."""
+        return group_by_length(self.lengths).to(self.device)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The examples of one flat row, grouped by similar length for attention.
 
     gather: per group an index (n, L) of flat positions; what lies past an example's end repeats its last position.
     scatter: (T,) for each flat position, its place in the groups laid end to end.
@@ -34,13 +73,13 @@ class Segments:
     scatter: Tensor
     is_even: bool = False
 
-    def to(self, device: torch.device) -> "Segments":
+    def to(self, device: torch.device) -> "Groups":
         """On another device."""
         gather = tuple(g.to(device, non_blocking=True) for g in self.gather)
-        return Segments(gather, self.scatter.to(device), self.is_even)
+        return Groups(gather, self.scatter.to(device), self.is_even)
 
 
-def group_by_length(lengths: npt.NDArray[np.int64]) -> Segments:
+def group_by_length(lengths: npt.NDArray[np.int64]) -> Groups:
     """Groups examples of similar length: the longest at most a quarter and 4 tokens above the shortest.
 
     lengths (N,): how long each example of the flat row is, in order.
@@ -48,7 +87,7 @@ def group_by_length(lengths: npt.NDArray[np.int64]) -> Segments:
     starts = np.cumsum(lengths) - lengths
     if (lengths == lengths[0]).all():
         place = torch.arange(int(lengths.sum()))
-        return Segments((place.view(len(lengths), -1),), place, is_even=True)
+        return Groups((place.view(len(lengths), -1),), place, is_even=True)
     order = np.argsort(lengths, kind="stable")
     groups: list[npt.NDArray[np.int64]] = []
     first = 0
@@ -64,7 +103,7 @@ def group_by_length(lengths: npt.NDArray[np.int64]) -> Segments:
         inside = column < lengths[group, None]
         scatter[gather[-1][inside]] = (base + np.arange(inside.size)).reshape(inside.shape)[inside]
         base += inside.size
-    return Segments(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter))
+    return Groups(tuple(torch.from_numpy(g) for g in gather), torch.from_numpy(scatter))
 
 
 @dataclass(frozen=True)
@@ -138,14 +177,14 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: fl
     )
 
 
-def _gathered(part: Tensor, index: Tensor, segments: Segments) -> Tensor:
+def _gathered(part: Tensor, index: Tensor, groups: Groups) -> Tensor:
     """(H, T, D) -> (H, n L, D), the positions of a group."""
-    return part if segments.is_even else part.index_select(1, index.view(-1))
+    return part if groups.is_even else part.index_select(1, index.view(-1))
 
 
-def _scattered(groups: list[Tensor], segments: Segments) -> Tensor:
+def _scattered(parts: list[Tensor], groups: Groups) -> Tensor:
     """What the groups hold, (H, n L, D) each, -> (H, T, D), in the order of the row."""
-    return groups[0] if segments.is_even else torch.cat(groups, 1).index_select(1, segments.scatter)
+    return parts[0] if groups.is_even else torch.cat(parts, 1).index_select(1, groups.scatter)
 
 
 class _EagerApart(torch.autograd.Function):
@@ -158,16 +197,16 @@ class _EagerApart(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, groups: Groups
     ) -> Tensor:
         """query, key, value (H, T, D) -> (T, H, D)."""
         num_heads, _, width = query.shape
         parts = [part.contiguous() for part in (query, key, value)]
         outputs, saved = [], []
-        for index in segments.gather:
+        for index in groups.gather:
             num, length = index.shape
             shape = (num_heads * num, length, width)
-            q, k, v = (_gathered(part, index, segments).view(shape) for part in parts)
+            q, k, v = (_gathered(part, index, groups).view(shape) for part in parts)
             q = q * scaling
             scores = torch.bmm(q, k.transpose(1, 2))
             scores += _future(length, scores.device, scores.dtype)
@@ -180,23 +219,23 @@ class _EagerApart(torch.autograd.Function):
             outputs.append(mixed.view(num_heads, num * length, width))
             saved += [q, k, v, weights, keep]
         ctx.save_for_backward(*saved)
-        ctx.scaling, ctx.factor, ctx.segments = scaling, factor, segments
-        return _scattered(outputs, segments).transpose(0, 1)
+        ctx.scaling, ctx.factor, ctx.groups = scaling, factor, groups
+        return _scattered(outputs, groups).transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient (T, H, D) -> gradients of query, key and value (H, T, D)."""
         _, num_heads, width = grad.shape
-        segments: Segments = ctx.segments
+        groups: Groups = ctx.groups
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
-        if segments.is_even:
+        if groups.is_even:
             placed = grad.transpose(0, 1)
         else:
-            num_places = sum(index.numel() for index in segments.gather)
-            placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, segments.scatter, grad.transpose(0, 1))
+            num_places = sum(index.numel() for index in groups.gather)
+            placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, groups.scatter, grad.transpose(0, 1))
         grads: tuple[list[Tensor], ...] = ([], [], [])
         start = 0
-        for number, index in enumerate(segments.gather):
+        for number, index in enumerate(groups.gather):
             num, length = index.shape
             q, k, v, weights, keep = saved[5 * number : 5 * number + 5]
             flat = (num_heads, num * length, width)
@@ -211,46 +250,77 @@ class _EagerApart(torch.autograd.Function):
             grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
             grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))
             grads[2].append(torch.bmm(mixed.transpose(1, 2), out).view(flat))
-        return *(_scattered(part, segments) for part in grads), None, None, None
+        return *(_scattered(part, groups) for part in grads), None, None, None
 
 
-def _eager_apart(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
-) -> Tensor:
+def _eager_apart(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, groups: Groups) -> Tensor:
     """query, key, value (H, T, D) -> (T, H, D)."""
-    apart: Tensor = _EagerApart.apply(query, key, value, scaling, dropout, segments)  # type: ignore[no-untyped-call]
+    apart: Tensor = _EagerApart.apply(query, key, value, scaling, dropout, groups)  # type: ignore[no-untyped-call]
     return apart
 
 
-def _sdpa_apart(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments
-) -> Tensor:
+def _sdpa_apart(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, groups: Groups) -> Tensor:
     """query, key, value (H, T, D) -> (T, H, D)."""
     heads = [part.transpose(0, 1) for part in (query, key, value)]  # (T, H, D)
-    if segments.is_even:
-        shape = (*segments.gather[0].shape, *heads[0].shape[1:])
+    if groups.is_even:
+        shape = (*groups.gather[0].shape, *heads[0].shape[1:])
         q, k, v = (h.reshape(shape).transpose(1, 2) for h in heads)
         return _sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1)
     outputs = []
-    for index in segments.gather:
+    for index in groups.gather:
         # index_select: the gradient of `h[index]` takes four times as long.
         shape = (*index.shape, *heads[0].shape[1:])
         q, k, v = (h.index_select(0, index.view(-1)).view(shape).transpose(1, 2) for h in heads)
         outputs.append(_sdpa(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, segments.scatter)
+    return torch.cat(outputs).index_select(0, groups.scatter)
 
 
 def _masked_apart(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, segments: Segments, rule: Rule
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, groups: Groups, rule: Rule
 ) -> Tensor:
-    """`masked` within each segment; query, key, value (H, T, D) -> (T, H, D)."""
+    """`masked` within each example; query, key, value (H, T, D) -> (T, H, D)."""
     heads = [part.transpose(0, 1) for part in (query, key, value)]
     outputs = []
-    for index in segments.gather:
+    for index in groups.gather:
         shape = (*index.shape, *heads[0].shape[1:])
         q, k, v = (h.index_select(0, index.view(-1)).view(shape).transpose(1, 2) for h in heads)
         outputs.append(masked(q, k, v, scaling, dropout, rule).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, segments.scatter)
+    return torch.cat(outputs).index_select(0, groups.scatter)
+
+
+def has_varlen(value: Tensor, dropout: float, rule: Rule) -> bool:
+    """Whether `varlen` can attend to `value` (..., D): in half precision, on a GPU of compute capability 8 or newer."""
+    return (
+        _varlen_attn is not None
+        and value.is_cuda
+        and value.dtype in (torch.bfloat16, torch.float16)
+        and not dropout
+        and rule.softcap is None
+        and value.shape[-1] % 8 == 0
+        and value.shape[-1] <= _MAX_HEAD_WIDTH
+        and _capability(value.device) >= (8, 0)
+    )
+
+
+@lru_cache(maxsize=16)
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, segments: Segments, rule: Rule) -> Tensor:
+    """All examples of a row in one call; query, key, value (H, T, D) -> (T, H, D)."""
+    window = -1 if rule.is_plain(segments.longest) or rule.window is None else rule.window - 1
+    heads = (part.transpose(0, 1) for part in (query, key, value))
+    found: Tensor = _varlen_attn(
+        *heads,
+        segments.bounds,
+        segments.bounds,
+        segments.longest,
+        segments.longest,
+        scale=scaling,
+        window_size=(window, 0),
+    )
+    return found
 
 
 def repeated(part: Tensor, num_heads: int, dim: int) -> Tensor:
@@ -282,8 +352,10 @@ def _attention(padded: Any, apart: Any) -> Any:
             if rule.is_plain(query.shape[2]):
                 return padded(query, key, value, scaling, dropout).transpose(1, 2), None
             return masked(query, key, value, scaling, dropout, rule).transpose(1, 2), None
-        parts = query[0], key[0], value[0], scaling, dropout, segments
-        if rule.is_plain(max(index.shape[1] for index in segments.gather)):
+        if has_varlen(value, dropout, rule):
+            return varlen(query[0], key[0], value[0], scaling, segments, rule).unsqueeze(0), None
+        parts = query[0], key[0], value[0], scaling, dropout, segments.groups
+        if rule.is_plain(segments.longest):
             return apart(*parts).unsqueeze(0), None
         return _masked_apart(*parts, rule).unsqueeze(0), None
 

@@ -15,12 +15,11 @@ from transformers import GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from multitask.batching.collate import Batch
-from multitask.models.attention import KERNELS, group_by_length
+from multitask.device import logit_rows
+from multitask.models.attention import KERNELS, Segments
 from multitask.models.bigram import BigramLMHeadModel
 from multitask.models.lora import embed, plain_model, text_config, token_rows
 
-_CHUNK_ELEMENTS = 1 << 23  # of a (chunk, V) float32 tensor: 32 MiB
-_MIN_ROWS = 64  # of a chunk, whatever the vocabulary: fewer make slow products
 _CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product
 _HAS_HEAD: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 _CASTS: Any = WeakIdKeyDictionary()  # of a matrix: dtype, version, and the copy
@@ -61,7 +60,7 @@ class _ProjectedNLL(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         # Gradients are taken of weights scaled to at most 1 and scaled back in float32: half precision would underflow.
         scale = weights.abs().max().clamp_min(1e-30) if len(labels) else weights.new_ones(())
-        size = max(_MIN_ROWS, _CHUNK_ELEMENTS // matrix.shape[0])
+        size = logit_rows(matrix.shape[0], hidden.device)
         if hidden.device.type == "cpu":
             size = min(size, _CPU_ROWS)
         for start in range(0, len(labels), size):
@@ -184,7 +183,7 @@ def _own_output(base: Any, part: Any, batch: Batch) -> Any:
     if base.config._attn_implementation in KERNELS.values():
         named["position_ids"] = batch.position_ids
         if batch.segment_lengths is not None:
-            named["segments"] = group_by_length(batch.segment_lengths).to(batch.input_ids.device)
+            named["segments"] = Segments(batch.segment_lengths, batch.input_ids.device)
     else:
         assert batch.segment_lengths is None, "this model's own attention does not keep the examples of a row apart"
         named["attention_mask"] = batch.attention_mask
@@ -200,7 +199,7 @@ def _gpt2_hidden(base: GPT2LMHeadModel, batch: Batch) -> Tensor:
     MLP and the final norm run on M positions instead of B*T.
     """
     lengths = batch.segment_lengths
-    segments = None if lengths is None else group_by_length(lengths).to(batch.input_ids.device)
+    segments = None if lengths is None else Segments(lengths, batch.input_ids.device)
     transformer, embedded = base.transformer, embed(base, batch.input_ids)
     if embedded is None:
         embedded = transformer.wte(batch.input_ids)

@@ -73,7 +73,12 @@ def attending(model: Any, layout: Layout) -> Iterator[None]:
 
 
 def own_attention(base: Any) -> str:
-    """The attention that transformers would choose for a model."""
+    """The attention that transformers would choose for a model; written out where scores have a soft cap.
+
+    Before transformers 5.20 Gemma 2 chose the fused kernel, which has no soft cap.
+    """
+    if getattr(text_config(base), "attn_logit_softcapping", None) is not None:
+        return "eager"
     current = base.config._attn_implementation
     if current is not None and current not in KERNELS.values():
         return str(current)

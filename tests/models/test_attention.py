@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from multitask.models.attention import Segments, _eager, _EagerApart, group_by_length
+from multitask.models.attention import Groups, _eager, _EagerApart, group_by_length
 
 LENGTHS = (5, 1, 9, 2, 5, 4)
 EVEN = (4, 4, 4)
 
 
-def segments(lengths: tuple[int, ...] = LENGTHS) -> Segments:
+def segments(lengths: tuple[int, ...] = LENGTHS) -> Groups:
     found = group_by_length(np.array(lengths))
     assert found.is_even == (lengths == EVEN)
     if found.is_even:

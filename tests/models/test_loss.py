@@ -1,7 +1,7 @@
 """Loss and attention: packed = padded = each example alone in transformers' own words, and nothing leaks."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,18 @@ from multitask.models.loss import Head, TokenNLL, projected_nll
 
 Make = Callable[..., GPT2LMHeadModel]
 LAYOUTS = ("packed", "none")
+PATHS = (*KERNELS, "varlen")
+
+
+@pytest.fixture(params=PATHS)
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Name of an attention; `varlen`: that of GPUs in half precision."""
+    if request.param != "varlen":
+        yield KERNELS[request.param]
+        return
+    calls = request.getfixturevalue("varlen")
+    yield KERNELS["sdpa"]
+    assert calls or "none" in request.node.name
 
 
 def examples(seed: int = 0, lengths: tuple[int, ...] = (5, 31, 2, 17, 5, 64, 6, 16)) -> list[tuple[list[int], int]]:
@@ -50,14 +62,13 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.3])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_packed_is_padded_is_apart(tiny_model: Make, kernel: str, layout: Any, prompt_weight: float) -> None:
     rows = examples()
     reference = tiny_model("eager")
     each = [alone(reference, ids, num_prompt, prompt_weight) for ids, num_prompt in rows]
     expected = torch.stack([weighted for weighted, _ in each]).sum()
     expected.backward()
-    model = tiny_model(KERNELS[kernel])
+    model = tiny_model(kernel)
     batch = collate(rows, layout, prompt_weight)
     found, nll = TokenNLL(model)(batch)
     found.backward()
@@ -88,9 +99,8 @@ def test_naive_packing_is_really_different(tiny_model: Make) -> None:
     assert abs(TokenNLL(model)(running)[0] - right) / right > 0.01
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_changing_one_example_leaves_the_others_alone(tiny_model: Make, kernel: str) -> None:
-    model = tiny_model(KERNELS[kernel])
+    model = tiny_model(kernel)
     rows = examples()
     for changed in range(len(rows)):
         others = [*rows]
@@ -103,9 +113,8 @@ def test_changing_one_example_leaves_the_others_alone(tiny_model: Make, kernel: 
         assert not torch.allclose(was[mine], now[mine])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_gradient_of_an_example_reaches_its_own_tokens_only(tiny_model: Make, kernel: str) -> None:
-    model = tiny_model(KERNELS[kernel])
+    model = tiny_model(kernel)
     embedded: list[Tensor] = []
     model.transformer.drop.register_forward_pre_hook(lambda _, given: embedded.append(given[0]))
     batch = collate(examples(), prompt_weight=1.0)
@@ -131,7 +140,7 @@ def projection(seed: int = 0, num: int = 23) -> tuple[Tensor, Tensor, Tensor, Te
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 4, 23, 1000])
 def test_the_projection_in_chunks_is_full_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int) -> None:
-    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", 50 * rows_per_chunk)
+    monkeypatch.setattr(loss_module, "logit_rows", lambda vocab_size, device: rows_per_chunk)
     hidden, matrix, labels, weights = projection()
     expected = nn.functional.cross_entropy(hidden @ matrix.T, labels, reduction="none")
     wanted = torch.autograd.grad((expected * weights).sum() * 0.7, (hidden, matrix))
@@ -198,10 +207,9 @@ def test_scale_divides_before_the_backward_pass(tiny_model: Make) -> None:
 # ---------------------------------------------------------------- precision, checkpointing, dropout
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_bf16_is_close_to_fp32(tiny_model: Make, kernel: str) -> None:
     """bfloat16 has 8 bits: one rounding is 0.4 %, a few of them on the way to a gradient stay within some per cent."""
-    model, batch = tiny_model(KERNELS[kernel], initializer_range=0.05), collate(examples(), prompt_weight=1.0)
+    model, batch = tiny_model(kernel, initializer_range=0.05), collate(examples(), prompt_weight=1.0)
     loss, nll = TokenNLL(model)(batch)
     loss.backward()
     exact = gradients(model)
@@ -217,13 +225,12 @@ def test_bf16_is_close_to_fp32(tiny_model: Make, kernel: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_checkpointing_changes_no_gradient(tiny_model: Make, kernel: str, layout: Any) -> None:
     batch = collate(examples(), layout)
     found = []
     for is_on in (False, True):
-        model = tiny_model(KERNELS[kernel]).train()
+        model = tiny_model(kernel).train()
         num_passes: list[int] = []
         model.transformer.h[0].ln_1.register_forward_hook(lambda *_, seen=num_passes: seen.append(1))
         if is_on:
@@ -234,12 +241,11 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: Make, kernel: st
     assert_close(found[1], found[0], tolerance=1e-6)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dropout_falls_in_training_only(tiny_model: Make, kernel: str, layout: Any) -> None:
     batch = collate(examples(), layout)
-    plain, _ = TokenNLL(tiny_model(KERNELS[kernel]))(batch)
-    model = tiny_model(KERNELS[kernel], attn_pdrop=0.3)  # in attention alone
+    plain, _ = TokenNLL(tiny_model(kernel))(batch)
+    model = tiny_model(kernel, attn_pdrop=0.3)  # in attention alone
     torch.testing.assert_close(TokenNLL(model.eval())(batch)[0], plain)
     model.train()
     losses = []
