@@ -23,8 +23,9 @@ class EvalConfig(Settings):
     """Split that final scores are taken on."""
     max_rows: int | None = Field(None, ge=1)
     """Score the first so many rows of each task; None: all."""
-    batch_tokens: int = Field(8192, ge=16)
-    """Tokens of one forward pass; a limit on memory, results stay the same."""
+    batch_tokens: int | None = Field(None, ge=16)
+    """Tokens of one forward pass; a limit on memory, results stay the same. None: 8,192, and on a GPU 512 for each GiB
+    of its memory if that is more."""
     max_free_rows: int = Field(200, ge=1)
     """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
     metrics, one sampled text each, to be described."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row
+from multitask.device import scoring_tokens
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.baselines import BaselineNumbers, Fitted, measure_with
@@ -183,7 +184,7 @@ class Evaluator:
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, prompt_format: PromptFormat, config: RunConfig) -> None:
         self.model, self.tokenizer, self.task, self.format, self.config = model, tokenizer, task, prompt_format, config
-        self.batch_tokens = config.eval.batch_tokens
+        self.batch_tokens = config.eval.batch_tokens or scoring_tokens(next(model.parameters()).device)
         self.counts = RowCounts()
         self._biases: dict[_Kind, dict[str, Floats]] = {}
         self.first: list[EncodedPrompt] = []

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from multitask.config.evaluation import EvalConfig
 from multitask.data.rows import Row
 from multitask.evaluation import metrics
 from multitask.evaluation.evaluator import EncodedPrompt
@@ -40,7 +39,7 @@ def describe(
     task: Task,
     tasks: Mapping[str, Task],
     prompts: Sequence[EncodedPrompt],
-    config: EvalConfig,
+    batch_tokens: int,
     block_size: int,
     seed: int,
 ) -> GeneratedTexts:
@@ -54,7 +53,7 @@ def describe(
         [prompt.ids for prompt in prompts],
         task.max_new_tokens,
         {tokenizer.convert_tokens_to_ids(END)},
-        config.batch_tokens,
+        batch_tokens,
         uniform=numbers(seed),
     )
     clean = task.parse or str.strip
@@ -76,7 +75,7 @@ def describe(
     if judge is not None and task.label is not None:
         labelled = [(p.row, t) for p, t in zip(prompts, texts, strict=True) if p.row.fields.get(task.label) and t]
         if labelled:
-            agreed = sum(_agrees(model, tokenizer, judge, task, labelled, config, block_size))
+            agreed = sum(_agrees(model, tokenizer, judge, task, labelled, batch_tokens, block_size))
             result["label_agreement"] = round(agreed / len(labelled), 6)
             result["num_labelled"] = len(labelled)
     return GeneratedTexts(**result)
@@ -88,7 +87,7 @@ def _agrees(
     judge: Task,
     task: Task,
     labelled: list[tuple[Row, str]],
-    config: EvalConfig,
+    batch_tokens: int,
     block_size: int,
 ) -> Iterator[bool]:
     """Whether the judge's answer about each text is the label it was written for."""
@@ -100,17 +99,17 @@ def _agrees(
         (encoded,) = encoder.encode([row])
         answers = [[*encoder.plain.encode(literal + w, add_special_tokens=False).ids, end] for w in row.choices]
         asked.append((encoded.input_ids[: encoded.num_prompt], answers) if encoded is not None else None)
-    found = iter(choose(model, [a for a in asked if a is not None], config.batch_tokens))
+    found = iter(choose(model, [a for a in asked if a is not None], batch_tokens))
     for (source, _), given in zip(labelled, asked, strict=True):
         yield given is not None and source.choices[next(found)[0]] == source.fields[judge.target]
 
 
 def num_outside(
-    model: Any, tokenizer: Any, task: Task, prompts: Sequence[EncodedPrompt], config: EvalConfig
+    model: Any, tokenizer: Any, task: Task, prompts: Sequence[EncodedPrompt], batch_tokens: int
 ) -> tuple[int, int]:
     """Free answers outside the closed set, and how many were generated: one for each prompt."""
     end = tokenizer.convert_tokens_to_ids(END)
-    written = generate(model, [prompt.ids for prompt in prompts], task.max_new_tokens, {end}, config.batch_tokens)
+    written = generate(model, [prompt.ids for prompt in prompts], task.max_new_tokens, {end}, batch_tokens)
     clean = task.parse or str.strip
     answers = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]
     return sum(a not in prompt.row.choices for a, prompt in zip(answers, prompts, strict=True)), len(prompts)

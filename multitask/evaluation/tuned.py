@@ -270,12 +270,12 @@ def _freely(
 ) -> dict[str, object]:
     """Free generation: of a closed task the answers outside its set, of a task without text metrics sampled texts."""
     if task.is_closed:
-        outside, num = free_generation.num_outside(model, tokenizer, task, evaluator.first, config.eval)
+        outside, num = free_generation.num_outside(model, tokenizer, task, evaluator.first, evaluator.batch_tokens)
         return {"free_answers": FreeAnswers(num=num, num_outside=outside)}
     if any(name not in metrics.FROM_NLL for name in task.metrics):
         return {}
     described = free_generation.describe(
-        model, tokenizer, task, tasks, evaluator.first, config.eval, block_size, config.seed
+        model, tokenizer, task, tasks, evaluator.first, evaluator.batch_tokens, block_size, config.seed
     )
     return {"generation": described}
 

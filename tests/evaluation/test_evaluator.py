@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import math
 from collections import Counter
@@ -190,7 +191,7 @@ def test_the_results_file(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> N
         assert (results["schema"], results["kind"], results["seed"]) == (2, kind, 7)
         assert {"wall_s", "tokens", "tokens_per_s", "peak_memory_bytes"} <= set(results["cost"])
         assert {"trainable_parameters", "total_parameters"} <= set(results["cost"])
-        assert results["versions"]["torch"] == torch.__version__
+        assert results["versions"]["torch"] == importlib.metadata.version("torch")
         for name, task in results["tasks"].items():
             data = results["data"][name]
             assert {"files", "sha256", "revision", "split", "num_rows", "num_truncated", "num_dropped"} <= set(data)
