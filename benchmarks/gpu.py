@@ -1,0 +1,202 @@
+"""Training speed on a GPU: packed rows of tasks, how examples are kept apart, and the share of the card's peak.
+
+`python benchmarks/gpu.py` trains models of real shapes and random weights on rows made on the spot, a pass a step, in
+bf16; it prints the measured peak of a matrix product, and for each arm tokens/s, milliseconds, memory, and model FLOPs
+utilisation (MFU): the FLOPs that the model needs, over seconds and measured peak. Writes `benchmarks/gpu.md`:
+
+| model | tokens a pass | arm | tokens/s | ms a step | MFU | peak memory |
+
+`make bench-gpu` makes the environment.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import transformers
+from common import commit
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from multitask.batching.collate import Batch, collate
+from multitask.config.model import AdapterConfig
+from multitask.config.train import TrainConfig
+from multitask.models import attention
+from multitask.models.lora import add_lora, plain_model
+from multitask.models.loss import TokenNLL
+from multitask.models.support import prepare_attention
+from multitask.training.optim import make_optimizer
+
+_LLAMA = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+_GEMMA = {
+    "vocab_size": 262144,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "max_position_embeddings": 2048,
+    "sliding_window": 512,
+}
+_GPT2 = {"n_positions": 1024, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "GPT-2 124M, full": ("gpt2", _GPT2, False),
+    "SmolLM2-135M shape, LoRA 16": ("llama", _LLAMA, True),
+    "Gemma 3 270M shape, LoRA 16": ("gemma3_text", _GEMMA, True),
+}
+LONGEST = 512
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s of a bf16 product of random matrices, 8192 x 8192, median of ten."""
+    left, right = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(13):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        _ = left @ right
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * 8192**3 / statistics.median(times[3:])
+
+
+def passes(num_tokens: int, num: int, vocab_size: int) -> list[Batch]:
+    """Packed rows as tasks have them: median 90 tokens, at most `LONGEST`, a fifth of each its target."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(num):
+        examples, total = [], 0
+        while True:
+            length = int(np.clip(rng.lognormal(4.5, 0.7), 12, LONGEST))
+            if total + length - 1 > num_tokens:
+                break
+            examples.append((rng.integers(0, vocab_size, length), max(1, int(0.8 * length))))
+            total += length - 1
+        found.append(collate(examples))
+    return found
+
+
+def flops(model: Any, batch: Batch, is_lora: bool) -> float:
+    """FLOPs that one step needs: products forward, gradients of activations, and of weights where they are trained."""
+    base = plain_model(model)
+    matrices = sum(p.numel() for n, p in base.named_parameters() if p.ndim == 2 and "lora" not in n)
+    matrices -= sum(part.weight.numel() for part in base.modules() if isinstance(part, nn.Embedding))
+    head = base.get_output_embeddings().weight
+    if head is not base.get_input_embeddings().weight:
+        matrices -= head.numel()
+    adapters = sum(p.numel() for n, p in base.named_parameters() if "lora" in n)
+    config = base.config
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    assert batch.segment_lengths is not None
+    pairs = float((batch.segment_lengths.astype(np.float64) ** 2).sum()) / 2
+    attended = 4 * pairs * width * config.num_hidden_layers * 3
+    times = 4 if is_lora else 6
+    return (
+        times * (matrices * batch.num_tokens + head.numel() * len(batch.targets))
+        + 6 * adapters * (batch.num_tokens)
+        + attended
+    )
+
+
+@contextmanager
+def arm_of(name: str) -> Iterator[None]:
+    """Length groups in place of the variable-length attention."""
+    before: Callable[..., bool] = attention.has_varlen
+    if name == "groups":
+        attention.has_varlen = lambda *_: False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        attention.has_varlen = before  # type: ignore[assignment]
+
+
+def measure(model: Any, batches: list[Batch], num_steps: int) -> tuple[float, int, float]:
+    """Median seconds of a step, peak bytes, and the last loss."""
+    device = next(model.parameters()).device
+    model.train()
+    prepare_attention(model, LONGEST, "packed")
+    forward = TokenNLL(model)
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-4), device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    torch.cuda.reset_peak_memory_stats()
+    times, last = [], 0.0
+    for step in range(num_steps + 3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        batch = batches[step % len(batches)].to(device)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, _ = forward(batch, 1 / len(batch.targets))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        last = float(loss)
+    return statistics.median(times[3:]), torch.cuda.max_memory_allocated(), last
+
+
+@click.command()
+@click.option("--steps", default=10, show_default=True, help="Steps of each arm that are timed; three come before.")
+@click.option("--tokens", default="8192,32768", show_default=True, help="Tokens of a pass.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).with_suffix(".md"), show_default=True)
+def main(steps: int, tokens: str, out: Path) -> None:
+    """Measures all models and arms."""
+    if not torch.cuda.is_available():
+        click.echo("no GPU: nothing was measured")
+        return
+    device = torch.device("cuda")
+    peak = peak_flops(device)
+    lines = [
+        "# Training speed on a GPU",
+        "",
+        f"{torch.cuda.get_device_name()}, {peak / 1e12:.0f} TFLOP/s measured in bf16; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}{commit()}. "
+        f"`python benchmarks/gpu.py --steps {steps} --tokens {tokens}`",
+        "",
+        "| model | tokens a pass | arm | tokens/s | ms a step | MFU | peak memory | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    click.echo("\n".join(lines))
+    for name, (kind, shape, is_lora) in MODELS.items():
+        for num_tokens in map(int, tokens.split(",")):
+            for arm in ("groups", "varlen"):
+                torch.manual_seed(0)
+                model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).to(device)
+                if is_lora:
+                    model = add_lora(model, AdapterConfig(kind="lora", rank=16, alpha=32), [1, 2, 3, 4])
+                    model.to(device)
+                batches = passes(num_tokens, 4, 30000)
+                with arm_of(arm):
+                    seconds, memory, loss = measure(model, batches, steps)
+                mfu = statistics.fmean(flops(model, batch, is_lora) for batch in batches) / seconds / peak
+                done = statistics.fmean(batch.num_tokens for batch in batches)
+                lines.append(
+                    f"| {name} | {num_tokens:,} | {arm} | {done / seconds:,.0f} | {seconds * 1e3:.1f} | {mfu:.3f} | "
+                    f"{memory / 2**30:.1f} GiB | {loss:.3f} |"
+                )
+                click.echo(lines[-1])
+                del model
+                torch.cuda.empty_cache()
+    out.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
