@@ -149,7 +149,7 @@ def measure(model: Any, batches: list[Batch], num_steps: int) -> tuple[float, in
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-        last = float(loss)
+        last = loss.item()
     return statistics.median(times[3:]), torch.cuda.max_memory_allocated(), last
 
 

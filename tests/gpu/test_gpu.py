@@ -181,8 +181,8 @@ def test_a_run_learns_what_it_learns_on_a_cpu(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         train(settings("qa", "cls", device=device), out=tmp_path / device)
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
-    again = evaluate(tmp_path / "cuda", device="cuda")
-    elsewhere = evaluate(tmp_path / "cuda", device="cpu")
+    again = evaluate(tmp_path / "cuda", flags=["device=cuda"])
+    elsewhere = evaluate(tmp_path / "cuda", flags=["device=cpu"])
     for task in ("qa", "cls"):
         found, wanted = (results["tasks"][task]["metrics"]["perplexity"]["value"] for results in (again, elsewhere))
         assert found == pytest.approx(wanted, rel=1e-4)
