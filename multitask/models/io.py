@@ -207,4 +207,6 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
             f"{folder}: the adapter's base {base_name} has {num_rows} token rows, its tokenizer "
             f"{num_tokens}; the base was not resized: use the base/ folder of the run that wrote the adapter"
         )
-    return PeftModel.from_pretrained(base, folder)
+    from multitask.models.lora_linear import use_fast_forward
+
+    return use_fast_forward(PeftModel.from_pretrained(base, folder))

@@ -37,6 +37,8 @@ def add_lora(model: Any, config: AdapterConfig, new_ids: list[int]) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    from multitask.models.lora_linear import use_fast_forward
+
     targets = _targets(model, config.target_modules)
     output = model.get_output_embeddings()
     if new_ids and getattr(output, "bias", None) is not None:
@@ -57,7 +59,7 @@ def add_lora(model: Any, config: AdapterConfig, new_ids: list[int]) -> Any:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in names),
         trainable_token_indices={names[layer].rsplit(".", 1)[-1]: new_ids for layer in layers} if new_ids else None,
     )
-    return get_peft_model(model, lora)
+    return use_fast_forward(get_peft_model(model, lora))
 
 
 def _targets(model: Any, chosen: list[str]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers import GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -18,11 +17,11 @@ from multitask.batching.collate import Batch
 from multitask.device import logit_rows
 from multitask.models.attention import KERNELS, Segments
 from multitask.models.bigram import BigramLMHeadModel
+from multitask.models.casts import in_dtype
 from multitask.models.lora import embed, plain_model, text_config, token_rows
 
 _CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product
 _HAS_HEAD: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
-_CASTS: Any = WeakIdKeyDictionary()  # of a matrix: dtype, version, and the copy
 
 
 class _ProjectedNLL(torch.autograd.Function):
@@ -293,14 +292,3 @@ def _is_head(base: Any, head: Head) -> bool:
         return False
     finally:
         base.train(was_training)
-
-
-def in_dtype(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix in another dtype; the copy of a frozen one is kept, as casting a large vocabulary takes long."""
-    if matrix.dtype == dtype or matrix.requires_grad:
-        return matrix.to(dtype)
-    found = _CASTS.get(matrix)
-    if found is None or found[0] != (dtype, matrix._version) or found[1].device != matrix.device:
-        found = _CASTS[matrix] = (dtype, matrix._version), matrix.detach().to(dtype)
-    copy: Tensor = found[1]
-    return copy

@@ -1,0 +1,145 @@
+"""The linear layer with its update in one operation: PEFT's own results and gradients, and PEFT itself elsewhere."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from multitask.models import lora_linear
+from multitask.models.lora_linear import UpdatedLinear, use_fast_forward
+
+
+class Net(nn.Module):
+    """Two layers that read the same input, as projections of attention do."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        made: Any = (lambda i, o: Conv1D(o, i)) if kind == "conv1d" else nn.Linear
+        self.left, self.right, self.last = made(12, 20), made(12, 20), made(20, 7)
+        if kind == "no bias":
+            self.left.bias = self.right.bias = self.last.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = x.float() * 1.5
+        found: Tensor = self.last(torch.tanh(self.left(shared)) * self.right(shared))
+        return found
+
+
+KINDS = ("linear", "no bias", "conv1d")
+
+
+def adapted(kind: str, is_fast: bool, **options: Any) -> Any:
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["left", "right", "last"], fan_in_fan_out=kind == "conv1d", **options
+    )
+    model = get_peft_model(Net(kind), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return use_fast_forward(model) if is_fast else model
+
+
+def learned(model: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Output, gradient of the input, and gradients of the updates."""
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        out = model(x)
+    (out.float() ** 2).sum().backward()
+    assert x.grad is not None
+    return [out.detach(), x.grad, *(p.grad for _, p in sorted(model.named_parameters()) if p.grad is not None)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_what_peft_computes(kind: str) -> None:
+    wanted, found = learned(adapted(kind, False)), learned(adapted(kind, True))
+    assert len(found) == len(wanted) == 8
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_it_is_at_least_as_near_to_float32_as_peft(kind: str, dtype: torch.dtype) -> None:
+    exact = learned(adapted(kind, False))
+    theirs, ours = (learned(adapted(kind, is_fast), dtype) for is_fast in (False, True))
+    for one, other, right in zip(ours, theirs, exact, strict=True):
+        assert one.dtype == other.dtype
+        scale = right.abs().max()
+        error, their_error = ((found.float() - right).abs().max() / scale for found in (one, other))
+        assert error <= 1.5 * their_error + 1e-3
+
+
+def test_layers_that_read_one_input_share_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    cast = lora_linear._INPUTS.cast
+
+    def watched(given: Tensor, dtype: torch.dtype) -> Tensor:
+        copy = cast(given, dtype)
+        seen.append((id(given), copy.data_ptr()))
+        return copy
+
+    monkeypatch.setattr(lora_linear._INPUTS, "cast", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        adapted("linear", True)(torch.randn(2, 5, 12))
+    assert len(seen) == 3
+    assert seen[0] == seen[1]
+    assert seen[2][1] != seen[0][1]
+
+
+def test_a_changed_input_is_cast_again() -> None:
+    model, x = adapted("linear", True), torch.randn(2, 5, 12)
+    layer = model.base_model.model.left
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        before = layer(x)
+        x += 1
+        assert not torch.equal(layer(x), before)
+
+
+def test_what_is_saved_for_the_backward_pass() -> None:
+    """The input that two layers read is kept once, (640, 12) in bf16."""
+
+    def saved(model: Any) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(part: Tensor) -> Tensor:
+            if part.shape[0] == 640 or part.shape[:2] == (64, 10):
+                sizes[part.data_ptr()] = part.numel() * part.element_size()
+            return part
+
+        torch.manual_seed(1)
+        x = torch.randn(64, 10, 12, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part), torch.autocast("cpu", torch.bfloat16):
+            model(x).float().sum()
+        return sum(sizes.values())
+
+    assert saved(adapted("linear", False)) - saved(adapted("linear", True)) == 640 * 12 * 2
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])
+def test_other_kinds_are_pefts_own(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora_linear, "_LinearWithUpdate", None)
+    results = [learned(adapted("linear", is_fast, **options)) for is_fast in (False, True)]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_disabled_and_merged_updates() -> None:
+    model, x = adapted("linear", True), torch.randn(3, 12)
+    assert sum(type(module) is UpdatedLinear for module in model.modules()) == 3
+    assert not any(type(module) is Linear for module in model.modules())
+    model.eval()
+    with_update = model(x)
+    with model.disable_adapter():
+        without = model(x)
+    assert not torch.allclose(with_update, without)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), with_update, rtol=1e-5, atol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(x), with_update, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.merge_and_unload()(x), with_update, rtol=1e-5, atol=1e-5)
