@@ -72,7 +72,7 @@ def test_under_autocast_it_is_at_least_as_near_to_float32_as_peft(kind: str, dty
         assert one.dtype == other.dtype
         scale = right.abs().max()
         error, their_error = ((found.float() - right).abs().max() / scale for found in (one, other))
-        assert error <= 1.5 * their_error + 1e-3
+        assert error <= 2 * their_error + 2e-3
 
 
 def test_layers_that_read_one_input_share_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
