@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -32,8 +33,8 @@ class Net(nn.Module):
 KINDS = ("linear", "no bias", "conv1d")
 
 
-def adapted(kind: str, is_fast: bool, **options: Any) -> Any:
-    torch.manual_seed(0)
+def adapted(kind: str, is_fast: bool, seed: int = 0, **options: Any) -> Any:
+    torch.manual_seed(seed)
     config = LoraConfig(
         r=3, lora_alpha=5, target_modules=["left", "right", "last"], fan_in_fan_out=kind == "conv1d", **options
     )
@@ -44,9 +45,9 @@ def adapted(kind: str, is_fast: bool, **options: Any) -> Any:
     return use_fast_forward(model) if is_fast else model
 
 
-def learned(model: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
+def learned(model: Any, dtype: torch.dtype | None = None, seed: int = 1) -> list[Tensor]:
     """Output, gradient of the input, and gradients of the updates."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     x = torch.randn(2, 5, 12, requires_grad=True)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         out = model(x)
@@ -65,14 +66,18 @@ def test_it_is_what_peft_computes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_it_is_at_least_as_near_to_float32_as_peft(kind: str, dtype: torch.dtype) -> None:
-    exact = learned(adapted(kind, False))
-    theirs, ours = (learned(adapted(kind, is_fast), dtype) for is_fast in (False, True))
-    for one, other, right in zip(ours, theirs, exact, strict=True):
-        assert one.dtype == other.dtype
-        scale = right.abs().max()
-        error, their_error = ((found.float() - right).abs().max() / scale for found in (one, other))
-        assert error <= 2 * their_error + 2e-3
+def test_under_autocast_it_is_as_near_to_float32_as_peft(kind: str, dtype: torch.dtype) -> None:
+    errors = np.zeros((2, 8))
+    for seed in range(20):
+        exact = learned(adapted(kind, False, seed), seed=seed)
+        for is_fast in (False, True):
+            found = learned(adapted(kind, is_fast, seed), dtype, seed)
+            errors[int(is_fast)] += [
+                float((one.float() - right).abs().max() / right.abs().max())
+                for one, right in zip(found, exact, strict=True)
+            ]
+    assert (errors[1] < 1.2 * errors[0]).all()
+    assert errors[1].mean() < 1.02 * errors[0].mean()
 
 
 def test_layers_that_read_one_input_share_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
