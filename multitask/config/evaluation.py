@@ -95,8 +95,9 @@ class FewshotConfig(Settings):
             return values
         if "demonstrations" in values:
             raise ValueError("'balanced' is the old form of 'demonstrations: balanced', and both are given")
-        text = "'balanced: true' is now 'demonstrations: balanced'; the old key is read in this release only"
-        warnings.warn(text, FutureWarning, stacklevel=2)
+        if values["balanced"]:  # false, which runs of that release hold, was and is the default
+            text = "'balanced: true' is now 'demonstrations: balanced'; the old key is read in this release only"
+            warnings.warn(text, FutureWarning, stacklevel=2)
         rest = {name: value for name, value in values.items() if name != "balanced"}
         return rest | ({"demonstrations": "balanced"} if values["balanced"] else {})
 

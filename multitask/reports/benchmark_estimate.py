@@ -34,10 +34,11 @@ class EstimatedArm(TypedDict):
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens to train on, and the mean length of each task's rows."""
+    """Tokens to train on, the mean length of each task's rows, and whether the tokenizer has a chat template."""
 
     trained: float
     lengths: dict[str, float]
+    has_chat: bool
 
 
 def dry_run(
@@ -63,6 +64,7 @@ def dry_run(
             num_times = sum(settings.draws if shots else 1 for shots in settings.shots)
             if settings.templates != "first":  # each template on validation rows
                 several = sum(max(len(task.templates(of)) for of in task.prompts or ("en",)) for task in mine.values())
+                several *= 2 if tokens.has_chat and settings.chat == "auto" else 1
                 num_times += len(settings.shots) * several * settings.max_validation_rows / max(1, num_rows)
         num_scored = num_times * num_rows * mean_length
         seconds = _ARM_S + speeds[is_lora] * (num_trained + num_scored + 4 * num_times * num_written)
@@ -88,6 +90,7 @@ def _measure(
     if config.adapter.kind == "lora":
         model = add_lora(model, config.adapter, new_ids)
     lengths = {name: float(each.lengths.mean()) for name, each in rows.items()}
+    has_chat = bool(tokenizer.chat_template)
     if s_per_token is not None:
         sizes = {name: len(each) for name, each in rows.items()}
         share = sampling_rates(
@@ -96,9 +99,9 @@ def _measure(
         mean = sum(share[name] * lengths[name] for name in rows)
         steps = config.train.max_steps
         trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean
-        return _Tokens(trained, lengths), s_per_token
+        return _Tokens(trained, lengths, has_chat), s_per_token
     found = estimate(model, rows, config, block_size, device)
-    return _Tokens(found.num_tokens, lengths), found.s_per_token
+    return _Tokens(found.num_tokens, lengths, has_chat), found.s_per_token
 
 
 def _test_rows(tasks: Mapping[str, Task], config: RunConfig, lengths: Mapping[str, float]) -> tuple[int, float, int]:

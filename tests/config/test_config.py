@@ -1,6 +1,7 @@
 """Settings: all problems at once, dotted flags, and the page that lists them."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,11 @@ def test_old_names_are_read_with_a_warning(kind: type[Settings], old: dict[str, 
 
 
 def test_balanced_is_read_as_a_kind_of_demonstrations() -> None:
-    for old, new in ((True, "balanced"), (False, "random")):
-        with pytest.warns(FutureWarning, match="'balanced: true' is now 'demonstrations: balanced'"):
-            assert load(FewshotConfig, {"balanced": old}) == load(FewshotConfig, {"demonstrations": new})
+    with pytest.warns(FutureWarning, match="'balanced: true' is now 'demonstrations: balanced'"):
+        assert load(FewshotConfig, {"balanced": True}) == load(FewshotConfig, {"demonstrations": "balanced"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(FewshotConfig, {"balanced": False}) == FewshotConfig()
     with pytest.raises(InputError, match="is the old form of 'demonstrations: balanced', and both are given"):
         load(FewshotConfig, {"balanced": True, "demonstrations": "random"})
 
