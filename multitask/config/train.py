@@ -32,6 +32,8 @@ class LoopConfig(Settings):
     """Learning rate that the schedule reaches after the last step."""
     warmup_steps: int = Field(100, ge=0)
     """Steps of linear rise; at most a tenth of all steps are used."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the matrices of layers, with updates of AdamW's size; AdamW for embeddings, biases and norms."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decay of matrices; biases, norms and embeddings have none."""
     beta1: float = Field(0.9, ge=0, lt=1)

@@ -1,10 +1,13 @@
-"""AdamW and the learning rate of each step."""
+"""AdamW or Muon, and the learning rate of each step."""
 
 import math
+from typing import Any
 
 import torch
 
 from multitask.config.train import LoopConfig
+from multitask.errors import InputError
+from multitask.models.lora import is_adapter
 
 
 def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
@@ -23,14 +26,64 @@ def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * left
 
 
-def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019), fused where it exists; only matrices of layers decay."""
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for some matrices, AdamW for the rest, as one optimizer with one state.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al., 2025), so that one learning rate serves both.
+    """
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
+        self._parts = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """One state and one list of groups, whoever looks."""
+        num = len(self._parts[0].param_groups)
+        for part, groups in zip(self._parts, (self.param_groups[:num], self.param_groups[num:]), strict=True):
+            part.state, part.param_groups = self.state, groups
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After `load_state_dict`, which makes new ones."""
+        super().__setstate__(state)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of both; `closure` is not supported."""
+        assert closure is None
+        for part in self._parts:
+            part.step()
+
+
+def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 2019), fused where it exists, or Muon with it; only matrices of layers decay.
+
+    Raises InputError for Muon with low-rank updates, or in a torch that lacks it.
+    """
     decays: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and "wte" not in name and "wpe" not in name
             (decays if is_matrix else rest).append(parameter)
+    by_muon = _for_muon(model, decays) if config.optimizer == "muon" else []
+    chosen = {id(parameter) for parameter in by_muon}
+    adamw = _adamw([p for p in decays if id(p) not in chosen], rest, config, device)
+    if not by_muon:
+        return adamw
+    muon = torch.optim.Muon(
+        by_muon,
+        lr=config.learning_rate or 0.0,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonAndAdamW(muon, adamw)
+
+
+def _adamw(
+    decays: list[torch.nn.Parameter], rest: list[torch.nn.Parameter], config: LoopConfig, device: torch.device
+) -> torch.optim.AdamW:
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -38,3 +91,16 @@ def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.dev
         betas=(config.beta1, config.beta2),
         fused=device.type in ("cpu", "cuda"),
     )
+
+
+def _for_muon(model: Any, matrices: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """The matrices of layers between embeddings and output layer."""
+    if is_adapter(model):
+        raise InputError("train.optimizer: muon trains whole matrices, and LoRA trains none; take adamw")
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"train.optimizer: muon needs torch 2.9 or newer, found {torch.__version__}; take adamw")
+    outer = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
+    found = [parameter for parameter in matrices if parameter.ndim == 2 and not any(parameter is p for p in outer)]
+    if not found:
+        raise InputError("train.optimizer: this model has no matrices between its embeddings and logits; take adamw")
+    return found
