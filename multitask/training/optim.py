@@ -7,6 +7,7 @@ import torch
 
 from multitask.config.train import LoopConfig
 from multitask.errors import InputError
+from multitask.models.bigram import BigramLMHeadModel
 from multitask.models.lora import is_adapter
 
 
@@ -99,6 +100,8 @@ def _for_muon(model: Any, matrices: list[torch.nn.Parameter]) -> list[torch.nn.P
         raise InputError("train.optimizer: muon trains whole matrices, and LoRA trains none; take adamw")
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"train.optimizer: muon needs torch 2.9 or newer, found {torch.__version__}; take adamw")
+    if isinstance(model, BigramLMHeadModel):
+        matrices = []
     outer = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
     found = [parameter for parameter in matrices if parameter.ndim == 2 and not any(parameter is p for p in outer)]
     if not found:

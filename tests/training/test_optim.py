@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from multitask import train
 from multitask.config.train import TrainConfig
 from multitask.errors import InputError, Interrupted
+from multitask.models.bigram import BigramConfig, BigramLMHeadModel
 from multitask.training import loop
 from multitask.training.optim import MuonAndAdamW, make_optimizer
 
@@ -116,6 +117,9 @@ def test_what_muon_cannot_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match="LoRA trains none; take adamw"):
         train(given, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    bigram = BigramLMHeadModel(BigramConfig(50, (16,), 32))
+    with pytest.raises(InputError, match="no matrices between its embeddings and logits"):
+        make_optimizer(bigram, config(optimizer="muon"), CPU)
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(InputError, match=r"needs torch 2\.9 or newer"):
         make_optimizer(model_of(), config(optimizer="muon"), CPU)
