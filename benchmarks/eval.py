@@ -140,7 +140,7 @@ def _prompts_to_write(work: Path, root: Path, tasks: Any, tokenizer: Any, num_te
                 if length <= limit:
                     found[source].append(prompt)
                     lengths[source].append(length)
-                    passages[source].append(row[tasks[name].cut])
+                    passages[source].append(row[tasks[name].truncate])
     share = num_texts // len(found)
     for file, num in (("texts.jsonl", share), ("texts-more.jsonl", MANY * share)):
         chosen = [{"set": source, "prompt": prompt} for source, prompts in found.items() for prompt in prompts[:num]]

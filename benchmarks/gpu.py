@@ -107,12 +107,8 @@ def flops(model: Any, batch: Batch, is_lora: bool) -> float:
     assert batch.segment_lengths is not None
     pairs = float((batch.segment_lengths.astype(np.float64) ** 2).sum()) / 2
     attended = 4 * pairs * width * config.num_hidden_layers * 3
-    times = 4 if is_lora else 6
-    return (
-        times * (matrices * batch.num_tokens + head.numel() * len(batch.targets))
-        + 6 * adapters * (batch.num_tokens)
-        + attended
-    )
+    products = matrices * batch.num_tokens + head.numel() * len(batch.targets)
+    return float((4 if is_lora else 6) * products + 6 * adapters * batch.num_tokens + attended)
 
 
 @contextmanager
@@ -120,11 +116,11 @@ def arm_of(name: str) -> Iterator[None]:
     """Length groups in place of the variable-length attention."""
     before: Callable[..., bool] = attention.has_varlen
     if name == "groups":
-        attention.has_varlen = lambda *_: False  # type: ignore[assignment]
+        attention.has_varlen = lambda *_: False
     try:
         yield
     finally:
-        attention.has_varlen = before  # type: ignore[assignment]
+        attention.has_varlen = before
 
 
 def measure(model: Any, batches: list[Batch], num_steps: int) -> tuple[float, int, float]:

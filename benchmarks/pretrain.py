@@ -179,7 +179,7 @@ def run_ours(run: _Run) -> None:
 
     facts = run.facts
 
-    def report(record: dict[str, Any]) -> None:
+    def report(record: Any) -> None:
         if record["event"] != "step":
             return
         run.losses.append(record["loss"]["text"])

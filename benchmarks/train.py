@@ -5,7 +5,9 @@ again, each time in a process of its own, and writes `benchmarks/train.md`:
 
 | arm | useful tokens/s | speed-up of ours | peak memory |
 
-Useful tokens are those of examples; padding is work, but not useful work. `make bench-train` makes the environment.
+Useful tokens are those of examples; padding is work, but not useful work. `--suite smollm2-135m` and `gemma3-270m`
+train a pretrained model by LoRA instead (`multitask models get NAME` fetches it) and write `benchmarks/train-NAME.md`.
+`make bench-train` makes the environment.
 """
 
 import importlib.metadata
@@ -17,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +28,51 @@ import click
 import numpy as np
 from common import Clock, commit, processor
 
-SOURCES = {"nli": "nli_ko_klue", "qa": "qa_ko_korquad", "summ": "summ_ko_sae4k", "cls": "gen_ko_nsmc"}
-BLOCK = 1024
+
+@dataclass(frozen=True)
+class Suite:
+    """What is trained on what.
+
+    block: window of an example; four of them are a step. base: name of a pretrained model, trained by LoRA; None: a
+    new model, fully.
+    """
+
+    sources: Mapping[str, str]
+    block: int = 1024
+    base: str | None = None
+
+    @property
+    def arms(self) -> list[str]:
+        """Their names."""
+        return [arm for arm in ARMS if self.base is None or "wrapped" not in arm]
+
+
+KOREAN = {"nli": "nli_ko_klue", "qa": "qa_ko_korquad", "summ": "summ_ko_sae4k", "cls": "gen_ko_nsmc"}
+ENGLISH = {"nli": "nli_en_cad", "qa": "qa_en_xquad", "summ": "summ_en_scitldr"}
+SUITES = {
+    "new": Suite(KOREAN),
+    "smollm2-135m": Suite(ENGLISH, 512, "smollm2-135m"),
+    "gemma3-270m": Suite(KOREAN, 512, "gemma3-270m"),
+}
+LORA = {"rank": 16, "alpha": 32}
 BLOCKS_PER_STEP = 4
 TOKENIZER_ROWS = 20000
 GROUPED_ROWS = 8  # of one pass of TRL's group-by-length
 SEED = 7
-MODEL = {"vocab_size": 8000, "n_layer": 8, "n_head": 6, "n_embd": 384, "n_positions": BLOCK}
+MODEL = {"vocab_size": 8000, "n_layer": 8, "n_head": 6, "n_embd": 384, "n_positions": 1024}
 OPTIMIZER = {"learning_rate": 5e-4, "weight_decay": 0.01}
 ARMS = {
-    "ours": "packed, 4 blocks of at most 1,024 tokens per step, in one forward pass, examples masked from each other",
+    "ours": "packed, 4 blocks of at most BLOCK tokens per step, in one forward pass, examples masked from each other",
     "trl default": "`SFTTrainer` with its defaults: 8 rows per step, padded, gradient checkpointing",
-    "trl packing": "`packing=True`, 4 blocks of at most 1,024 tokens per step, in one forward pass, no checkpointing",
+    "trl packing": "`packing=True`, 4 blocks of at most BLOCK tokens per step, in one forward pass, no checkpointing",
     "trl packing wrapped": (
         '`packing_strategy="wrapped"`: the same without masking examples from each other, split wherever a block '
         "ends; a different training objective, but no mask is needed"
     ),
     "trl group-by-length": (
-        f"about 4,096 tokens per step, in forward passes of {GROUPED_ROWS} rows of similar length, no checkpointing; "
-        "rows are sorted over the whole round, which pads less than its own sampler would with so few rows"
+        f"about 4 blocks of tokens per step, in forward passes of {GROUPED_ROWS} rows of similar length, no "
+        "checkpointing; rows are sorted over the whole round, which pads less than its own sampler would with so few "
+        "rows"
     ),
 }
 
@@ -51,8 +80,8 @@ ARMS = {
 # ----------------------------------------------------------------------------------------------------- what all share
 
 
-def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str, Any]:
-    """Draws rows of the four tasks in proportion, trains a tokenizer, writes model, rows and strings; returns facts.
+def prepare(work: Path, root: Path, suite: Suite, num_rounds: int, num_rows: int) -> dict[str, Any]:
+    """Draws rows of the tasks in proportion, trains a tokenizer, writes model, rows and strings; returns facts.
 
     Raises AssertionError when TRL's strings would not be read as the ids that we train on.
     """
@@ -64,16 +93,17 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
     from multitask.registry import choose, load_tasks
     from multitask.tokenization.encoded_rows import prepare as encode
 
-    tasks = choose(load_tasks(), SOURCES)
+    tasks = choose(load_tasks(), suite.sources)
     lines = [
         (name, line)
-        for name, source in SOURCES.items()
+        for name, source in suite.sources.items()
         for line in (root / f"{source}.train.jsonl").read_text("utf-8").splitlines()
     ]
     drawn = [lines[n] for n in np.random.default_rng(SEED).permutation(len(lines)).tolist()]
     records = (json.loads(line) for _, line in drawn[:TOKENIZER_ROWS])
     texts = (text for record in records for key, text in record.items() if key != "id" and isinstance(text, str))
-    model, tokenizer, _ = build(ModelConfig(**MODEL), tasks, texts, SEED)
+    settings = ModelConfig(**MODEL) if suite.base is None else ModelConfig(name=suite.base)
+    model, tokenizer, new_ids = build(settings, tasks, texts, SEED)
     model.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
 
@@ -83,20 +113,20 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
         here = work / str(turn)
         here.mkdir()
         rows = drawn[turn * num_rows : (turn + 1) * num_rows]
-        _write_rows(here, rows)
+        _write_rows(here, suite, rows)
         pairs, too_long = [], set()
         for name, task in tasks.items():
-            examples = encode(task, "train", tokenizer, BLOCK, DataConfig(**_data(here, root)))
+            examples = encode(task, "train", tokenizer, suite.block, DataConfig(**_data(here, root, suite)))
             for number, row in enumerate(examples.rows()):
-                if row["is_truncated"]:  # TRL would cut at the end of the row, where the answer is
-                    too_long.add(row["id"])
+                if examples.is_truncated(number):  # TRL would cut at the end of the row, where the answer is
+                    too_long.add(row.id)
                     continue
-                prompt = text_of(render(task, row["fields"], with_target=False))
-                whole = text_of(render(task, row["fields"]))
-                assert tokenizer(whole)["input_ids"] == examples.ids(number).tolist(), (row["where"], whole)
+                prompt = text_of(render(task, row.fields, with_target=False))
+                whole = text_of(render(task, row.fields))
+                assert tokenizer(whole)["input_ids"] == examples.ids(number).tolist(), (row.where, whole)
                 pairs.append({"prompt": prompt, "completion": whole.removeprefix(prompt)})
                 lengths[name].append(int(examples.lengths[number]))
-        _write_rows(here, [(name, line) for name, line in rows if str(json.loads(line)["id"]) not in too_long])
+        _write_rows(here, suite, [(name, line) for name, line in rows if str(json.loads(line)["id"]) not in too_long])
         np.random.default_rng([SEED, turn]).shuffle(pairs)
         _write_lines(here / "trl.jsonl", [json.dumps(pair) for pair in pairs])
         num_left_out += len(too_long)
@@ -108,26 +138,27 @@ def prepare(work: Path, root: Path, num_rounds: int, num_rows: int) -> dict[str,
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(tokenizer),
         "precision": choose_precision("auto", choose_device("cpu"), MODEL["n_embd"]),
+        "new_ids": new_ids,
     }
     (work / "facts.json").write_text(json.dumps(facts), "utf-8")
     return facts
 
 
-def _data(work: Path, root: Path) -> dict[str, Any]:
+def _data(work: Path, root: Path, suite: Suite) -> dict[str, Any]:
     """Settings of the data: the drawn rows, read as the shipped presets read them."""
     from multitask.config.loading import read_yaml
     from multitask.files import shipped
 
     sources = {}
-    for name, preset in SOURCES.items():
+    for name, preset in suite.sources.items():
         source = read_yaml(shipped("configs") / "data" / f"{preset}.yaml")
         files = {"train": str(work / f"{name}.jsonl"), "validation": str(root / f"{preset}.validation.jsonl")}
         sources[name] = [source | {"files": files}]
     return {"sources": sources, "cache": str(work / "cache")}
 
 
-def _write_rows(folder: Path, rows: list[tuple[str, str]]) -> None:
-    for name in SOURCES:
+def _write_rows(folder: Path, suite: Suite, rows: list[tuple[str, str]]) -> None:
+    for name in suite.sources:
         _write_lines(folder / f"{name}.jsonl", [line for task, line in rows if task == name])
 
 
@@ -142,7 +173,7 @@ class _Enough(Exception):
     """Leaves `multitask.train` from inside its progress report."""
 
 
-def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
+def run_ours(work: Path, root: Path, suite: Suite, seed: int) -> dict[str, float]:
     """This project's loop as `multitask.train` runs it, over as many tokens as the round's rows have."""
     from multitask import train
 
@@ -151,7 +182,7 @@ def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
     result: dict[str, float] = {}
     max_steps = 0
 
-    def report(record: dict[str, Any]) -> None:
+    def report(record: Any) -> None:
         nonlocal clock, result, max_steps
         if record["event"] == "start":
             num_examples = {name: found["num_rows"] for name, found in record["data"].items()}
@@ -165,14 +196,15 @@ def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
     settings = {
         "seed": seed,
         "device": "cpu",
-        "data": _data(work, root),
+        "data": _data(work, root, suite),
         "model": {"name": str(work.parent / "model")},
+        "adapter": {"kind": "none"} if suite.base is None else {"kind": "lora", **LORA},
         "train": {
             **OPTIMIZER,
             "epochs": 1,
-            "block_size": BLOCK,
-            "batch_tokens": BLOCK * BLOCKS_PER_STEP,
-            "micro_batch_tokens": BLOCK * BLOCKS_PER_STEP,
+            "block_size": suite.block,
+            "batch_tokens": suite.block * BLOCKS_PER_STEP,
+            "micro_batch_tokens": suite.block * BLOCKS_PER_STEP,
             "precision": facts["precision"],
             "schedule": "constant",
             "warmup_steps": 0,
@@ -183,7 +215,7 @@ def run_ours(work: Path, root: Path, seed: int) -> dict[str, float]:
         "eval": {"split": "validation", "max_rows": 10},
     }
     try:
-        train(settings, tasks=SOURCES, out=work / "run", overwrite=True, report=report)
+        train(settings, tasks=suite.sources, out=work / "run", overwrite=True, report=report)
     except _Enough:
         return result
     raise AssertionError("the run reported no last step")
@@ -193,9 +225,10 @@ def _num_lines(path: Path) -> int:
     return len(path.read_text("utf-8").splitlines())
 
 
-def run_trl(work: Path, arm: str, seed: int) -> dict[str, float]:
+def run_trl(work: Path, arm: str, suite: Suite, seed: int) -> dict[str, float]:
     """One epoch of TRL's SFTTrainer."""
     from datasets import load_dataset
+    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from transformers.trainer_pt_utils import LengthGroupedSampler
     from trl import SFTConfig, SFTTrainer
@@ -238,14 +271,21 @@ def run_trl(work: Path, arm: str, seed: int) -> dict[str, float]:
         settings = {
             "train_sampling_strategy": "group_by_length",
             "per_device_train_batch_size": GROUPED_ROWS,
-            "gradient_accumulation_steps": round(BLOCKS_PER_STEP * BLOCK / mean_length / GROUPED_ROWS),
+            "gradient_accumulation_steps": max(1, round(BLOCKS_PER_STEP * suite.block / mean_length / GROUPED_ROWS)),
             "gradient_checkpointing": False,
         }
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=LORA["rank"],
+        lora_alpha=LORA["alpha"],
+        target_modules="all-linear",
+        trainable_token_indices={"embed_tokens": facts["new_ids"]},
+    )
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(work.parent / "model"),
         args=SFTConfig(
             output_dir=str(work / "trl"),
-            max_length=BLOCK,
+            max_length=suite.block,
             num_train_epochs=1,
             use_cpu=True,
             bf16=facts["precision"] == "bf16",
@@ -263,6 +303,7 @@ def run_trl(work: Path, arm: str, seed: int) -> dict[str, float]:
         ),
         processing_class=AutoTokenizer.from_pretrained(work.parent / "model"),
         callbacks=[Timing()],
+        peft_config=None if suite.base is None else lora,
     )
     trainer.train()
     return result
@@ -271,11 +312,11 @@ def run_trl(work: Path, arm: str, seed: int) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ all arms
 
 
-def rounds(work: Path, root: Path, num_rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
+def rounds(work: Path, root: Path, name: str, num_rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Every arm once, then every arm again; raises RuntimeError with the end of a process's output when it fails."""
     for turn in range(num_rounds):
-        for arm in ARMS:
-            options = {"--arm": arm, "--work": work / str(turn), "--data": root, "--seed": SEED + turn}
+        for arm in SUITES[name].arms:
+            options = {"--arm": arm, "--suite": name, "--work": work / str(turn), "--data": root, "--seed": SEED + turn}
             command = [sys.executable, __file__, *(str(part) for pair in options.items() for part in pair)]
             with tempfile.TemporaryFile("w+") as errors:
                 done = subprocess.run(
@@ -294,7 +335,11 @@ def rounds(work: Path, root: Path, num_rounds: int) -> Iterator[tuple[str, dict[
 
 
 def markdown(
-    results: dict[str, list[dict[str, float]]], facts: dict[str, Any], command: str, notes: Sequence[str]
+    results: dict[str, list[dict[str, float]]],
+    facts: dict[str, Any],
+    suite: Suite,
+    command: str,
+    notes: Sequence[str],
 ) -> str:
     """The report: what was measured, on what, how, and what came out."""
     speed = {arm: statistics.median(r["tokens_per_s"] for r in runs) for arm, runs in results.items()}
@@ -336,7 +381,7 @@ def markdown(
             "",
             *table,
             "",
-            *(f"- {arm}: {text}." for arm, text in ARMS.items()),
+            *(f"- {arm}: {ARMS[arm]}.".replace("BLOCK", f"{suite.block:,}") for arm in suite.arms),
             "",
             "## How it was measured",
             "",
@@ -348,15 +393,13 @@ def markdown(
             "which is less affected by other work on the machine. Peak memory is the process's largest resident set, "
             "imports included, the largest of its rounds.",
             "- Useful tokens are prompt and target tokens of examples, without padding.",
-            f"- Data: the training rows of {', '.join(SOURCES.values())}, sampled in proportion: {rows}. "
-            f"{facts['num_left_out']} rows longer than {BLOCK} tokens were left out. The loss is taken on the target.",
+            f"- Data: the training rows of {', '.join(suite.sources.values())}, sampled in proportion: {rows}. "
+            f"{facts['num_left_out']} rows longer than {suite.block} tokens were left out. The loss is taken on the "
+            "target.",
             f"- TRL gets the same rows as `prompt` and `completion` strings with our markers and the same tokenizer "
             f"({facts['vocabulary']:,} tokens); that its ids equal ours was checked for every row.",
-            f"- Model: a randomly initialised GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters "
-            f"({MODEL['n_layer']} layers, "
-            f"width {MODEL['n_embd']}, {MODEL['n_head']} heads, `gelu_pytorch_tanh`), the same weights for all "
-            f"arms (seed {SEED}). Precision {facts['precision']} (autocast over fp32 weights), AdamW (fused), clipping "
-            "at 1.",
+            f"- Model: {_model(facts, suite)}, the same weights for all arms. Precision {facts['precision']} (autocast "
+            "over fp32 weights), AdamW (fused), clipping at 1.",
             f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
             f"- Python {platform.python_version()}, {versions}{commit()}.",
             f"- Command: `{command}`",
@@ -366,21 +409,35 @@ def markdown(
     )
 
 
+def _model(facts: dict[str, Any], suite: Suite) -> str:
+    if suite.base is not None:
+        return (
+            f"{suite.base} ({facts['parameters'] / 1e6:.1f} M parameters), LoRA of rank {LORA['rank']} in all linear "
+            "layers (TRL: through peft), the rows of our markers trained"
+        )
+    return (
+        f"a randomly initialised GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters ({MODEL['n_layer']} layers, "
+        f"width {MODEL['n_embd']}, {MODEL['n_head']} heads, `gelu_pytorch_tanh`; seed {SEED})"
+    )
+
+
 @click.command()
+@click.option("--suite", "suite_name", type=click.Choice(list(SUITES)), default="new", show_default=True)
 @click.option("--rounds", "num_rounds", default=5, show_default=True, help="How often each arm runs.")
-@click.option("--rows", "num_rows", default=1200, show_default=True, help="Rows of a round, drawn from the four sets.")
+@click.option("--rows", "num_rows", default=1200, show_default=True, help="Rows of a round, drawn from all sets.")
 @click.option("--data", "root", type=Path, help="Folder of the sets.  [default: MULTITASK_DATA, else ../shared/data]")
-@click.option("--out", type=Path, default=Path(__file__).with_suffix(".md"), help="Report.  [default: train.md here]")
+@click.option("--out", type=Path, help="Report.  [default: train.md or train-SUITE.md here]")
 @click.option("--note", "notes", multiple=True, help="A remark for the report; may be given several times.")
 @click.option("--smoke", is_flag=True, help="One round of few rows: does it run at all?")
 @click.option("--arm", type=click.Choice(list(ARMS)), hidden=True)
 @click.option("--work", type=Path, hidden=True)
 @click.option("--seed", default=SEED, hidden=True)
 def main(
+    suite_name: str,
     num_rounds: int,
     num_rows: int,
     root: Path | None,
-    out: Path,
+    out: Path | None,
     notes: tuple[str, ...],
     smoke: bool,
     arm: str | None,
@@ -388,25 +445,27 @@ def main(
     seed: int,
 ) -> None:
     """Useful tokens per second and peak memory of this project's training loop and of TRL's SFTTrainer."""
+    suite = SUITES[suite_name]
+    out = out or Path(__file__).with_name("train.md" if suite.base is None else f"train-{suite_name}.md")
     root = root or Path(os.environ.get("MULTITASK_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if arm is not None:
         assert work is not None
-        result = run_ours(work, root, seed) if arm == "ours" else run_trl(work, arm, seed)
+        result = run_ours(work, root, suite, seed) if arm == "ours" else run_trl(work, arm, suite, seed)
         print(json.dumps(result))
         return
-    missing = [f"{name}.train.jsonl" for name in SOURCES.values() if not (root / f"{name}.train.jsonl").exists()]
+    missing = [f"{name}.train.jsonl" for name in suite.sources.values() if not (root / f"{name}.train.jsonl").exists()]
     if missing:
         raise click.UsageError(f"{root}: no {', '.join(missing)}; name the folder of the sets with --data")
     if smoke:
         num_rounds, num_rows = 1, 200
-    command = f"python benchmarks/train.py --rounds {num_rounds} --rows {num_rows}"
+    command = f"python benchmarks/train.py --suite {suite_name} --rounds {num_rounds} --rows {num_rows}"
     with tempfile.TemporaryDirectory() as folder:
-        facts = prepare(Path(folder), root.resolve(), num_rounds, num_rows)
+        facts = prepare(Path(folder), root.resolve(), suite, num_rounds, num_rows)
         print(json.dumps(facts), flush=True)
-        results: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
-        for name, result in rounds(Path(folder), root.resolve(), num_rounds):
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in suite.arms}
+        for name, result in rounds(Path(folder), root.resolve(), suite_name, num_rounds):
             results[name].append(result)
-    out.write_text(markdown(results, facts, command, notes), "utf-8")
+    out.write_text(markdown(results, facts, suite, command, notes), "utf-8")
     print(f"wrote {out.name}")
 
 
