@@ -103,7 +103,7 @@ def prepare(work: Path, root: Path, suite: Suite, num_rounds: int, num_rows: int
     records = (json.loads(line) for _, line in drawn[:TOKENIZER_ROWS])
     texts = (text for record in records for key, text in record.items() if key != "id" and isinstance(text, str))
     settings = ModelConfig(**MODEL) if suite.base is None else ModelConfig(name=suite.base)
-    model, tokenizer, new_ids = build(settings, tasks, texts, SEED)
+    model, tokenizer, _ = build(settings, tasks, texts, SEED)
     model.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
 
@@ -138,7 +138,6 @@ def prepare(work: Path, root: Path, suite: Suite, num_rounds: int, num_rows: int
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(tokenizer),
         "precision": choose_precision("auto", choose_device("cpu"), MODEL["n_embd"]),
-        "new_ids": new_ids,
     }
     (work / "facts.json").write_text(json.dumps(facts), "utf-8")
     return facts
@@ -279,7 +278,6 @@ def run_trl(work: Path, arm: str, suite: Suite, seed: int) -> dict[str, float]:
         r=LORA["rank"],
         lora_alpha=LORA["alpha"],
         target_modules="all-linear",
-        trainable_token_indices={"embed_tokens": facts["new_ids"]},
     )
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(work.parent / "model"),
@@ -413,7 +411,7 @@ def _model(facts: dict[str, Any], suite: Suite) -> str:
     if suite.base is not None:
         return (
             f"{suite.base} ({facts['parameters'] / 1e6:.1f} M parameters), LoRA of rank {LORA['rank']} in all linear "
-            "layers (TRL: through peft), the rows of our markers trained"
+            "layers (TRL: through peft); ours trains the rows of the markers too, with which TRL's own loss fails"
         )
     return (
         f"a randomly initialised GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters ({MODEL['n_layer']} layers, "
