@@ -26,6 +26,9 @@ class EvalConfig(Settings):
     batch_tokens: int | None = Field(None, ge=16)
     """Tokens of one forward pass; a limit on memory, results stay the same. None: 8,192, and on a GPU 512 for each GiB
     of its memory if that is more."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and products while scoring and generating; bf16: half the memory, faster where it has hardware, and
+    log-likelihoods that differ in the third digit."""
     max_free_rows: int = Field(200, ge=1)
     """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
     metrics, one sampled text each, to be described."""

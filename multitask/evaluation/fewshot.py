@@ -30,6 +30,7 @@ from multitask.evaluation.results_file import cost_of, results_of, write_results
 from multitask.evaluation.schema import Data, Draw, Results, Selection, Shots, Spread, TaskScores
 from multitask.evaluation.tuned import check_metrics, counts_of
 from multitask.events import Report, ignore
+from multitask.inference.scoring import in_precision
 from multitask.models.lora import max_positions, plain_model
 from multitask.task import Task
 
@@ -51,6 +52,7 @@ def fewshot(
     """
     started = time.perf_counter()
     check_metrics(tasks, config.eval)
+    in_precision(model, config.eval.precision)
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
     data, scores, num_tokens = {}, {}, 0
     for key, task in tasks.items():

@@ -42,6 +42,7 @@ from multitask.evaluation.schema import (
 from multitask.events import Report, ignore
 from multitask.files import sha256_of
 from multitask.inference.perplexity import perplexity_of_text
+from multitask.inference.scoring import in_precision
 from multitask.models.lora import max_positions
 from multitask.pattern import markers
 from multitask.registry import fingerprint
@@ -167,6 +168,7 @@ def score_tasks(
     fitted: the baselines of each task; None where there are none.
     """
     check_answer_length(tasks, block_size)
+    in_precision(model, config.eval.precision)
     data, scores = {}, {}
     for name, task in tasks.items():
         started = time.perf_counter()

@@ -6,7 +6,7 @@ lowest NLL, its final `<|end|>` included. The end marker also separates a choice
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,19 @@ from multitask.models.loss import TokenNLL
 from multitask.models.support import attending, layout_of
 
 Floats = npt.NDArray[np.float64]
+
+
+def in_precision(model: Any, precision: Literal["fp32", "bf16"]) -> Any:
+    """The same model with its weights in the precision that it is scored in.
+
+    What its architecture supports is found before, in its own precision: rounding would hide it.
+    """
+    if precision == "bf16" and next(model.parameters()).dtype != torch.bfloat16:
+        for longest in (1, 1 << 30):  # within and beyond a sliding window
+            supports_shared_prefix(model, longest)
+            layout_of(model, longest)
+        model.to(torch.bfloat16)
+    return model
 
 
 def _by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

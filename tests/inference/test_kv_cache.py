@@ -22,7 +22,7 @@ from transformers import (
 from multitask.inference import kv_cache
 from multitask.inference.decoding import generate
 from multitask.inference.kv_cache import common_prefix, prefix_groups, supports_shared_prefix
-from multitask.inference.scoring import choice_nll, choose
+from multitask.inference.scoring import choice_nll, choose, in_precision
 
 SMALL = {"vocab_size": 50, "initializer_range": 0.3}
 GPT2_SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
@@ -254,3 +254,18 @@ def test_a_model_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried == [model]
     choose(MODELS["gpt2"]().eval(), [(given[0], CHOICES)], 5000)
     assert len(tried) == 2, "another model is another one"
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_half_precision_is_near_and_takes_the_same_path(kind: str) -> None:
+    torch.manual_seed(0)
+    model, rows = MODELS[kind]().eval(), [(prompt, CHOICES) for prompt in prompts()]
+    supported = kv_cache.supports_shared_prefix(model, 10)
+    exact = np.array(choice_nll(model, rows, 5000))
+    assert in_precision(model, "fp32") is model
+    assert next(model.parameters()).dtype == torch.float32
+    in_precision(model, "bf16")
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert kv_cache.supports_shared_prefix(model, 10) == supported
+    halved = np.array(choice_nll(model, rows, 5000))
+    assert 0 < np.abs(halved - exact).max() < 0.05 * np.abs(exact).max()
