@@ -32,13 +32,15 @@ Floats = npt.NDArray[np.float64]
 def in_precision(model: Any, precision: Literal["fp32", "bf16"]) -> Any:
     """The same model with its weights in the precision that it is scored in.
 
-    What its architecture supports is found before, in its own precision: rounding would hide it.
+    What its architecture supports is found before, in its own precision: rounding would hide it. Buffers keep theirs:
+    rounded frequencies of rotary positions would turn far tokens by large angles.
     """
     if precision == "bf16" and next(model.parameters()).dtype != torch.bfloat16:
         for longest in (1, 1 << 30):  # within and beyond a sliding window
             supports_shared_prefix(model, longest)
             layout_of(model, longest)
-        model.to(torch.bfloat16)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
     return model
 
 
