@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow test-real test-gpu test-tensorflow bench-train bench-eval bench-pretrain bench-gpu format clean
+.PHONY: help demo test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-gpu format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -38,6 +38,10 @@ test-gpu: $(VENV)/installed  ## the tests that need a GPU; skipped where there i
 bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrainer; needs the four sets below MULTITASK_DATA; writes benchmarks/train.md
 	.venv-bench/bin/python benchmarks/train.py
 
+bench-train-real: .venv-bench/installed  ## the same by LoRA on two pretrained models (`multitask models get`)
+	.venv-bench/bin/python benchmarks/train.py --suite smollm2-135m --rounds 3 --rows 100
+	.venv-bench/bin/python benchmarks/train.py --suite gemma3-270m --rounds 3 --rows 200
+
 .venv-bench/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 -e .
@@ -45,6 +49,9 @@ bench-train: .venv-bench/installed  ## tokens/s and memory beside TRL's SFTTrain
 
 bench-eval: .venv-eval/installed  ## rows/s and memory beside lm-evaluation-harness and padded generate; needs three sets below MULTITASK_DATA; writes benchmarks/eval.md
 	.venv-eval/bin/python benchmarks/eval.py
+
+bench-eval-real: .venv-eval/installed  ## a pretrained model beside lm-evaluation-harness (`multitask models get`); needs MULTITASK_DATA
+	.venv-eval/bin/python benchmarks/eval_real.py
 
 .venv-eval/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-eval

@@ -96,18 +96,17 @@ def passes(num_tokens: int, num: int, vocab_size: int) -> list[Batch]:
 def flops(model: Any, batch: Batch, is_lora: bool) -> float:
     """FLOPs that one step needs: products forward, gradients of activations, and of weights where they are trained."""
     base = plain_model(model)
-    matrices = sum(p.numel() for n, p in base.named_parameters() if p.ndim == 2 and "lora" not in n)
-    matrices -= sum(part.weight.numel() for part in base.modules() if isinstance(part, nn.Embedding))
-    head = base.get_output_embeddings().weight
-    if head is not base.get_input_embeddings().weight:
-        matrices -= head.numel()
-    adapters = sum(p.numel() for n, p in base.named_parameters() if "lora" in n)
     config = base.config
+    outer = ("embed", "wte", "wpe", "lm_head")
+    kept = {n: p.numel() for n, p in base.named_parameters() if p.ndim == 2 and not any(part in n for part in outer)}
+    adapters = sum(size for n, size in kept.items() if "lora" in n)
+    matrices = sum(kept.values()) - adapters
+    head = config.vocab_size * config.hidden_size
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     assert batch.segment_lengths is not None
     pairs = float((batch.segment_lengths.astype(np.float64) ** 2).sum()) / 2
     attended = 4 * pairs * width * config.num_hidden_layers * 3
-    products = matrices * batch.num_tokens + head.numel() * len(batch.targets)
+    products = matrices * batch.num_tokens + head * len(batch.targets)
     return float((4 if is_lora else 6) * products + 6 * adapters * batch.num_tokens + attended)
 
 

@@ -1,8 +1,8 @@
 """What makes a model learn more from the same tokens: one setting changed at a time, three seeds, validation rows.
 
 `python benchmarks/learning.py` trains the new model of `configs/korean.yaml` on the same number of tokens with each of
-the variants below and scores it on validation rows; a stopped run goes on with the next variant. Writes
-`benchmarks/learning.md`:
+the variants below and scores it on validation rows. Finished runs are kept as long as tokens, settings and code stay
+the same. Writes `benchmarks/learning.md`:
 
 | variant | settings | validation loss | difference to base, by seed | nli | qa | summ | cls |
 
@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "train.micro_batch_tokens": 4096,
     },
     "linear to zero": {"train.schedule": "linear"},
-    "short warm-up": {"train.warmup_steps": 20},
+    "short warm-up": {"train.warmup_steps": 2},
     "prompt weight 0.1": {"train.prompt_weight": 0.1},
     "prompt weight 0.3": {"train.prompt_weight": 0.3},
     "equal tasks": {"train.mixing_temperature": 100},
@@ -46,8 +46,11 @@ SCORES = {"nli": "accuracy", "qa": "f1", "summ": "rougeL", "cls": "accuracy"}
 def run(out: Path, root: Path, settings: dict[str, Any], num_tokens: int, seed: int) -> None:
     """Trains and scores one variant, unless that was done."""
     from multitask import train
+    from multitask.source_hash import source_hash
 
-    if (out / "results.json").exists():
+    key = json.dumps([num_tokens, seed, settings, source_hash("multitask.training.finetune")])
+    stamp = out.with_name(f"{out.name}.key")
+    if (out / "results.json").exists() and stamp.exists() and stamp.read_text("utf-8") == key:
         return
     batch = settings.get("train.batch_tokens", BATCH_TOKENS)
     steps = num_tokens // batch
@@ -65,7 +68,9 @@ def run(out: Path, root: Path, settings: dict[str, Any], num_tokens: int, seed: 
         "eval.num_bootstrap": 10,
     }
     flags = [f"{name}={json.dumps(value)}" for name, value in (own | settings).items()]
+    stamp.unlink(missing_ok=True)
     train("configs/korean.yaml", out=out, overwrite=True, flags=flags)
+    stamp.write_text(key, "utf-8")
 
 
 def best_loss(out: Path) -> dict[str, float]:

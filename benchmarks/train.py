@@ -411,7 +411,7 @@ def _model(facts: dict[str, Any], suite: Suite) -> str:
     if suite.base is not None:
         return (
             f"{suite.base} ({facts['parameters'] / 1e6:.1f} M parameters), LoRA of rank {LORA['rank']} in all linear "
-            "layers (TRL: through peft); ours trains the rows of the markers too, with which TRL's own loss fails"
+            "layers (TRL: through peft)"
         )
     return (
         f"a randomly initialised GPT-2 of {facts['parameters'] / 1e6:.1f} M parameters ({MODEL['n_layer']} layers, "

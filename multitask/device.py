@@ -88,13 +88,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def scoring_tokens(device: torch.device) -> int:
-    """Tokens of one forward pass without gradients, where the settings do not say: 8,192, on a large GPU more."""
-    if device.type != "cuda":
-        return 8192
-    return max(8192, 512 * round(torch.cuda.get_device_properties(device).total_memory / 2**30))
-
-
 def logit_rows(vocab_size: int, device: torch.device) -> int:
     """How many rows of float32 logits are in memory at a time: 32 MiB of them, 512 MiB on a GPU, and at least 64 rows.
 

@@ -181,6 +181,19 @@ def evaluate(
     from multitask import api
 
     if text is not None:
+        of_rows = {
+            "--set": flags,
+            "--tasks": options["tasks"],
+            "--config": config,
+            "--limit": limit,
+            "--split": split,
+            "--max-rows": max_rows,
+        }
+        for name, given in of_rows.items():
+            if given:
+                raise InputError(
+                    f"{name} is about rows of tasks, --text FILE is a plain text: leave out one of the two"
+                )
         found = api.evaluate_text(model, text, window, stride, out=options["out"], device=device or "auto")
         for name, value in found["text"].items():
             shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value

@@ -24,11 +24,11 @@ class EvalConfig(Settings):
     max_rows: int | None = Field(None, ge=1)
     """Score the first so many rows of each task; None: all."""
     batch_tokens: int | None = Field(None, ge=16)
-    """Tokens of one forward pass; a limit on memory, results stay the same. None: 8,192, and on a GPU 512 for each GiB
-    of its memory if that is more."""
+    """Tokens of one forward pass; a limit on memory, results stay the same. None: 8,192; on a large GPU more, by its
+    memory and the model's size."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of weights and products while scoring and generating; bf16: half the memory, faster where it has hardware, and
-    log-likelihoods that differ in the third digit."""
+    """Of weights and products while rows are scored and answered; bf16 is faster where there is hardware for it and
+    halves weights and keys once the model is loaded; the nats of a token differ by some hundredths."""
     max_free_rows: int = Field(200, ge=1)
     """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
     metrics, one sampled text each, to be described."""

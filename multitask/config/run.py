@@ -30,6 +30,12 @@ class RunConfig(Settings):
     eval: EvalConfig = EvalConfig()
     fewshot: FewshotConfig = FewshotConfig()
 
+    @model_validator(mode="after")
+    def _whole_matrices(self) -> "RunConfig":
+        if self.train.optimizer == "muon" and self.adapter.kind == "lora":
+            raise ValueError("train.optimizer: muon trains whole matrices, and LoRA trains none; take adamw")
+        return self
+
 
 class PretrainConfig(Settings):
     """Pretraining on a plain text corpus."""

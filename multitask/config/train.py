@@ -35,7 +35,7 @@ class LoopConfig(Settings):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: for the matrices of layers, with updates of AdamW's size; AdamW for embeddings, biases and norms."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW's decay of matrices; biases, norms and embeddings have none."""
+    """Decay of matrices; biases, norms and embeddings have none."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW's first moment."""
     beta2: float = Field(0.98, ge=0, lt=1)

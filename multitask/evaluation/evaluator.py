@@ -21,7 +21,6 @@ import numpy as np
 
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row
-from multitask.device import scoring_tokens
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.baselines import BaselineNumbers, Fitted, measure_with
@@ -34,6 +33,7 @@ from multitask.evaluation.prompting.stops import StopRule
 from multitask.events import Report, ignore
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import Floats, choice_nll
+from multitask.models.support import scoring_tokens
 from multitask.task import Task
 from multitask.tokenization.tokenizer import lost_characters
 
@@ -184,7 +184,7 @@ class Evaluator:
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, prompt_format: PromptFormat, config: RunConfig) -> None:
         self.model, self.tokenizer, self.task, self.format, self.config = model, tokenizer, task, prompt_format, config
-        self.batch_tokens = config.eval.batch_tokens or scoring_tokens(next(model.parameters()).device)
+        self.batch_tokens = config.eval.batch_tokens or scoring_tokens(model)
         self.counts = RowCounts()
         self._biases: dict[_Kind, dict[str, Floats]] = {}
         self.first: list[EncodedPrompt] = []

@@ -30,9 +30,6 @@ except ImportError:  # torch before 2.10
 if _varlen_attn is not None and "window_size" not in inspect.signature(_varlen_attn).parameters:
     _varlen_attn = None  # of torch 2.10: without windows, and with another argument for causal attention
 
-_MAX_HEAD_WIDTH = 256
-"""Of FlashAttention 2."""
-
 
 @dataclass(frozen=True)
 class Segments:
@@ -297,14 +294,17 @@ def has_varlen(value: Tensor, dropout: float, rule: Rule) -> bool:
         and not dropout
         and rule.softcap is None
         and value.shape[-1] % 8 == 0
-        and value.shape[-1] <= _MAX_HEAD_WIDTH
-        and _capability(value.device) >= (8, 0)
+        and value.shape[-1] <= _widest(value.device)
     )
 
 
 @lru_cache(maxsize=16)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _widest(device: torch.device) -> int:
+    """The widest heads that FlashAttention 2 has gradients for on a device; 0: none."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0) or torch.version.hip is not None:
+        return 0
+    return 192 if capability in ((8, 6), (8, 9)) else 256
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, segments: Segments, rule: Rule) -> Tensor:

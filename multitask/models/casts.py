@@ -20,6 +20,11 @@ def in_dtype(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return copy
 
 
+def forget() -> None:
+    """Drops all kept copies: PEFT merges updates into a matrix past its version, and a cast model needs no copies."""
+    _CASTS.clear()
+
+
 class SharedCast:
     """The newest tensor that was cast, and its copy, for layers that read the same input one after another."""
 

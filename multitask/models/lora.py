@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from multitask.config.model import AdapterConfig
 from multitask.errors import InputError, suggest
+from multitask.models.casts import forget
 
 
 def plain_model(model: Any) -> Any:
@@ -124,7 +125,10 @@ def embed(base: Any, ids: Tensor) -> Tensor | None:
 
 def merged(model: Any) -> Any:
     """A plain model with the LoRA updates added to its weights; another model unchanged."""
-    return model.merge_and_unload() if is_adapter(model) else model
+    if not is_adapter(model):
+        return model
+    forget()
+    return model.merge_and_unload()
 
 
 def is_adapter(model: Any) -> bool:

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multitask.models.casts import SharedCast, in_dtype
+from multitask.models.casts import SharedCast, forget, in_dtype
 
 _INPUTS = SharedCast()
 
@@ -56,36 +56,50 @@ class _LinearWithUpdate(torch.autograd.Function):
 
 
 class UpdatedLinear(Linear):
-    """PEFT's layer with the fast forward wherever it is exact: one update, neither merged nor dropped out."""
+    """PEFT's layer with the fast forward wherever it computes the same."""
+
+    def merge(self, *args: Any, **named: Any) -> None:
+        """As PEFT's, which changes the matrix in place."""
+        forget()
+        super().merge(*args, **named)
+
+    def unmerge(self) -> None:
+        """As PEFT's."""
+        forget()
+        super().unmerge()
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether the fast forward computes all that PEFT's would: one update, a frozen layer, nothing hooked in."""
+        base, names = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
+        if type(base) not in (nn.Linear, Conv1D) or len(names) != 1 or self.disable_adapters or self.merged:
+            return False
+        down, up = self.lora_A[names[0]], self.lora_B[names[0]]
+        return (
+            x.ndim >= 2
+            and x.numel() > 0
+            and not x.is_inference()
+            and names[0] not in self.lora_variant
+            and up.bias is None
+            and not base.weight.requires_grad
+            and not (base.bias is not None and base.bias.requires_grad)
+            and not (base._forward_hooks or base._forward_pre_hooks)
+            and not (self.training and not isinstance(self.lora_dropout[names[0]], nn.Identity))
+            and (torch.is_autocast_enabled(x.device.type) or down.weight.dtype == base.weight.dtype)
+        )
 
     def forward(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
         """(..., I) -> (..., O)."""
-        base = self.base_layer
-        names = [name for name in self.active_adapters if name in self.lora_A]
-        is_plain = (
-            len(names) == 1
-            and not args
-            and not named
-            and not self.disable_adapters
-            and not self.merged
-            and names[0] not in self.lora_variant
-            and isinstance(base, nn.Linear | Conv1D)
-            and not base.weight.requires_grad
-        )
-        if not is_plain or (self.training and not isinstance(self.lora_dropout[names[0]], nn.Identity)):
+        if args or named or not self._is_plain(x):
             found: Tensor = super().forward(x, *args, **named)
             return found
-        kind = x.device.type
+        base, kind = self.base_layer, x.device.type
+        (name,) = (name for name in self.active_adapters if name in self.lora_A)
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.weight.dtype
         weight = in_dtype(base.weight, dtype)
-        down, up = self.lora_A[names[0]], self.lora_B[names[0]]
-        if up.bias is not None:
-            found = super().forward(x)
-            return found
         weight = weight.T if isinstance(base, Conv1D) else weight
         with torch.autocast(kind, enabled=False):
             found = _LinearWithUpdate.apply(  # type: ignore[no-untyped-call]
-                x, weight, base.bias, down.weight, up.weight, self.scaling[names[0]], dtype
+                x, weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], dtype
             )
         return found
 

@@ -63,6 +63,23 @@ def prepare_attention(model: Any, block_size: int, packing: Layout) -> Layout:
     return packing if supported == "packed" else "none"
 
 
+def scoring_tokens(model: Any) -> int:
+    """Tokens of one forward pass without gradients, where the settings do not say: 8,192, on a large GPU more.
+
+    There as many as 512 for each GiB of the card, while their keys and values fill at most a quarter of what is free.
+    """
+    parameter, config = next(model.parameters()), text_config(model)
+    if parameter.device.type != "cuda":
+        return 8192
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        return 8192
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    each = int(2 * config.num_hidden_layers * heads * width * parameter.element_size())
+    free, total = torch.cuda.mem_get_info(parameter.device)
+    return max(8192, min(int(total) // 2**30 * 512, int(free) // 4 // each))
+
+
 @contextmanager
 def attending(model: Any, layout: Layout) -> Iterator[None]:
     """A model with the attention that a layout needs, for a while: ours where examples share rows, else its own."""

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from multitask.config.train import LoopConfig
 from multitask.errors import InputError
 from multitask.models.bigram import BigramLMHeadModel
-from multitask.models.lora import is_adapter
 
 
 def learning_rate(config: LoopConfig, step: int, max_steps: int) -> float:
@@ -44,8 +44,12 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for part, groups in zip(self._parts, (self.param_groups[:num], self.param_groups[num:]), strict=True):
             part.state, part.param_groups = self.state, groups
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy."""
+        return {**super().__getstate__(), "_parts": self._parts}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """After `load_state_dict`, which makes new ones."""
+        """After `load_state_dict`, which makes new ones, and of a copy."""
         super().__setstate__(state)
         self._share()
 
@@ -64,11 +68,11 @@ def make_optimizer(model: torch.nn.Module, config: LoopConfig, device: torch.dev
     """
     decays: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and "wte" not in name and "wpe" not in name
-            (decays if is_matrix else rest).append(parameter)
-    by_muon = _for_muon(model, decays) if config.optimizer == "muon" else []
+            (decays if parameter.ndim >= 2 and id(parameter) not in embeddings else rest).append(parameter)
+    by_muon = _for_muon(model) if config.optimizer == "muon" else []
     chosen = {id(parameter) for parameter in by_muon}
     adamw = _adamw([p for p in decays if id(p) not in chosen], rest, config, device)
     if not by_muon:
@@ -94,16 +98,13 @@ def _adamw(
     )
 
 
-def _for_muon(model: Any, matrices: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-    """The matrices of layers between embeddings and output layer."""
-    if is_adapter(model):
-        raise InputError("train.optimizer: muon trains whole matrices, and LoRA trains none; take adamw")
+def _for_muon(model: Any) -> list[torch.nn.Parameter]:
+    """The matrices of linear layers between embeddings and output layer."""
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"train.optimizer: muon needs torch 2.9 or newer, found {torch.__version__}; take adamw")
-    if isinstance(model, BigramLMHeadModel):
-        matrices = []
-    outer = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer]
-    found = [parameter for parameter in matrices if parameter.ndim == 2 and not any(parameter is p for p in outer)]
-    if not found:
+    outer = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
+    layers: list[Any] = [part.weight for part in model.modules() if isinstance(part, torch.nn.Linear | Conv1D)]
+    found: list[torch.nn.Parameter] = [weight for weight in layers if weight.requires_grad and id(weight) not in outer]
+    if not found or isinstance(model, BigramLMHeadModel):
         raise InputError("train.optimizer: this model has no matrices between its embeddings and logits; take adamw")
     return found

@@ -69,6 +69,16 @@ def test_evaluating_a_run_gives_what_training_gave(run: tuple[Path, dict[str, An
         assert predictions == (folder / "predictions" / f"{name}.jsonl").read_text()
 
 
+def test_scoring_in_half_precision_is_near(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, trained = run
+    halved = evaluate(folder, flags=["eval.precision=bf16"])
+    assert halved["config"]["eval"]["precision"] == "bf16"
+    for name in ALL:
+        ours, exact = (results["tasks"][name]["metrics"]["perplexity"]["value"] for results in (halved, trained))
+        assert ours != exact
+        assert ours == pytest.approx(exact, rel=0.03)
+
+
 def test_evaluating_a_run_does_not_encode_its_training_rows_again(
     run: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

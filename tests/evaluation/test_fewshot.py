@@ -735,3 +735,18 @@ def test_files_of_qa_serve_without_their_passages(tmp_path: Path) -> None:
     given["data"] = {"sources": {"closed_qa": [files(tmp_path / "bad", test=[{"question": "Who?", "answers": []}])]}}
     with pytest.raises(InputError, match=r"test.jsonl:1: field 'answers' \(or 'answer'\) is \[\], expected a text or"):
         run(scripted(tokenizer, [5]), tokenizer, {"closed_qa": task}, tmp_path, **given)
+
+
+def test_prompting_in_half_precision_is_near(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    tokenizer, found = tokenizer_of("byte-level"), {}
+    for precision in ("fp32", "bf16"):
+        few = {"shots": [0], "templates": "first"}
+        results, lines = run(
+            model, tokenizer, "cls", tmp_path / precision, fewshot=few, eval={"precision": precision, "max_rows": 8}
+        )
+        assert results["config"]["eval"]["precision"] == precision
+        assert next(model.parameters()).dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        found[precision] = [list(line["choice_nll"].values()) for line in lines(0)]
+    assert found["bf16"] != found["fp32"]
+    for ours, exact in zip(found["bf16"], found["fp32"], strict=True):
+        assert ours == pytest.approx(exact, rel=0.05)

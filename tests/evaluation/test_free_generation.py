@@ -178,6 +178,10 @@ def test_running_text_from_the_command_line(run: tuple[Path, dict[str, Any]], tm
         failed = CliRunner().invoke(main, ["evaluate", str(folder), *wrong])
         assert failed.exit_code == 2
         assert "--window and --stride belong to --text FILE" in failed.output
+    for wrong in (["--set", "eval.precision=bf16"], ["--tasks", "gen"], ["--max-rows", "3"]):
+        refused = CliRunner().invoke(main, [*command, "--text", str(text), *wrong])
+        assert refused.exit_code == 2
+        assert f"{wrong[0]} is about rows of tasks" in refused.output
     failed = CliRunner().invoke(main, [*command, "--window", "8"])
     assert failed.exit_code == 2
     assert "a stride of 32 tokens: expected 1 to 8" in failed.output

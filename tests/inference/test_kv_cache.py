@@ -1,5 +1,6 @@
 """Shared prefixes, continuations of a prompt, growing rows: the same as each row alone, for several architectures."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -259,13 +260,34 @@ def test_a_model_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_half_precision_is_near_and_takes_the_same_path(kind: str) -> None:
     torch.manual_seed(0)
-    model, rows = MODELS[kind]().eval(), [(prompt, CHOICES) for prompt in prompts()]
-    supported = kv_cache.supports_shared_prefix(model, 10)
-    exact = np.array(choice_nll(model, rows, 5000))
-    assert in_precision(model, "fp32") is model
-    assert next(model.parameters()).dtype == torch.float32
-    in_precision(model, "bf16")
-    assert next(model.parameters()).dtype == torch.bfloat16
-    assert kv_cache.supports_shared_prefix(model, 10) == supported
-    halved = np.array(choice_nll(model, rows, 5000))
-    assert 0 < np.abs(halved - exact).max() < 0.05 * np.abs(exact).max()
+    exact_model = MODELS[kind]().eval()
+    halved_model = copy.deepcopy(exact_model)
+    assert in_precision(exact_model, "fp32") is exact_model
+    in_precision(halved_model, "bf16")
+    assert {p.dtype for p in halved_model.parameters()} == {torch.bfloat16}
+    for (name, buffer), before in zip(halved_model.named_buffers(), exact_model.buffers(), strict=True):
+        assert torch.equal(buffer, before), name
+        assert buffer.dtype == before.dtype, name
+    seen: list[bool] = []
+    rows = [(prompt, CHOICES) for prompt in prompts()]
+    nats = [np.array(choice_nll(model, rows, 5000)) for model in (exact_model, halved_model)]
+    assert 0 < np.abs(nats[1] - nats[0]).max() < 0.05 * np.abs(nats[0]).max()
+    for model in (exact_model, halved_model):
+        seen += [kv_cache.supports_shared_prefix(model, longest) for longest in (1, 1 << 30)]
+    assert seen[:2] == seen[2:]
+
+
+def test_far_tokens_keep_their_angles_in_half_precision() -> None:
+    """Rounded rotary frequencies would move the nats of far tokens by several times the rounding of products."""
+    torch.manual_seed(0)
+    shape = SHAPE | {"num_key_value_heads": 2, "max_position_embeddings": 2048}
+    exact_model = LlamaForCausalLM(LlamaConfig(**SMALL, **shape)).eval()
+    for parameter in exact_model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    halved, rounded = copy.deepcopy(exact_model), copy.deepcopy(exact_model).to(torch.bfloat16)
+    ids = np.random.default_rng(0).integers(0, SMALL["vocab_size"], 1400)
+    rows = [(ids[: 1000 + 20 * n], CHOICES) for n in range(20)]
+    exact, ours, theirs = (
+        np.array(choice_nll(model, rows, 20000)) for model in (exact_model, in_precision(halved, "bf16"), rounded)
+    )
+    assert np.abs(ours - exact).mean() < 0.6 * np.abs(theirs - exact).mean()

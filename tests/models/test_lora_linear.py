@@ -126,7 +126,9 @@ def test_what_is_saved_for_the_backward_pass() -> None:
     assert saved(adapted("linear", False)) - saved(adapted("linear", True)) == 640 * 12 * 2
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])
+@pytest.mark.parametrize(
+    "options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"bias": "lora_only"}]
+)
 def test_other_kinds_are_pefts_own(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_linear, "_LinearWithUpdate", None)
     results = [learned(adapted("linear", is_fast, **options)) for is_fast in (False, True)]
@@ -148,3 +150,31 @@ def test_disabled_and_merged_updates() -> None:
     model.unmerge_adapter()
     torch.testing.assert_close(model(x), with_update, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.merge_and_unload()(x), with_update, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_update_on_merged_weights_reads_them_anew() -> None:
+    """PEFT merges past the version of a matrix, so that a kept copy would still hold the old one."""
+    model, x = adapted("linear", True), torch.randn(3, 5, 12)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        model(x)
+        plain = model.merge_and_unload()
+        wanted = plain(x)
+        config = LoraConfig(r=2, target_modules=["left", "right", "last"])
+        torch.testing.assert_close(use_fast_forward(get_peft_model(plain, config))(x), wanted)
+
+
+def test_inputs_of_other_shapes_and_modes() -> None:
+    for is_fast in (False, True):
+        layer = adapted("linear", is_fast).base_model.model.left.eval()
+        assert layer(torch.randn(0, 12)).shape == (0, 20)
+        assert layer(torch.randn(12)).shape == (20,)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(torch.randn(2, 12)).shape == (2, 20)
+
+
+def test_a_hooked_layer_is_called_as_a_module() -> None:
+    model = adapted("linear", True)
+    calls: list[int] = []
+    model.base_model.model.left.base_layer.register_forward_hook(lambda *_: calls.append(1))
+    model(torch.randn(3, 12))
+    assert calls == [1]

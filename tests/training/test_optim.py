@@ -1,15 +1,18 @@
 """Muon with AdamW as one optimizer: torch's own steps, a state that is saved and loaded, and what is refused."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import furthest, settings, weights
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from multitask import train
+from multitask.api import preview
 from multitask.config.train import TrainConfig
 from multitask.errors import InputError, Interrupted
 from multitask.models.bigram import BigramConfig, BigramLMHeadModel
@@ -49,6 +52,36 @@ def test_layers_go_to_muon_and_the_rest_to_adamw() -> None:
     assert muon == {name for name, p in model.named_parameters() if ".h." in name and p.ndim == 2}
     assert all("exp_avg" in keys for name, keys in kinds.items() if name not in muon)
     assert type(make_optimizer(model, config(), CPU)) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "mamba"])
+def test_embeddings_are_neither_for_muon_nor_decay(kind: str) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 60, "ffn_dim": 64}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, word_embed_proj_dim=32))
+    optimizer = make_optimizer(model, config(optimizer="muon"), CPU)
+    muon, *rest = optimizer.param_groups
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+    output = model.get_output_embeddings().weight
+    assert {id(p) for p in muon["params"]} == {id(p) for p in linear if p is not output}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    assert embeddings
+    for group in (muon, *rest):
+        if group["weight_decay"]:
+            assert not embeddings & {id(p) for p in group["params"]}
+    assert sum(len(group["params"]) for group in (muon, *rest)) == len(list(model.parameters()))
+
+
+def test_a_copy_is_independent_of_the_original() -> None:
+    model = model_of()
+    optimizer = make_optimizer(model, config(optimizer="muon"), CPU)
+    stepped(model, optimizer, 0, 1)
+    both = copy.deepcopy((model, optimizer))
+    before = both[0].transformer.h[0].mlp.c_fc.weight.detach().clone()
+    stepped(model, optimizer, 1, 2)
+    assert torch.equal(both[0].transformer.h[0].mlp.c_fc.weight, before)
+    stepped(*both, 1, 2)
+    assert torch.equal(both[0].transformer.h[0].mlp.c_fc.weight, model.transformer.h[0].mlp.c_fc.weight)
 
 
 def test_each_part_steps_as_alone() -> None:
@@ -114,8 +147,9 @@ def train_plain(tmp_path: Path) -> Path:
 
 def test_what_muon_cannot_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings("cls", train={"optimizer": "muon"}, adapter={"kind": "lora"})
-    with pytest.raises(InputError, match="LoRA trains none; take adamw"):
-        train(given, out=tmp_path / "run")
+    for refused in (lambda: train(given, out=tmp_path / "run"), lambda: preview(given)):
+        with pytest.raises(InputError, match="LoRA trains none; take adamw"):
+            refused()
     assert not (tmp_path / "run").exists()
     bigram = BigramLMHeadModel(BigramConfig(50, (16,), 32))
     with pytest.raises(InputError, match="no matrices between its embeddings and logits"):
