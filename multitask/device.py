@@ -61,6 +61,11 @@ def _bf16_gain(width: int) -> float:
     return best_s(torch.float32) / best_s(torch.bfloat16)
 
 
+def gpu_name(device: str) -> str | None:
+    """Name of the GPU that a setting `device` stands for; None for a CPU."""
+    return torch.cuda.get_device_name() if choose_device(device).type == "cuda" else None
+
+
 def reset_peak(device: torch.device) -> None:
     """Resets the peak of `peak_memory_bytes`; systems other than Linux cannot reset that of the process."""
     gc.collect()

@@ -15,7 +15,7 @@ import torch
 
 from multitask import files
 from multitask.config.run import PretrainConfig, RunConfig
-from multitask.device import peak_memory_bytes
+from multitask.device import gpu_name, peak_memory_bytes
 from multitask.evaluation.schema import SCHEMA, Cost, Data, Hardware, Model, PlainText, Results, TaskScores
 
 _PACKAGES = ("multitask", "torch", "transformers", "tokenizers", "peft", "datasets", "accelerate", "rouge_score")
@@ -42,7 +42,12 @@ def results_of(
         config=config.model_dump(mode="json"),
         versions=_versions(),
         commit=_commit(),
-        hardware=Hardware(machine=platform.machine(), num_threads=torch.get_num_threads(), num_cpus=os.cpu_count()),
+        hardware=Hardware(
+            machine=platform.machine(),
+            num_threads=torch.get_num_threads(),
+            num_cpus=os.cpu_count(),
+            gpu=gpu_name(config.device),
+        ),
         seed=config.seed,
         data=dict(data),
         tasks=dict(tasks),

@@ -192,11 +192,12 @@ class Model(_Part):
 
 
 class Hardware(_Part):
-    """Where it ran."""
+    """Where it ran; gpu: its name, where one was used."""
 
     machine: str | None = None
     num_threads: int | None = None
     num_cpus: int | None = None
+    gpu: str | None = None
 
 
 class Cost(_Part):
