@@ -1,11 +1,15 @@
 """What the benchmarks share: what they ran on, and the memory of a process."""
 
+import json
+import os
 import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def peak_bytes() -> int:
@@ -57,3 +61,28 @@ def commit() -> str:
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
     return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
+
+
+def run_arm(script: str, arm: str, work: Path) -> dict[str, Any]:
+    """One arm of a benchmark in its own process; raises RuntimeError with the end of its output when it fails."""
+    command = [sys.executable, script, "--arm", arm, "--work", str(work)]
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
+    with tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, check=False
+        )
+        errors.seek(0)
+        if done.returncode:
+            raise RuntimeError(f"{arm}: exit code {done.returncode}\n{errors.read()[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file."""
+    return path.read_text("utf-8").splitlines()
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Writes a text file."""
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")

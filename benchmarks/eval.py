@@ -13,8 +13,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -24,7 +22,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Clock, commit, processor
+from common import Clock, commit, processor, read_lines, run_arm, write_lines
 
 SOURCES = {"nli": ["nli_ko_klue"], "qa": ["qa_ko_korquad"], "summ": ["summ_ko_sae4k"]}
 WRITTEN = ("qa", "summ")  # tasks whose answers are written; those of nli are chosen
@@ -62,7 +60,7 @@ def prepare(work: Path, root: Path, num_rows: int, num_texts: int, num_steps: in
     from multitask.registry import choose, load_tasks
 
     tasks = choose(load_tasks(), SOURCES)
-    lines = [line for names in SOURCES.values() for name in names for line in _lines(root / f"{name}.train.jsonl")]
+    lines = [line for names in SOURCES.values() for name in names for line in read_lines(root / f"{name}.train.jsonl")]
     drawn = np.random.default_rng(SEED).permutation(len(lines))[:TOKENIZER_ROWS].tolist()
     records = (json.loads(lines[n]) for n in drawn)
     texts = (text for record in records for key, text in record.items() if key != "id" and isinstance(text, str))
@@ -102,17 +100,17 @@ def _prompts_to_choose(work: Path, root: Path, task: Any, tokenizer: Any, num_ro
     from multitask.pattern import render_plain
 
     words = task.templates("ko")[0].words
-    shown = [json.loads(line) for line in _lines(root / "nli_ko_klue.train.jsonl")[:NUM_SHOTS]]
+    shown = [json.loads(line) for line in read_lines(root / "nli_ko_klue.train.jsonl")[:NUM_SHOTS]]
     beginning = "".join(
         render_plain(task, row, "ko") + words[task.choices.index(row["label"])] + "\n\n" for row in shown
     )
-    rows = [json.loads(line) for line in _lines(root / "nli_ko_klue.test.jsonl")[: MANY * num_rows]]
+    rows = [json.loads(line) for line in read_lines(root / "nli_ko_klue.test.jsonl")[: MANY * num_rows]]
     asked = [
         {"prompt": beginning + render_plain(task, row, "ko"), "gold": task.choices.index(row["label"])} for row in rows
     ]
     lengths = [len(tokenizer(row["prompt"])["input_ids"]) for row in asked[:num_rows]]
-    _write_lines(work / "nli.jsonl", [json.dumps(row) for row in asked[:num_rows]])
-    _write_lines(work / "nli-more.jsonl", [json.dumps(row) for row in asked])
+    write_lines(work / "nli.jsonl", [json.dumps(row) for row in asked[:num_rows]])
+    write_lines(work / "nli-more.jsonl", [json.dumps(row) for row in asked])
     return {
         "words": words,
         "num_rows": min(num_rows, len(asked)),
@@ -133,7 +131,7 @@ def _prompts_to_write(work: Path, root: Path, tasks: Any, tokenizer: Any, num_te
     passages: dict[str, list[str]] = {source: [] for source in found}
     for name in WRITTEN:
         for source in SOURCES[name]:
-            for line in _lines(root / f"{source}.test.jsonl"):
+            for line in read_lines(root / f"{source}.test.jsonl"):
                 row = json.loads(line)
                 prompt = text_of(render(tasks[name], row, with_target=False))
                 length = len(tokenizer(prompt)["input_ids"])
@@ -144,7 +142,7 @@ def _prompts_to_write(work: Path, root: Path, tasks: Any, tokenizer: Any, num_te
     share = num_texts // len(found)
     for file, num in (("texts.jsonl", share), ("texts-more.jsonl", MANY * share)):
         chosen = [{"set": source, "prompt": prompt} for source, prompts in found.items() for prompt in prompts[:num]]
-        _write_lines(work / file, [json.dumps(row) for row in chosen])
+        write_lines(work / file, [json.dumps(row) for row in chosen])
     return {
         "texts": {source: len(prompts[:share]) for source, prompts in found.items()},
         "passages": {source: len(set(texts[:share])) for source, texts in passages.items()},
@@ -159,14 +157,6 @@ def _spread(numbers: Sequence[int]) -> dict[str, float]:
     return {**dict(zip(names, quantiles, strict=True)), "mean": round(statistics.mean(numbers), 1)}
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines()
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(line + "\n" for line in lines), "utf-8")
-
-
 # --------------------------------------------------------------------------------------------------------- one process
 
 
@@ -177,7 +167,7 @@ def ours_choosing(work: Path, file: str) -> tuple[dict[str, float], list[list[fl
 
     model, tokenizer = load_trained(work / "run")
     words = json.loads((work / "facts.json").read_text("utf-8"))["words"]
-    prompts = [json.loads(line)["prompt"] for line in _lines(work / file)]
+    prompts = [json.loads(line)["prompt"] for line in read_lines(work / file)]
     clock = Clock()
     choices = [tokenizer.encode(word) for word in words]
     rows = [(np.array(tokenizer.encode(prompt), np.int32), choices) for prompt in prompts]
@@ -199,7 +189,7 @@ def harness(work: Path, file: str) -> tuple[dict[str, float], list[list[float]]]
             nonlocal result
             clock = Clock()
             found = super().loglikelihood(requests, *rest, **named)
-            result = clock.result("rows", len(_lines(work / file)))
+            result = clock.result("rows", len(read_lines(work / file)))
             return found
 
     task = {
@@ -231,7 +221,7 @@ def harness(work: Path, file: str) -> tuple[dict[str, float], list[list[float]]]
 def _by_set(work: Path, file: str, write: Callable[[list[str]], list[list[int]]]) -> tuple[dict[str, Any], Any]:
     """One set after the other, as an evaluation does; speed of each and of all."""
     prompts: dict[str, list[str]] = defaultdict(list)
-    for line in _lines(work / file):
+    for line in read_lines(work / file):
         row = json.loads(line)
         prompts[row["set"]].append(row["prompt"])
     whole, by_set, written = Clock(), {}, []
@@ -295,25 +285,10 @@ RUN: dict[str, tuple[Callable[[Path, str], tuple[dict[str, Any], Any]], str]] = 
 # ------------------------------------------------------------------------------------------------------------ all arms
 
 
-def run_arm(work: Path, arm: str) -> dict[str, Any]:
-    """One arm in its own process; raises RuntimeError with the end of its output when it fails."""
-    command = [sys.executable, __file__, "--arm", arm, "--work", str(work)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
-    with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, check=False
-        )
-        errors.seek(0)
-        if done.returncode:
-            raise RuntimeError(f"{arm}: exit code {done.returncode}\n{errors.read()[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def same_choices(work: Path) -> dict[str, float]:
     """How far ours and the harness's log-likelihoods lie apart; raises AssertionError beyond `MOST_NATS`."""
     ours, theirs = (np.array(json.loads((work / f"{arm}.json").read_text("utf-8"))) for arm in CHOOSING)
-    golds = np.array([json.loads(line)["gold"] for line in _lines(work / "nli.jsonl")])
+    golds = np.array([json.loads(line)["gold"] for line in read_lines(work / "nli.jsonl")])
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     furthest = float(np.abs(ours - theirs).max())
     assert furthest <= MOST_NATS, f"log-likelihoods differ by {furthest}"
@@ -338,7 +313,7 @@ def same_texts(work: Path) -> dict[str, Any]:
     from multitask.models.io import load_trained
 
     ours, theirs = (json.loads((work / f"{arm}.json").read_text("utf-8")) for arm in WRITING)
-    rows = [json.loads(line) for line in _lines(work / "texts.jsonl")]
+    rows = [json.loads(line) for line in read_lines(work / "texts.jsonl")]
     model, tokenizer = load_trained(work / "run")
     end = tokenizer.eos_token_id
     lengths: dict[str, list[int]] = defaultdict(list)
@@ -522,7 +497,7 @@ def main(
         results: dict[str, list[dict[str, float]]] = defaultdict(list)
         turns = [arm for _ in range(num_rounds) for arm in (*CHOOSING, *WRITING)]
         for arm in (*turns, *LARGER):
-            results[arm].append(run_arm(Path(folder), arm))
+            results[arm].append(run_arm(__file__, arm, Path(folder)))
             print(f"{arm}, {len(results[arm])}: {json.dumps(results[arm][-1])}", flush=True)
         facts |= {"choices": same_choices(Path(folder)), "written": same_texts(Path(folder))}
     out.write_text(markdown(results, facts, command, notes), "utf-8")

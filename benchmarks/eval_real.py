@@ -9,9 +9,6 @@ get smollm2-135m` and `gemma3-270m`.
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Clock, commit, processor
+from common import Clock, commit, processor, read_lines, run_arm, write_lines
 
 ENGLISH, GEMMA = "smollm2-135m", "gemma3-270m"
 SOURCES = {"nli": ["nli_en_cad"], "qa": ["qa_en_xquad", "qa_en_qed"]}
@@ -46,24 +43,16 @@ def prepare(work: Path, root: Path, num_rows: int) -> None:
         chosen = {"shots": [SHOTS[task]], "draws": 1, "templates": TEMPLATES[task], "chat": "off", "rule": "raw"}
         fewshot(ENGLISH, settings | {"fewshot": chosen}, tasks=[task], out=work / f"{task}-ours.json")
         name = f"{task}.shots-{SHOTS[task]}.draw-0.jsonl"
-        rows = [json.loads(line) for line in _lines(work / f"{task}-ours.json.predictions" / name)]
+        rows = [json.loads(line) for line in read_lines(work / f"{task}-ours.json.predictions" / name)]
         asked = [{"prompt": row["prompt"], "references": row["references"]} for row in rows]
         if task == "nli":
             names = list(rows[0]["choice_nll"])
             asked = [row | {"gold": names.index(row["references"][0])} for row in asked]
             (work / "nats.json").write_text(json.dumps([list(row["choice_nll"].values()) for row in rows]), "utf-8")
-        _write_lines(work / f"{task}.jsonl", [json.dumps(row) for row in asked])
-    lines = _lines(root / "gen_ko_nsmc.test.jsonl")[:SHORT_ROWS]
+        write_lines(work / f"{task}.jsonl", [json.dumps(row) for row in asked])
+    lines = read_lines(root / "gen_ko_nsmc.test.jsonl")[:SHORT_ROWS]
     short = [{"prompt": f"영화평: {json.loads(line)['text']}\n느낌:"} for line in lines]
-    _write_lines(work / "short.jsonl", [json.dumps(row) for row in short])
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines()
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(line + "\n" for line in lines), "utf-8")
+    write_lines(work / "short.jsonl", [json.dumps(row) for row in short])
 
 
 def _words() -> list[str]:
@@ -93,12 +82,14 @@ def _choosing(name: str, prompts: list[str], words: list[str]) -> tuple[dict[str
 
 def ours(work: Path) -> tuple[dict[str, float], Any]:
     """Prompt and answer strings to log-likelihoods, by this project."""
-    return _choosing(ENGLISH, [json.loads(line)["prompt"] for line in _lines(work / "nli.jsonl")], _words())
+    return _choosing(ENGLISH, [json.loads(line)["prompt"] for line in read_lines(work / "nli.jsonl")], _words())
 
 
 def short(work: Path) -> tuple[dict[str, float], Any]:
     """The same on short Korean prompts of Gemma."""
-    return _choosing(GEMMA, [json.loads(line)["prompt"] for line in _lines(work / "short.jsonl")], [" 긍정", " 부정"])
+    return _choosing(
+        GEMMA, [json.loads(line)["prompt"] for line in read_lines(work / "short.jsonl")], [" 긍정", " 부정"]
+    )
 
 
 def _harness(work: Path, task: str, more: dict[str, Any]) -> tuple[dict[str, float], list[Any]]:
@@ -117,7 +108,7 @@ def _harness(work: Path, task: str, more: dict[str, Any]) -> tuple[dict[str, flo
             nonlocal result
             clock = Clock()
             found = super().loglikelihood(requests, *rest, **named)
-            result = clock.result("rows", len(_lines(work / f"{task}.jsonl")))
+            result = clock.result("rows", len(read_lines(work / f"{task}.jsonl")))
             return found
 
     settings = {
@@ -175,26 +166,11 @@ RUN: dict[str, Callable[[Path], tuple[dict[str, float], Any]]] = {
 }
 
 
-def run_arm(work: Path, arm: str) -> dict[str, float]:
-    """One arm in its own process; raises RuntimeError with the end of its output when it fails."""
-    command = [sys.executable, __file__, "--arm", arm, "--work", str(work), "--root", "."]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
-    with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, check=False
-        )
-        errors.seek(0)
-        if done.returncode:
-            raise RuntimeError(f"{arm}: exit code {done.returncode}\n{errors.read()[-4000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def compared(work: Path) -> dict[str, float]:
     """Scores of both on the same rows; raises AssertionError where they are too far apart."""
     from multitask.evaluation import metrics
 
-    golds = np.array([json.loads(line)["gold"] for line in _lines(work / "nli.jsonl")])
+    golds = np.array([json.loads(line)["gold"] for line in read_lines(work / "nli.jsonl")])
     reported = -np.array(json.loads((work / "nats.json").read_text("utf-8")))
     theirs = np.array(json.loads((work / "harness.json").read_text("utf-8")))
     furthest = float(np.abs(reported - theirs).max())
@@ -205,7 +181,7 @@ def compared(work: Path) -> dict[str, float]:
     answers = json.loads((work / "harness answers.json").read_text("utf-8"))
     sums = metrics.Numbers(
         f1.per_example(answer.strip(), json.loads(line)["references"])
-        for line, answer in zip(_lines(work / "qa.jsonl"), answers, strict=True)
+        for line, answer in zip(read_lines(work / "qa.jsonl"), answers, strict=True)
     )
     result = {
         "num_rows": len(golds),
@@ -235,13 +211,13 @@ def peak_gflops() -> float:
 
 
 @click.command()
-@click.option("--root", envvar="MULTITASK_DATA", required=True, type=click.Path(path_type=Path), help="The data.")
+@click.option("--root", envvar="MULTITASK_DATA", type=click.Path(path_type=Path), help="The data.")
 @click.option("--rows", default=200, show_default=True, help="Test rows of each task.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), help="Keep intermediate files here.")
 @click.option("--arm", help="Run one arm; of the benchmark itself.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).with_suffix(".md"), show_default=True)
-def main(root: Path, rows: int, rounds: int, work: Path | None, arm: str | None, out: Path) -> None:
+def main(root: Path | None, rows: int, rounds: int, work: Path | None, arm: str | None, out: Path) -> None:
     """Compares and times all arms."""
     if arm is not None:
         assert work is not None
@@ -249,17 +225,19 @@ def main(root: Path, rows: int, rounds: int, work: Path | None, arm: str | None,
         (work / f"{arm}.json").write_text(json.dumps(found), "utf-8")
         click.echo(json.dumps(result))
         return
+    if root is None:
+        raise click.UsageError("no data; name the folder of the sets with --root, or in MULTITASK_DATA")
     with tempfile.TemporaryDirectory() as folder:
         work = work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         if not (work / f"rows-{rows}").exists():
             prepare(work, root, rows)
             (work / f"rows-{rows}").touch()
-        run_arm(work, "harness answers")
+        run_arm(__file__, "harness answers", work)
         timed: dict[str, list[dict[str, float]]] = {"ours": [], "harness": [], "short": []}
         for _ in range(rounds):
             for name, found in timed.items():
-                found.append(run_arm(work, name))
+                found.append(run_arm(__file__, name, work))
         facts = compared(work)
     rate = {name: [each["rows_per_s"] for each in found] for name, found in timed.items()}
     ratios = [one / other for one, other in zip(rate["ours"], rate["harness"], strict=True)]

@@ -103,12 +103,12 @@ FACTS = [
         ["Ada", "Ben", "Cho", "Dan", "Eun", "Fay"], ["cat", "dog", "red hat", "kite", "drum", "blue boat"], strict=True
     )
 ]
-"""Six rows of `qa`, quickly learned by heart."""
+"""Six rows of `qa`, quickly memorised."""
 
 
 @cache
 def learned() -> Path:
-    """A run that knows `FACTS` by heart: train, validation and test are the same rows."""
+    """A run that memorised `FACTS`: train, validation and test are the same rows."""
     from multitask import train
 
     source = files(FOLDER / "facts", train=FACTS, validation=FACTS, test=FACTS)

@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -10,6 +11,7 @@ import torch
 
 from multitask import device
 from multitask.errors import InputError
+from multitask.models.support import scoring_tokens
 
 
 @pytest.mark.parametrize(
@@ -96,3 +98,26 @@ def test_a_peak_can_be_reset() -> None:
     assert device.peak_memory_bytes(cpu) > with_it - (16 << 20)  # Linux counts pages roughly
     device.reset_peak(cpu)
     assert device.peak_memory_bytes(cpu) < with_it - (200 << 20)
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "total_gib", "layers", "width", "tokens"),
+    [
+        (138, 140, 12, 64, 140 * 512),  # a small model: by the card
+        (30, 80, 40, 128, 30 * 2**30 // 4 // (2 * 40 * 12 * 128 * 4)),  # a large one: by its keys and values
+        (2, 16, 40, 128, 8192),
+    ],
+)
+def test_tokens_of_a_scoring_pass_fit_the_card(
+    monkeypatch: pytest.MonkeyPatch, free_gib: int, total_gib: int, layers: int, width: int, tokens: int
+) -> None:
+    shape = {"num_attention_heads": 12, "num_hidden_layers": layers, "head_dim": width, "hidden_size": 12 * width}
+    text = SimpleNamespace(**shape)
+    weight = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 4)
+    model = SimpleNamespace(
+        parameters=lambda: iter([weight]), config=SimpleNamespace(get_text_config=lambda: text), get_base_model=None
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gib * 2**30, total_gib * 2**30))
+    assert scoring_tokens(model) == tokens
+    weight.device = torch.device("cpu")
+    assert scoring_tokens(model) == 8192

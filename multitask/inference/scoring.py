@@ -22,7 +22,7 @@ from multitask.inference.kv_cache import (
     logits,
     supports_shared_prefix,
 )
-from multitask.models.casts import forget
+from multitask.models.casts import drop_casts
 from multitask.models.lora import text_config
 from multitask.models.loss import TokenNLL
 from multitask.models.support import attending, layout_of
@@ -40,7 +40,7 @@ def in_precision(model: Any, precision: Literal["fp32", "bf16"]) -> Any:
         for longest in (1, 1 << 30):  # within and beyond a sliding window
             supports_shared_prefix(model, longest)
             layout_of(model, longest)
-        forget()
+        drop_casts()
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return model

@@ -20,7 +20,7 @@ def in_dtype(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return copy
 
 
-def forget() -> None:
+def drop_casts() -> None:
     """Drops all kept copies: PEFT merges updates into a matrix past its version, and a cast model needs no copies."""
     _CASTS.clear()
 

@@ -12,7 +12,6 @@ from transformers.pytorch_utils import Conv1D
 
 from multitask.config.model import AdapterConfig
 from multitask.errors import InputError, suggest
-from multitask.models.casts import forget
 
 
 def plain_model(model: Any) -> Any:
@@ -38,7 +37,7 @@ def add_lora(model: Any, config: AdapterConfig, new_ids: list[int]) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    from multitask.models.lora_linear import use_fast_forward
+    from multitask.models.lora_linear import use_fused_lora
 
     targets = _targets(model, config.target_modules)
     output = model.get_output_embeddings()
@@ -60,7 +59,7 @@ def add_lora(model: Any, config: AdapterConfig, new_ids: list[int]) -> Any:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in names),
         trainable_token_indices={names[layer].rsplit(".", 1)[-1]: new_ids for layer in layers} if new_ids else None,
     )
-    return use_fast_forward(get_peft_model(model, lora))
+    return use_fused_lora(get_peft_model(model, lora))
 
 
 def _targets(model: Any, chosen: list[str]) -> list[str]:
@@ -125,10 +124,7 @@ def embed(base: Any, ids: Tensor) -> Tensor | None:
 
 def merged(model: Any) -> Any:
     """A plain model with the LoRA updates added to its weights; another model unchanged."""
-    if not is_adapter(model):
-        return model
-    forget()
-    return model.merge_and_unload()
+    return model.merge_and_unload() if is_adapter(model) else model
 
 
 def is_adapter(model: Any) -> bool:

@@ -13,12 +13,12 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multitask.models.casts import SharedCast, forget, in_dtype
+from multitask.models.casts import SharedCast, drop_casts, in_dtype
 
 _INPUTS = SharedCast()
 
 
-class _LinearWithUpdate(torch.autograd.Function):
+class _FusedLora(torch.autograd.Function):
     """x (T, I), frozen weight (O, I) and bias (O,), A (R, I), B (O, R) -> (T, O) in the dtype of the products."""
 
     @staticmethod
@@ -55,17 +55,17 @@ class _LinearWithUpdate(torch.autograd.Function):
         return found, None, None, grad_down, grad_up, None, None
 
 
-class UpdatedLinear(Linear):
+class FusedLoraLinear(Linear):
     """PEFT's layer with the fast forward wherever it computes the same."""
 
     def merge(self, *args: Any, **named: Any) -> None:
         """As PEFT's, which changes the matrix in place."""
-        forget()
+        drop_casts()
         super().merge(*args, **named)
 
     def unmerge(self) -> None:
         """As PEFT's."""
-        forget()
+        drop_casts()
         super().unmerge()
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -98,15 +98,15 @@ class UpdatedLinear(Linear):
         weight = in_dtype(base.weight, dtype)
         weight = weight.T if isinstance(base, Conv1D) else weight
         with torch.autocast(kind, enabled=False):
-            found = _LinearWithUpdate.apply(  # type: ignore[no-untyped-call]
+            found = _FusedLora.apply(  # type: ignore[no-untyped-call]
                 x, weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], dtype
             )
         return found
 
 
-def use_fast_forward(model: Any) -> Any:
-    """Lets the linear layers of a PEFT model compute as `UpdatedLinear`; returns the model."""
+def use_fused_lora(model: Any) -> Any:
+    """Lets the linear layers of a PEFT model compute as `FusedLoraLinear`; returns the model."""
     for module in model.modules():
         if type(module) is Linear:
-            module.__class__ = UpdatedLinear
+            module.__class__ = FusedLoraLinear
     return model

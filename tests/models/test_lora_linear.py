@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from multitask.models import lora_linear
-from multitask.models.lora_linear import UpdatedLinear, use_fast_forward
+from multitask.models.lora_linear import FusedLoraLinear, use_fused_lora
 
 
 class Net(nn.Module):
@@ -42,7 +42,7 @@ def adapted(kind: str, is_fast: bool, seed: int = 0, **options: Any) -> Any:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
-    return use_fast_forward(model) if is_fast else model
+    return use_fused_lora(model) if is_fast else model
 
 
 def learned(model: Any, dtype: torch.dtype | None = None, seed: int = 1) -> list[Tensor]:
@@ -130,7 +130,7 @@ def test_what_is_saved_for_the_backward_pass() -> None:
     "options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"bias": "lora_only"}]
 )
 def test_other_kinds_are_pefts_own(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_linear, "_LinearWithUpdate", None)
+    monkeypatch.setattr(lora_linear, "_FusedLora", None)
     results = [learned(adapted("linear", is_fast, **options)) for is_fast in (False, True)]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
@@ -138,7 +138,7 @@ def test_other_kinds_are_pefts_own(options: dict[str, Any], monkeypatch: pytest.
 
 def test_disabled_and_merged_updates() -> None:
     model, x = adapted("linear", True), torch.randn(3, 12)
-    assert sum(type(module) is UpdatedLinear for module in model.modules()) == 3
+    assert sum(type(module) is FusedLoraLinear for module in model.modules()) == 3
     assert not any(type(module) is Linear for module in model.modules())
     model.eval()
     with_update = model(x)
@@ -160,7 +160,7 @@ def test_a_second_update_on_merged_weights_reads_them_anew() -> None:
         plain = model.merge_and_unload()
         wanted = plain(x)
         config = LoraConfig(r=2, target_modules=["left", "right", "last"])
-        torch.testing.assert_close(use_fast_forward(get_peft_model(plain, config))(x), wanted)
+        torch.testing.assert_close(use_fused_lora(get_peft_model(plain, config))(x), wanted)
 
 
 def test_inputs_of_other_shapes_and_modes() -> None:
