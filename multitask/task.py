@@ -14,6 +14,10 @@ BASELINES = ("majority", "lead1", "lead3", "random_span")
 PAD = "<|pad|>"
 
 
+class NoAnswer(ValueError):
+    """Raised by `prepare` for a row whose question has no answer; the source's `no_answer` says what becomes of it."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A plain-text prompt for untuned models.
@@ -55,7 +59,7 @@ class Task:
     max_new_tokens: the longest answer that generation may write, in tokens.
     prepare: completes a row as read before its fields are taken; it may add `references` (list of accepted answers)
         and `keep` (start and end, in characters, of the stretch of the `truncate` field that training must keep).
-        It raises ValueError for a row that it cannot use.
+        It raises ValueError for a row that it cannot use, and NoAnswer for one without an answer.
     parse: turns a completion into the prediction that metrics see; None: white space is stripped.
     """
 

@@ -1,9 +1,13 @@
 """Settings of data: where rows and texts come from."""
 
+import codecs
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PositiveInt,
     field_validator,
@@ -11,11 +15,76 @@ from pydantic import (
 )
 
 from multitask.config.base import Settings
+from multitask.config.languages import language_code
 
 SPLITS = ("train", "validation", "test")
-
+LANGUAGE = "en"
+"""Of rows that name no language."""
 
 Split = Literal["train", "validation", "test"]
+
+
+def label_key(label: object) -> str:
+    """A class as settings and rows may write it, in one form: 1, 1.0, "1" and "1.0" are `1`; True and "true" `true`."""
+    if isinstance(label, bool) or (isinstance(label, str) and label in ("True", "TRUE", "False", "FALSE")):
+        return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    text = normalize("NFC", str(label))
+    return text.partition(".")[0] if re.fullmatch(r"-?(0|[1-9]\d*)\.0+", text) else text
+
+
+def _encoding_name(name: Any) -> Any:
+    """`euc-kr`, `ms949` and `uhc` are cp949 or a part of it."""
+    try:
+        found = codecs.lookup(name).name if isinstance(name, str) else name
+    except LookupError:
+        return name
+    return {"euc_kr": "cp949", "utf-8-sig": "utf-8"}.get(found, found)
+
+
+def _encodings(value: Any) -> Any:
+    """A list of names; utf-8 first, since its rules are the stricter ones."""
+    names = [value] if isinstance(value, str) else value
+    return sorted(map(_encoding_name, names), key="utf-8".__ne__) if isinstance(names, list) else names
+
+
+def _nfc(value: Any) -> Any:
+    """Texts of a setting in NFC, also in lists and mappings: two ways to write the same syllables are one name."""
+    if isinstance(value, str):
+        return normalize("NFC", value)
+    if isinstance(value, dict):
+        return {_nfc(key): _nfc(inner) for key, inner in value.items()}
+    return [_nfc(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _labels(value: Any) -> Any:
+    """A list is of words that rows hold as they are; languages of words by code."""
+    if isinstance(value, list):
+        value = {str(word): str(word) for word in value}
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for label, words in value.items():
+        key = label_key(label)
+        if key in found:
+            raise ValueError(f"class '{key}' is given twice")
+        found[key] = {_code(one): word for one, word in words.items()} if isinstance(words, dict) else words
+    return _nfc(found)
+
+
+def _code(name: Any) -> Any:
+    return language_code(name) if isinstance(name, str) else name
+
+
+Encoding = Annotated[Literal["utf-8", "cp949"], BeforeValidator(_encoding_name)]
+Encodings = Annotated[list[Encoding], BeforeValidator(_encodings), Field(min_length=1)]
+Names = Annotated[dict[str, str], BeforeValidator(_nfc)]
+Labels = Annotated[dict[str, str | dict[str, str]], BeforeValidator(_labels)]
+LabelKeys = Annotated[
+    list[str], BeforeValidator(lambda keys: [*map(label_key, keys)] if isinstance(keys, list) else keys)
+]
+Language = Annotated[str, BeforeValidator(_code)]
 
 
 class SplitConfig(Settings):
@@ -23,8 +92,9 @@ class SplitConfig(Settings):
 
     renamed = {"by": "column"}
 
-    column: str
-    """Column, as the file names it, whose equal values stay together; for instance the article of a question."""
+    column: Annotated[str, BeforeValidator(_nfc)] | None = None
+    """Column, as the file names it, whose equal values stay together; for instance the article of a question. None: the
+    row itself, so that only equal rows stay together."""
     validation: float = Field(0.05, ge=0, lt=1)
     """Fraction of groups in validation."""
     test: float = Field(0.05, ge=0, lt=1)
@@ -58,19 +128,25 @@ class SourceConfig(Settings):
     """Number of rows of each split of the synthetic dataset that ships with the package."""
     format: Literal["jsonl", "csv", "tsv", "parquet", "text"] | None = None
     """File format; None: by extension (`.gz` may follow). TSV has no quoting; text is one row `text` per line."""
-    encoding: Literal["utf-8", "cp949"] = "utf-8"
-    """Text encoding; utf-8 with or without BOM."""
-    columns: dict[str, str] = {}
-    """Our field -> the source's column; a dot goes into a nested column (`answers.text`)."""
-    labels: dict[str | int, str | dict[str, str]] = {}
-    """Class as the source writes it -> its word, or its word by language; in order."""
-    skip_labels: list[str | int] = []
+    encoding: Encodings = ["utf-8"]
+    """Text encoding: utf-8 with or without BOM, or cp949 (also euc-kr, ms949). Of a list, each line is read in the
+    first that fits: `[utf-8, cp949]` for a file that mixes them."""
+    columns: Names = {}
+    """Our field -> the source's column; a dot goes into a nested column (`answers.text`); `none`: the field is left
+    out."""
+    labels: Labels = {}
+    """Class as the source writes it -> its word, or its word by language; in order. A list: words as they are."""
+    skip_labels: LabelKeys = []
     """Classes whose rows are left out and counted, for instance -1 of SNLI."""
+    no_answer: Annotated[str, BeforeValidator(_nfc), Field(min_length=1)] | None = None
+    """Of rows whose question has no answer (SQuAD 2.0): `skip` leaves them out and counts them, any other text is what
+    the model learns to write; it is scored as an empty answer. None: an error."""
     join: int = Field(1, ge=1)
     """So many rows one after another make one, line by line: documents of a useful length from text in short lines. For
     rows of a text alone, without a label."""
-    language: str = "en"
-    """Language of the rows that do not carry a `language` of their own."""
+    language: Language | None = None
+    """Language of the rows that do not carry a `language` of their own: a BCP 47 code or a name (ko, ko-KR, korean).
+    None: en, and an error for Korean text."""
     split_by: SplitConfig | None = None
     """How `all` is split."""
     on_bad_row: Literal["raise", "skip"] | None = None
@@ -122,8 +198,8 @@ class TextConfig(Settings):
     """File format; None: by extension (`.gz` may follow)."""
     fields: list[str] = Field(["text"], min_length=1)
     """Of JSONL: the fields that make a document, joined by a line break."""
-    encoding: Literal["utf-8", "cp949"] = "utf-8"
-    """Text encoding; utf-8 with or without BOM."""
+    encoding: Encoding = "utf-8"
+    """Text encoding: utf-8 with or without BOM, or cp949 (also euc-kr, ms949)."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What a document is in plain text: the whole file, a stretch between empty lines, a line that is not empty."""
     before: str | None = None

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -18,6 +17,43 @@ from multitask.errors import InputError, suggest
 from multitask.events import Json
 
 T = TypeVar("T", bound="Settings")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 (core schema) where PyYAML reads YAML 1.1: `yes`, `no` and `010` are text, `1e-3` is a number.
+
+    Keys of mappings are text as written: a class may be called `no`, `010` or `1.0`.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is no text"
+            elif key.value in names:
+                problem = f"'{key.value}' is given twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            names.add(key.value)
+        self.flatten_mapping(node)
+        return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:
@@ -33,7 +69,7 @@ def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:
 def read_yaml(path: Path) -> Json:
     """One YAML mapping; raises InputError with file and line."""
     try:
-        loaded = yaml.safe_load(path.read_text("utf-8-sig"))
+        loaded = yaml.load(path.read_text("utf-8-sig"), _Loader)
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
         raise InputError(f"{path}: no such file; {near}") from None
@@ -61,19 +97,38 @@ def override(kind: type[Settings], settings: Json, flags: list[str]) -> Json:
         if not sign or not path:
             raise InputError(f"--set {flag}: expected name=value, for instance train.learning_rate=3e-4")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise InputError(f"--set {flag}: '{text}' is not a YAML value; put quotes around it") from None
-        if isinstance(value, str) and value == text.strip():  # YAML 1.1 reads 3e-4 as text; quoted text stays text
-            with suppress(ValueError):
-                value = float(value)
-        node, parts = result, path.split(".")
-        for part in parts[:-1]:
-            node[part] = {**node[part]} if isinstance(node.get(part), dict) else {}
-            node = node[part]
-        node[parts[-1]] = value
-        for name in _section(kind, parts[:-1]).replaces.get(parts[-1], ()):
-            node.pop(name, None)
+        parts = path.split(".")
+        result = _with_value(result, parts, value, flag)
+        replaced = _section(kind, parts[:-1]).replaces.get(parts[-1], ())
+        section = result
+        for part in parts[:-1] if replaced else ():
+            section = section[part]
+        for name in replaced:
+            section.pop(name, None)
+    return result
+
+
+def _with_value(node: Any, parts: Sequence[str], value: Any, flag: str) -> Any:
+    """A copy of settings with a value at a path; a number is a place in a list, from 0."""
+    part, *rest = parts
+    if isinstance(node, list):
+        if not part.isdecimal() or int(part) >= len(node):
+            places = f"a number from 0 to {len(node) - 1}" if node else "nothing: the list is empty"
+            raise InputError(f"--set {flag}: '{part}' is no place in a list of {len(node)}; expected {places}")
+        inner, items = node[int(part)], [*node]
+        if rest and isinstance(inner, str):
+            raise InputError(
+                f"--set {flag}: place {part} of the list is the name '{inner}', which has no settings here; write the "
+                "source out in a YAML file"
+            )
+        items[int(part)] = _with_value(inner, rest, value, flag) if rest else value
+        return items
+    result = {**node} if isinstance(node, dict) else {}
+    inner = result.get(part)
+    result[part] = _with_value(inner if isinstance(inner, dict | list) else {}, rest, value, flag) if rest else value
     return result
 
 

@@ -290,7 +290,7 @@ def _json_parts(name: str, config: TextConfig) -> Parts:
 
 def _records(name: str, config: TextConfig) -> Iterator[tuple[str, str]]:
     """(place, text) of each row of a JSONL file."""
-    source = SourceConfig(files={"train": [name]}, format="jsonl", encoding=config.encoding)
+    source = SourceConfig(files={"train": [name]}, format="jsonl", encoding=[config.encoding])
     for record in file_records(name, source, _rows(config)):
         if isinstance(record.found, RowError):
             raise record.found

@@ -1,4 +1,4 @@
-"""Records of a file, one by one, each with its line: JSONL, CSV, TSV, text and Parquet, plain or gzipped.
+"""Records of a file, one by one, each with its line: JSONL, JSON, CSV, TSV, text and Parquet, plain or gzipped.
 
 Line 2 of `a.jsonl`, `{"text": "b"}` -> `RawRecord("a.jsonl:2", ".../a.jsonl:2", {"text": "b"})`.
 
@@ -12,11 +12,15 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, cast
+from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig
+from multitask.data import json_documents
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
 
@@ -52,9 +56,13 @@ def short(value: object) -> str:
 
 
 def existing(name: str, data: DataConfig) -> Path:
-    """The path of a file as configured. Raises InputError with the nearest name of its folder."""
+    """The path of a file as configured, its names in any Unicode form.
+
+    Raises InputError with the nearest name of its folder.
+    """
     base = data.root or os.environ.get("MULTITASK_DATA")
     path = (Path(base) / name if base else Path(name)).expanduser()
+    path = path if path.exists() else _in_any_form(path)
     if path.is_file():
         return path
     if path.is_dir():
@@ -67,6 +75,17 @@ def existing(name: str, data: DataConfig) -> Path:
     raise InputError(text if base or path.is_absolute() else f"{text} ({ROOT_HINT})")
 
 
+def _in_any_form(path: Path) -> Path:
+    """The path whose names are the same in NFC (macOS writes Korean names in NFD); the path itself if there is none."""
+    if path.exists() or path.parent == path or path.name.isascii():
+        return path
+    parent = _in_any_form(path.parent)
+    if not parent.is_dir():
+        return path
+    wanted = normalize("NFC", path.name)
+    return next((one for one in parent.iterdir() if normalize("NFC", one.name) == wanted), path)
+
+
 def _format(path: Path, source: SourceConfig) -> Format:
     name = path.name.lower().removesuffix(".gz")
     found = source.format or EXTENSIONS.get(Path(name).suffix)
@@ -75,7 +94,31 @@ def _format(path: Path, source: SourceConfig) -> Format:
         raise InputError(
             f"{path}: the extension '{Path(name).suffix}' does not tell the format; set `format:` to one of {formats}"
         )
+    if found == "text" and source.format is None:
+        _check_is_no_table(path, source)
     return found
+
+
+def _check_is_no_table(path: Path, source: SourceConfig) -> None:
+    """Raises InputError for a `.txt` file whose first lines have the same columns: NSMC's are tables with tabs."""
+    lines = []
+    for number, raw in _raw_records(path, has_quotes=False):
+        if number > 3:
+            break
+        lines.append(raw.decode(source.encoding[0], errors="replace").rstrip("\r\n"))
+    num_tabs = {line.count("\t") for line in lines if line}
+    if len(num_tabs) == 1 and (num := num_tabs.pop()):
+        header = ", ".join(lines[0].split("\t"))
+        raise InputError(
+            f"{path}:1: a table of {num + 1} columns with tabs ({header}), expected plain text; set `format: tsv`, or "
+            "`format: text` to take each line as it is"
+        )
+    wanted = set(source.columns.values()) - {"none"}
+    if len(wanted) > 1 and lines and wanted <= set(lines[0].split(",")):
+        raise InputError(
+            f"{path}:1: a table of columns {lines[0]}, expected plain text; set `format: csv`, or `format: text` to "
+            "take each line as it is"
+        )
 
 
 def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[RawRecord]:
@@ -85,8 +128,10 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
     if kind == "parquet":
         yield from _parquet_records(path)
         return
+    if kind == "jsonl" and (shape := _shape(path, source)) != "lines":
+        yield from _json_records(path, source, shape)
+        return
     header: list[str] | None = None
-    is_first = True
     for number, raw in _raw_records(path, has_quotes=kind == "csv"):
         where = f"{path}:{number}"
         found: Record | RowError
@@ -95,10 +140,6 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
             if kind == "jsonl":
                 if not text.strip():
                     continue
-                if is_first and text.lstrip().startswith("["):
-                    raise InputError(
-                        f"{where}: a JSON array, expected one JSON object per line; `jq -c '.[]' {path.name}` makes it"
-                    )
                 found = _json_record(text, where)
             elif kind == "text":
                 if not text.strip():
@@ -116,8 +157,37 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
             if kind in ("csv", "tsv") and header is None:
                 raise InputError(f"{error} (in the header)") from None
             found = error
-        is_first = False
         yield RawRecord(f"{path.name}:{number}", where, found)
+
+
+def _shape(path: Path, source: SourceConfig) -> json_documents.Shape:
+    with _opened(path) as stream:
+        head = stream.read(json_documents.HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
+    return json_documents.shape_of(head.decode(source.encoding[0], errors="replace"))
+
+
+def _json_records(path: Path, source: SourceConfig, shape: json_documents.Shape) -> Iterator[RawRecord]:
+    """Rows of a file that is one JSON value, or objects over several lines."""
+    if len(source.encoding) > 1:
+        raise InputError(f"{path}: a JSON file is read in one encoding, found `encoding: {source.encoding}`")
+    with _opened(path) as stream:
+        for number, (line, found) in enumerate(json_documents.items(stream, path, source.encoding[0], shape), 1):
+            where = f"{path}:{line}"
+            is_bad = isinstance(found, RowError)
+            yield RawRecord(f"{path.name}:{number}", where, RowError(f"{where}: {found}") if is_bad else found)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked; raises InputError for one that cannot be read."""
+    is_gzip = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if is_gzip else path.open("rb") as stream:
+            yield cast(BinaryIO, stream)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: the gzip data is damaged or cut off ({error}); fetch or compress it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
@@ -129,31 +199,27 @@ def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
     """
     parts: list[bytes] = []
     first, num_quotes, size = 0, 0, 0
-    is_gzip = path.name.lower().endswith(".gz")
-    try:
-        with gzip.open(path) if is_gzip else path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if number == 1:
-                    raw = raw.removeprefix(codecs.BOM_UTF8)
-                if not has_quotes:
-                    yield number, raw
-                    continue
-                first = first if parts else number
-                parts.append(raw)
-                num_quotes += raw.count(b'"')
-                size += len(raw)
-                if num_quotes % 2 == 0 or size > MAX_RECORD_BYTES:
-                    yield first, b"".join(parts)
-                    parts, num_quotes, size = [], 0, 0
+    with _opened(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not has_quotes:
+                yield number, raw
+                continue
+            first = first if parts else number
+            parts.append(raw)
+            num_quotes += raw.count(b'"')
+            size += len(raw)
+            if num_quotes % 2 == 0 or size > MAX_RECORD_BYTES:
+                yield first, b"".join(parts)
+                parts, num_quotes, size = [], 0, 0
         if parts:
             yield first, b"".join(parts)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: the gzip data is damaged or cut off ({error}); fetch or compress it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _decoded(raw: bytes, path: Path, number: int, encoding: str) -> str:
+def _decoded(raw: bytes, path: Path, number: int, encodings: Sequence[str]) -> str:
+    """The text of a record in the first encoding that fits; raises RowError, also for a file that mixes two."""
+
     def line_at(position: int) -> str:
         return f"{path}:{number + raw.count(10, 0, position)}"
 
@@ -162,17 +228,52 @@ def _decoded(raw: bytes, path: Path, number: int, encoding: str) -> str:
             f"{line_at(raw.index(0))}: a NUL byte, expected text; if the file is UTF-16, save it as utf-8, if it is "
             "damaged, fetch it again"
         )
+    for encoding in encodings:
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            position = error.start
+    names = " or ".join(encodings)
+    text = f"{line_at(position)}: byte 0x{raw[position]:02x} is not valid {names}"
+    if len(encodings) > 1:
+        raise RowError(f"{text}; expected text in one of them")
+    other = "cp949" if encodings[0] == "utf-8" else "utf-8"
+    if not _fits(raw, other):
+        raise RowError(f"{text}, nor does the line read as {other}; expected {names} text")
+    stat = path.stat()
+    own, others = _by_encoding(path, encodings[0], (stat.st_size, stat.st_mtime_ns))
+    if not own:
+        raise RowError(f"{text}; the line reads as {other}: set `encoding: {other}`")
+    raise RowError(
+        f"{text}: the file mixes encodings: {_lines(own)} {encodings[0]}, {_lines(others)} {other}; set "
+        "`encoding: [utf-8, cp949]`, which reads each line in the first that fits, or save the file in one encoding"
+    )
+
+
+@lru_cache(maxsize=4)
+def _by_encoding(path: Path, encoding: str, version: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """Numbers of the lines beyond ASCII that are in the encoding, and of those that are not."""
+    found: tuple[list[int], list[int]] = ([], [])
+    for line, raw in _raw_records(path, has_quotes=False):
+        if not raw.isascii():
+            found[not _fits(raw, encoding)].append(line)
+    return found
+
+
+def _fits(raw: bytes, encoding: str) -> bool:
     try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        position = error.start
-        text = f"{line_at(position)}: byte 0x{raw[position]:02x} is not valid {encoding}"
-    other = "cp949" if encoding == "utf-8" else "utf-8"
-    try:
-        raw.decode(other)
+        raw.decode(encoding)
     except UnicodeDecodeError:
-        raise RowError(f"{text}, nor does the line read as {other}; expected {encoding} text") from None
-    raise RowError(f"{text}; the line reads as {other}: set `encoding: {other}`")
+        return False
+    return True
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """`line 3 is`, `lines 1, 2 are`, `lines 1, 2, 3, 4, 5 and 90 others are`."""
+    if len(numbers) == 1:
+        return f"line {numbers[0]} is"
+    shown = ", ".join(map(str, numbers[:5]))
+    return f"lines {shown}{f' and {len(numbers) - 5} others' if len(numbers) > 5 else ''} are"
 
 
 def _without_end(text: str) -> str:
@@ -215,6 +316,7 @@ def _csv_cells(text: str, where: str) -> list[str]:
 
 
 def _header(cells: list[str], where: str) -> list[str]:
+    cells = [normalize("NFC", cell) for cell in cells]
     doubled = sorted({c for c in cells if cells.count(c) > 1})
     if doubled:
         raise InputError(f"{where}: the header names {', '.join(map(repr, doubled))} twice; expected distinct columns")

@@ -7,18 +7,27 @@ Nothing here holds more than one record, or one batch of a hub set.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
-from multitask.config.data import DataConfig, SourceConfig
+from multitask.config.data import LANGUAGE, DataConfig, SourceConfig, label_key
+from multitask.config.languages import language_code
 from multitask.data import rows as data_rows
 from multitask.data import sources as data_sources
 from multitask.data.readers import RawRecord, Record, short
 from multitask.data.sources import column_value, source_name, source_records
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
-from multitask.task import Task
+from multitask.task import NoAnswer, Task
+
+LOOKAHEAD = 10_000
+"""Records held back until every column that settings name was seen."""
+NO_COLUMN = "none"
+SKIP = "skip"
+BOOLEANS = {"true": "1", "false": "0", "1": "true", "0": "false"}
+LEAVE_OUT = "`columns: {{{field}: none}}` leaves the field out"
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class Row:
     classes: language-independent names of the choices: the English word if there is one, else the first.
     keep: span of the `truncate` field, in characters, that training must keep.
     where: `path:line`, for errors.
+    no_answer: what the model is trained to write where a question has no answer; None: each has one.
     """
 
     id: str
@@ -43,11 +53,14 @@ class Row:
     classes: tuple[str, ...]
     keep: tuple[int, int] | None
     where: str
+    no_answer: str | None = None
 
     @property
     def accepted(self) -> list[str]:
-        """References as scores compare them: of a closed answer its class name, in any language."""
+        """References as scores compare them: a class name of a closed answer, in any language; "" for no answer."""
         names = dict(zip(self.choices, self.classes, strict=True))
+        if self.no_answer is not None:
+            names[self.no_answer] = ""
         return [names.get(reference, reference) for reference in self.references]
 
 
@@ -92,7 +105,7 @@ def _single_rows(task: Task, source: SourceConfig, split: str, data: DataConfig,
     skips_bad = (source.on_bad_row or data.on_bad_row) == "skip"
     schema = _Schema(task, source)
     num_good, first_error = 0, None
-    for record in source_records(task, source, split, data):
+    for record in _with_columns(source_records(task, source, split, data), schema):
         try:
             row = schema.row(record)
         except RowError as error:
@@ -112,6 +125,34 @@ def _single_rows(task: Task, source: SourceConfig, split: str, data: DataConfig,
         )
 
 
+def _with_columns(records: Iterator[RawRecord], schema: "_Schema") -> Iterator[RawRecord]:
+    """The same records, the first of them once every column that settings name was seen.
+
+    Raises InputError where a column is in no record: a misspelt name must not drop a field. That is before the first
+    row, unless the file is longer than `LOOKAHEAD`.
+    """
+    held: list[RawRecord] | None = []
+    missing, names = dict(schema.named_columns), dict[str, None]()
+    for record in records:
+        if missing and isinstance(record.found, dict):
+            names |= dict.fromkeys(record.found)
+            missing = {field: name for field, name in missing.items() if not _has(record.found, name)}
+        if held is None:
+            yield record
+            continue
+        held.append(record)
+        if not missing or len(held) == LOOKAHEAD:
+            yield from held
+            held = None
+    if missing and names:
+        raise InputError(schema.missing_columns(missing, list(names)))
+    yield from held or ()
+
+
+def _has(found: Record, column: str) -> bool:
+    return column in found or column_value(found, column) is not None
+
+
 # ---------------------------------------------------------------- from a record to a row
 
 
@@ -129,8 +170,9 @@ class _Schema:
     def __init__(self, task: Task, source: SourceConfig) -> None:
         self.task, self.source = task, source
         self.fields = fields(task.stream)
-        self.skip_labels = frozenset(_key(label) for label in source.skip_labels)
-        self.labels = {_key(k): words for k, words in _labels(task, source).items()}
+        self.skip_labels = frozenset(map(label_key, source.skip_labels))
+        self.labels = {label_key(k): words for k, words in _labels(task, source).items()}
+        self._check_columns()
         self.closed: dict[str, _Closed] = {}
         for word in dict.fromkeys(w for words in self.labels.values() for w in _words(words)):
             if not word.strip():
@@ -141,34 +183,81 @@ class _Schema:
                     f"{', '.join(task.choices)}{_near(word, task.choices)}"
                 )
 
+    def _check_columns(self) -> None:
+        """Raises InputError for a field of `columns` that the task does not have; `prepare` may read any."""
+        own = {*self.fields, "id", "language", *([self.task.label] if self.task.label else [])}
+        for field in self.source.columns:
+            if self.task.prepare is None and field not in own:
+                raise InputError(
+                    f"{source_name(self.source)}: columns: task '{self.task.name}' has no field '{field}'; "
+                    f"{suggest(field, own)}"
+                )
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Columns that must be in some row, by field: those of `columns`, and the label's where there are `labels`."""
+        if self.source.synthetic is not None:
+            return {}
+        found = {field: column for field, column in self.source.columns.items() if column != NO_COLUMN}
+        if self.source.labels and self.task.label and self.task.label not in self.source.columns:
+            found[self.task.label] = self.task.label
+        return found
+
+    def missing_columns(self, missing: Mapping[str, str], found: Sequence[str]) -> str:
+        """What to say of columns that are in no row."""
+        lines = []
+        for field, column in missing.items():
+            asked = f"columns: {{{field}: {column}}}" if field in self.source.columns else "labels"
+            lines.append(
+                f"{source_name(self.source)}: {asked}: no row has a column '{column}'; found {', '.join(found)}; "
+                f"`columns: {{{field}: NAME}}` names another{_near(column, found)}; {LEAVE_OUT.format(field=field)}"
+            )
+        return "\n".join(lines)
+
     def row(self, record: RawRecord) -> Row | None:
-        """The checked row; None for one that `skip_labels` leaves out. Raises RowError."""
+        """The checked row; None for one that `skip_labels` or `no_answer` leaves out. Raises RowError."""
         where, found = record.where, record.found
         if isinstance(found, RowError):
             raise found
         found = self._mapped(found)
-        language = found.get("language") or self.source.language
-        if not isinstance(language, str):
-            raise RowError(f"{where}: field 'language' is {short(language)}, expected a name such as ko or en")
+        language = self._language(found, where)
         closed = self._closed(language, where)
         label, raw = self.task.label, found.get(self.task.label or "")
         if label is not None and raw is not None and str(raw).strip():
-            if _key(raw) in self.skip_labels:
+            if label_key(raw) in self.skip_labels:
                 return None
             found = {**found, label: self._word(raw, closed, where)}
-        found = self._prepared(found, where)
+        prepared = self._prepared(found, where)
+        if prepared is None:
+            return None
+        found = prepared
         texts = {field: self._text(found, field, where) for field in self.fields}
         fields = {field: text for field, text in texts.items() if text is not None}
+        if self.source.language is None and "language" not in found:
+            _check_script(fields, where)
         references, keep = self._extras(found, fields, where)
         own_id = found.get("id")
         row_id = record.id if own_id is None or own_id == "" else str(own_id)
-        return Row(row_id, fields, references, language, closed.choices, closed.classes, keep, where)
+        no_answer = None if self.source.no_answer == SKIP else self.source.no_answer
+        return Row(row_id, fields, references, language, closed.choices, closed.classes, keep, where, no_answer)
+
+    def _language(self, found: Record, where: str) -> str:
+        own = found.get("language")
+        if own is None or own == "":
+            return self.source.language or LANGUAGE
+        if not isinstance(own, str):
+            raise RowError(f"{where}: field 'language' is {short(own)}, expected a name such as ko or en")
+        try:
+            return language_code(own)
+        except ValueError as error:
+            raise RowError(f"{where}: field 'language': {error}") from None
 
     def _mapped(self, found: Record) -> Record:
         """With our field names; one whose column is absent is absent, whatever else has its name."""
         if not self.source.columns:
             return found
-        mapped = {field: column_value(found, column) for field, column in self.source.columns.items()}
+        columns = self.source.columns.items()
+        mapped = {field: None if column == NO_COLUMN else column_value(found, column) for field, column in columns}
         rest = {name: value for name, value in found.items() if name not in mapped}
         return {**rest, **{field: value for field, value in mapped.items() if value is not None}}
 
@@ -180,7 +269,7 @@ class _Schema:
     def _closed_in(self, language: str, where: str) -> _Closed:
         own = self.task.choices or ()
         if not self.labels:
-            return _Closed({_key(choice): choice for choice in own}, own, own)
+            return _Closed({label_key(choice): choice for choice in own}, own, own)
         by_label = {}
         for key, words in self.labels.items():
             word = words if isinstance(words, str) else words.get(language)
@@ -207,23 +296,33 @@ class _Schema:
                 f"{where}: field '{self.task.label}' is {short(raw)}, but the source has no `labels:`; add them in "
                 f"order, a class and its word each, for instance `labels: {{{raw}: {{en: WORD, ko: WORD}}}}`"
             )
-        key = _key(raw)
-        if key not in closed.by_label:
-            valid = closed.by_label
+        key, valid = label_key(raw), closed.by_label
+        key = key if key in valid else BOOLEANS.get(key, key)
+        if key not in valid:
             raise RowError(f"{where}: label {short(raw)} is not one of {', '.join(valid)}{_near(key, valid)}")
-        return closed.by_label[key]
+        return valid[key]
 
-    def _prepared(self, found: Record, where: str) -> Record:
+    def _prepared(self, found: Record, where: str) -> Record | None:
+        """As the task's `prepare` completes it; None for a row without an answer that is to be left out."""
         if self.task.prepare is None:
             return found
         try:
             return self.task.prepare(found)
+        except NoAnswer as error:
+            word = self.source.no_answer
+            if word is None:
+                raise RowError(
+                    f"{where}: {error}; set `no_answer: skip` on the source to leave out rows without an answer (they "
+                    "are counted), or `no_answer: WORD` for the word that the model learns to write there"
+                ) from None
+            return None if word == SKIP else {**found, self.task.target: word, "references": [word], "keep": None}
         except ValueError as error:
             raise RowError(f"{where}: {error}") from None
         except (TypeError, KeyError, IndexError, AttributeError) as error:  # a value of a shape it did not foresee
+            shapes = ", ".join(f"{name}: {type(value).__name__}" for name, value in found.items())
             raise RowError(
                 f"{where}: the row does not have the shape that task '{self.task.name}' expects "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {error}); found {shapes}"
             ) from error
 
     def _text(self, found: Record, field: str, where: str) -> str | None:
@@ -240,7 +339,7 @@ class _Schema:
             named = f"field '{field}' (column '{column}')" if column else f"field '{field}'"
             raise RowError(
                 f"{where}: {named} is missing, found {', '.join(map(str, found)) or 'nothing'}; "
-                f"`columns: {{{field}: NAME}}` names another column"
+                f"`columns: {{{field}: NAME}}` names another column{_near(column or field, map(str, found))}"
             )
         _check_text(value, field, where)
         return value
@@ -270,6 +369,19 @@ class _Schema:
         return references, (start, end)
 
 
+def _check_script(fields: Mapping[str, str], where: str) -> None:
+    """Raises InputError for Korean text where no language is named: prompts and scores would be those of English."""
+    text = "".join(fields.values())
+    if text.isascii():
+        return
+    letters = [c for c in unicodedata.normalize("NFC", text) if c.isalpha()]
+    if sum("가" <= c <= "힣" for c in letters) > len(letters) / 2:
+        raise InputError(
+            f"{where}: the text is Korean, and no language is named; set `language: ko` on the source, or give each "
+            f"row a `language` (`language: {LANGUAGE}` keeps prompts and scores of English)"
+        )
+
+
 def _check_text(text: str, field: str, where: str) -> None:
     """JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
     if not text.isascii():
@@ -281,13 +393,13 @@ def _check_text(text: str, field: str, where: str) -> None:
             ) from None
 
 
-def _labels(task: Task, source: SourceConfig) -> Mapping[str | int, str | dict[str, str]]:
+def _labels(task: Task, source: SourceConfig) -> Mapping[str, str | dict[str, str]]:
     if task.label is None:
         return {}
     if source.synthetic is not None and not source.labels and task.choices is None:
         from multitask.data.synthetic import dataset
 
-        return cast(Mapping[str | int, str | dict[str, str]], dataset.LABELS)
+        return cast(Mapping[str, str | dict[str, str]], dataset.LABELS)
     return source.labels
 
 
@@ -297,12 +409,6 @@ def _words(words: str | dict[str, str]) -> list[str]:
 
 def _class_name(words: str | dict[str, str]) -> str:
     return words if isinstance(words, str) else words.get("en") or next(iter(words.values()))
-
-
-def _key(label: object) -> str:
-    """0, "0", 0.0 and false are one class: formats differ in how they write it."""
-    is_whole = isinstance(label, bool) or (isinstance(label, float) and label.is_integer())
-    return str(int(cast(float, label))) if is_whole else str(label)
 
 
 def _near(name: str, valid: Iterable[str]) -> str:

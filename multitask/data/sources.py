@@ -4,14 +4,17 @@
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
+from unicodedata import normalize
 
-from multitask.config.data import DataConfig, SourceConfig
+from multitask.config.data import DataConfig, SourceConfig, SplitConfig
 from multitask.config.loading import load, read_yaml
 from multitask.data.readers import RawRecord, existing, file_records
 from multitask.errors import InputError, RowError, suggest
+from multitask.events import Json
 from multitask.files import sha256_of, shipped
 from multitask.pattern import fields
 from multitask.source_hash import source_hash
@@ -133,6 +136,26 @@ def _split_of(group: object, source: SourceConfig) -> str:
     return "validation" if at < source.split_by.test + source.split_by.validation else "train"
 
 
+def _group(found: Json, source: SourceConfig) -> object:
+    """What decides about a row's split: the value of a column, or all of the row."""
+    assert source.split_by is not None
+    if source.split_by.column is None:
+        return json.dumps(found, ensure_ascii=False, sort_keys=True, default=str)
+    return column_value(found, source.split_by.column)
+
+
+def _nfc_keys(found: Any) -> Any:
+    """The same with names of columns in NFC, nested ones too; values stay as they are."""
+    if isinstance(found, list):
+        return [_nfc_keys(item) for item in found] if any(isinstance(item, list | dict) for item in found) else found
+    if not isinstance(found, dict):
+        return found
+    return {
+        key if key.isascii() else normalize("NFC", key): _nfc_keys(value) if isinstance(value, list | dict) else value
+        for key, value in found.items()
+    }
+
+
 def source_records(task: Task, source: SourceConfig, split: str, data: DataConfig) -> Iterator[RawRecord]:
     """Every record of one split of a source, good or bad; raises InputError for a split that it does not have."""
     if not has_split(source, split):
@@ -141,16 +164,18 @@ def source_records(task: Task, source: SourceConfig, split: str, data: DataConfi
     if source.synthetic is not None:
         yield from _synthetic_records(task, source, split)
         return
-    for name, is_truncated in _parts(source, split):
+    for name, is_divided in _parts(source, split):
         is_empty = True
         records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
         for record in records:
             is_empty = False
-            if is_truncated and isinstance(record.found, dict):
-                assert source.split_by is not None
-                group = column_value(record.found, source.split_by.column)
+            if isinstance(record.found, dict):
+                record = record._replace(found=_nfc_keys(record.found))
+            if is_divided and isinstance(record.found, dict):
+                group = _group(record.found, source)
                 if group is None:
-                    missing = f"{record.where}: column '{source.split_by.column}', by which rows are split, is missing"
+                    column = cast(SplitConfig, source.split_by).column
+                    missing = f"{record.where}: column '{column}', by which rows are split, is missing"
                     record = RawRecord(record.id, record.where, RowError(f"{missing}; found {', '.join(record.found)}"))
                 elif _split_of(group, source) != split:
                     continue

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 from safetensors import safe_open
@@ -197,9 +198,16 @@ def trivial(tasks: Mapping[str, Task], config: RunConfig) -> tuple[dict[str, Dat
 
 
 def measure_with(text_metrics: Sequence[str], config: RunConfig) -> Measure:
-    """Measures texts with each row's language and its text tokenizer."""
+    """Measures texts, in NFC, with each row's language and its text tokenizer."""
 
     def measure(row: Row, prediction: str, references: Sequence[str]) -> dict[str, dict[str, float]]:
+        prediction, references = normalize("NFC", prediction), [normalize("NFC", one) for one in references]
+        if row.no_answer is not None:  # SQuAD 2.0 (Rajpurkar et al., 2018): right or wrong, never in part
+            is_none = prediction == row.no_answer
+            if references == [""]:
+                prediction, references = row.no_answer if is_none else "", [row.no_answer]
+            elif is_none:
+                prediction = ""
         tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
         return {
             name: metrics.build(name, row.language, tokenizer).per_example(prediction, references)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from multitask.config.data import LANGUAGE
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.data.sources import has_split, resolve
@@ -159,7 +160,7 @@ def _styles(task: Task, language: str, config: RunConfig, has_chat: bool) -> lis
 
 def _languages(task: Task, config: RunConfig) -> dict[str, None]:
     """Languages of the task's sources and templates."""
-    own = (source.language for source in resolve(task, config.data))
+    own = (source.language or LANGUAGE for source in resolve(task, config.data))
     return dict.fromkeys([*own, *task.prompts, *config.fewshot.prompts.get(task.name, {})])
 
 

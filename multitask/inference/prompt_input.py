@@ -38,7 +38,7 @@ def read_prompts(
     if isinstance(source, Path):
         is_json = is_json or source.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
         kind: Literal["jsonl", "text"] = "jsonl" if is_json else "text"
-        settings = SourceConfig(files={"test": [str(source)]}, format=kind, encoding=encoding)
+        settings = SourceConfig(files={"test": [str(source)]}, format=kind, encoding=[encoding])
         lines, name = file_records(str(source), settings, DataConfig(root=Path())), str(source)
     else:
         lines, name = _lines(source, is_json, encoding), "standard input"

@@ -39,6 +39,7 @@ _SCHEMA = pa.schema(
         "choices": pa.list_(pa.string()),
         "classes": pa.list_(pa.string()),
         "where": pa.string(),
+        "no_answer": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "num_prompt": pa.int32(),
         "is_truncated": pa.bool_(),
@@ -87,6 +88,7 @@ class Examples:
             language=found["language"],
             keep=None,
             where=found["where"],
+            no_answer=found["no_answer"],
             **lists,
         )
 
@@ -219,6 +221,7 @@ def _record(row: Row, example: Encoded) -> dict[str, object]:
         "choices": list(row.choices),
         "classes": list(row.classes),
         "where": row.where,
+        "no_answer": row.no_answer,
         "input_ids": example.input_ids,
         "num_prompt": example.num_prompt,
         "is_truncated": example.is_truncated,

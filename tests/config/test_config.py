@@ -1,5 +1,6 @@
 """Settings: all problems at once, dotted flags, and the page that lists them."""
 
+import math
 import re
 import warnings
 from pathlib import Path
@@ -57,6 +58,63 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_yaml(tmp_path / "bad.yaml")
     with pytest.raises(InputError, match="a mapping of settings was expected, found list"):
         read_yaml(tmp_path / "list.yaml")
+
+
+def test_yaml_is_read_as_yaml_1_2(tmp_path: Path) -> None:
+    """Where YAML 1.1 has booleans, octal numbers and dates, there is text; keys are text as written."""
+    (tmp_path / "a.yaml").write_text(
+        "no: no\nyes: [yes, on, 010, 2020-01-02, 1:30, 1_0]\n010: 1e-3\n1.0: {true: true, null: ~}\n"
+        "base: &base {a: 1, b: 2}\nover:\n  <<: *base\n  b: 3\n0x1f: 0x1f\n'7': .5\ninf: -.inf\nempty:\n"
+    )
+    assert read_yaml(tmp_path / "a.yaml") == {
+        "no": "no",
+        "yes": ["yes", "on", "010", "2020-01-02", "1:30", "1_0"],
+        "010": 1e-3,
+        "1.0": {"true": True, "null": None},
+        "base": {"a": 1, "b": 2},
+        "over": {"a": 1, "b": 3},
+        "0x1f": 31,
+        "7": 0.5,
+        "inf": -math.inf,
+        "empty": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "a.yaml:3: not valid YAML: 'a' is given twice"),
+        ("a:\n  1: x\n  1: y\n", "a.yaml:3: not valid YAML: '1' is given twice"),
+        ("? [a]\n: 1\n", "a.yaml:1: not valid YAML: a key is no text"),
+        ("a: !!python/object:os.system 1\n", "a.yaml:1: not valid YAML"),
+    ],
+)
+def test_yaml_that_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_yaml(tmp_path / "a.yaml")
+    assert said in str(caught.value)
+
+
+def test_labels_as_written(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("files: {train: a.csv}\nlabels: {yes: yes, no: 아니오, 010: 정치}\nlanguage: no\n")
+    source = load(SourceConfig, read_yaml(tmp_path / "a.yaml"))
+    assert source.labels == {"yes": "yes", "no": "아니오", "010": "정치"}
+    assert source.language == "no", "Norwegian"
+
+
+def test_flags_reach_into_lists() -> None:
+    settings = {"data": {"sources": {"summ": [{"files": {"train": "a"}}, "demo"]}}}
+    found = override(RunConfig, settings, ["data.sources.summ.0.language=ko", "data.sources.summ.1=other"])
+    assert found["data"]["sources"]["summ"] == [{"files": {"train": "a"}, "language": "ko"}, "other"]
+    assert settings["data"]["sources"]["summ"] == [{"files": {"train": "a"}}, "demo"]
+    for flag, said in [
+        ("data.sources.summ.2.language=ko", "'2' is no place in a list of 2; expected a number from 0 to 1"),
+        ("data.sources.summ.first=ko", "'first' is no place in a list of 2"),
+        ("data.sources.summ.1.language=ko", "place 1 of the list is the name 'demo'"),
+    ]:
+        with pytest.raises(InputError, match=re.escape(said)):
+            override(RunConfig, settings, [flag])
 
 
 def test_settings_are_frozen() -> None:

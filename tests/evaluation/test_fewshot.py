@@ -205,7 +205,7 @@ def test_bytes_are_counted_not_characters(model: GPT2LMHeadModel, tmp_path: Path
     """A Korean syllable is three bytes; with the leading space, as the model is asked for it."""
     tokenizer, words = tokenizer_of("byte-level"), [" a mat", " 긍정"]
     source = files(tmp_path / "data", test=[{"text": word, "label": "x"} for word in WORDS])
-    source |= {"labels": {"x": "a mat", "y": "긍정"}}
+    source |= {"labels": {"x": "a mat", "y": "긍정"}, "language": "en"}
     given: dict[str, Any] = {"fewshot": {"shots": [0], "rule": "per_byte"}, "data": {"sources": {"cls": [source]}}}
     _, lines = run(model, tokenizer, "cls", tmp_path, **given)
     by_byte, by_character = (
@@ -219,7 +219,8 @@ def test_a_choice_that_begins_another(model: GPT2LMHeadModel, tmp_path: Path) ->
     """Nothing ends an answer of an untuned model: a sum of nats favours the shorter one always, a mean need not."""
     tokenizer = tokenizer_of("byte-level")
     source = files(tmp_path / "data", test=[{"text": f"{w} {w}", "label": "x"} for w in WORDS]) | {
-        "labels": {"x": "a mat", "y": "a mat while two dogs"}
+        "labels": {"x": "a mat", "y": "a mat while two dogs"},
+        "language": "en",
     }
     predicted = {}
     for rule in RULES:
@@ -389,7 +390,7 @@ def test_rows_whose_answer_does_not_fit_stay_in_their_place(tiny_model: Made, tm
     model = tiny_model(vocab_size=len(tokenizer), n_positions=64)
     task = replace(TASKS["gen"], max_new_tokens=4)
     rows = [{"text": " ".join(WORDS[n : n + 1 + 5 * (n % 4)]), "label": "x"} for n in range(16)]
-    source = files(tmp_path / "data", train=rows[::-1], test=rows) | {"labels": {"x": "warm"}}
+    source = files(tmp_path / "data", train=rows[::-1], test=rows) | {"labels": {"x": "warm"}, "language": "en"}
     given: dict[str, Any] = {
         "fewshot": {"shots": [1], "draws": 3},
         "data": {"sources": {"gen": [source]}},

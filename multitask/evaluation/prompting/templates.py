@@ -7,7 +7,7 @@ task's own.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from multitask.config.data import DataConfig
+from multitask.config.data import LANGUAGE, DataConfig
 from multitask.config.evaluation import PromptConfig
 from multitask.data.sources import resolve
 from multitask.errors import InputError, suggest
@@ -51,7 +51,7 @@ def templates_of(task: Task, language: str, given: Given) -> tuple[Prompt, ...]:
 def check_templates(task: Task, given: Given, data: DataConfig, wanted: str) -> None:
     """Raises InputError for templates of the settings that cannot be used, and for a wanted name that none has."""
     own = given.get(task.name, {})
-    spoken = {*task.prompts, *(source.language for source in resolve(task, data))}
+    spoken = {*task.prompts, *(source.language or LANGUAGE for source in resolve(task, data))}
     problems = []
     for language, prompts in own.items():
         where = f"fewshot.prompts.{task.name}.{language}"
