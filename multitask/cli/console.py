@@ -67,6 +67,11 @@ class ProgressConsole:
                 self.console.print(
                     f"warning: {name}: {data['num_chars_lost']:,} characters do not survive the tokenizer: {lost}"
                 )
+                if "\n" in data["chars_lost"]:
+                    self.console.print(
+                        f"warning: {name}: the tokenizer turns line breaks into spaces; take a byte-level one (that of "
+                        "a new model, or GPT-2's), or write line breaks as a word of your own"
+                    )
         if self.console.is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

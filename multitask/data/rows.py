@@ -403,6 +403,16 @@ def _labels(task: Task, source: SourceConfig) -> Mapping[str, str | dict[str, st
     return source.labels
 
 
+def answer_words(task: Task, data: DataConfig) -> list[str]:
+    """Every word that a closed task may answer with, in all languages of its sources; of other tasks none."""
+    if not task.is_closed:
+        return []
+    found = dict.fromkeys(task.choices or ())
+    for source in data_sources.resolve(task, data):
+        found |= dict.fromkeys(word for words in _labels(task, source).values() for word in _words(words))
+    return list(found)
+
+
 def _words(words: str | dict[str, str]) -> list[str]:
     return [words] if isinstance(words, str) else list(words.values())
 

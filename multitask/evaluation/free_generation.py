@@ -18,6 +18,7 @@ from multitask.inference.scoring import choose
 from multitask.pattern import fields, parse
 from multitask.task import END, Task
 from multitask.tokenization.row_encoder import RowEncoder
+from multitask.tokenization.tokenizer import whole_text
 
 
 def numbers(*seed: int) -> Uniform:
@@ -57,7 +58,7 @@ def describe(
         uniform=numbers(seed),
     )
     clean = task.parse or str.strip
-    texts = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]
+    texts = [clean(whole_text(tokenizer.decode(new, skip_special_tokens=True))) for new, _ in written]
     result: dict[str, object] = {
         "num_texts": len(prompts),
         "num_unfinished": sum(not finished for _, finished in written),
@@ -111,5 +112,5 @@ def num_outside(
     end = tokenizer.convert_tokens_to_ids(END)
     written = generate(model, [prompt.ids for prompt in prompts], task.max_new_tokens, {end}, batch_tokens)
     clean = task.parse or str.strip
-    answers = [clean(tokenizer.decode(new, skip_special_tokens=True)) for new, _ in written]
+    answers = [clean(whole_text(tokenizer.decode(new, skip_special_tokens=True))) for new, _ in written]
     return sum(a not in prompt.row.choices for a, prompt in zip(answers, prompts, strict=True)), len(prompts)

@@ -20,7 +20,7 @@ from multitask.evaluation.prompting.templates import Style, templates_of
 from multitask.pattern import parse, render_plain
 from multitask.task import END, Prompt, Task
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
-from multitask.tokenization.tokenizer import plain_reader
+from multitask.tokenization.tokenizer import plain_reader, whole_text
 
 BREAKS = ("\n", " | ", " / ", ". ")
 """What may stand for a line break in a prompt: the first that survives the tokenizer."""
@@ -77,7 +77,7 @@ class StreamFormat:
 
     def completion(self, ids: Sequence[int]) -> str:
         """The text of generated ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return whole_text(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def words(self, row: Row) -> Sequence[str]:
         """The choices in the row's language."""
@@ -177,7 +177,7 @@ class PlainFormat:
 
     def completion(self, ids: Sequence[int]) -> str:
         """The text of generated ids."""
-        return str(self.tokenizer.decode(list(ids)))
+        return whole_text(self.tokenizer.decode(list(ids)))
 
     def words(self, row: Row) -> list[str]:
         """What may follow: the words of a closed set, in order, or else the target alone; each with its space."""

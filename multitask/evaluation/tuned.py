@@ -48,6 +48,7 @@ from multitask.pattern import markers
 from multitask.registry import fingerprint
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
+from multitask.tokenization.row_encoder import with_answer_tokens
 
 
 def block_size_of(config: LoopConfig, model: Any) -> int:
@@ -309,6 +310,7 @@ def evaluate(
                 f"{name}: its tokenizer has no {missing[0]}, a marker of task '{task_name}'; name with --tasks the "
                 "tasks that it was trained on, or train it on this one"
             )
+    tasks = with_answer_tokens(tasks, tokenizer, config.data)
     check_answer_length(tasks, block_size)
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
     fitted = {key: fitted_baselines(task, tokenizer, block_size, config, baselines) for key, task in tasks.items()}

@@ -4,16 +4,30 @@
 ids are the prompt, the rest is learned. Labels are not stored: they are `input_ids` from `num_prompt` on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
-from multitask.data.rows import Row
-from multitask.pattern import Piece, render
+from multitask.config.data import DataConfig
+from multitask.data.rows import Row, answer_words
+from multitask.pattern import Piece, parse, render
 from multitask.task import Task
 from multitask.tokenization.tokenizer import first_ids, plain_reader
+
+
+def with_answer_tokens(
+    tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerFast, data: DataConfig
+) -> dict[str, Task]:
+    """The tasks with as many `max_new_tokens` as the longest answer of a closed one has, `<|end|>` included."""
+    plain, found = plain_reader(tokenizer), dict(tasks)
+    for name, task in tasks.items():
+        if words := answer_words(task, data):
+            literal = parse(task.stream)[-2].literal
+            encoded = plain.encode_batch([literal + word for word in words], add_special_tokens=False)
+            found[name] = replace(task, max_new_tokens=max(len(one.ids) for one in encoded) + 1)
+    return found
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class CharacterSurvey:
             if self.letter is None:
                 return  # later
             survives = self._back(self.letter + character + self.letter) == f"{self.letter} {self.letter}"
+            if character == "\n" and survives:
+                ids = self.plain.encode(f"{self.letter}\n{self.letter}", add_special_tokens=False).ids
+                survives = "\n" in self.plain.decode(ids, skip_special_tokens=False)
         else:
             survives = self._back(character) == character
             self.letter = self.letter or (character if survives else None)

@@ -31,6 +31,7 @@ from multitask.models.support import prepare_attention
 from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
+from multitask.tokenization.row_encoder import with_answer_tokens
 from multitask.training.loop import Loop, TrainingInputs
 from multitask.training.run_dir import Run, open_run
 
@@ -60,6 +61,7 @@ def train(
     with open_run(config, out, overwrite, resume) as run:
         config, out = run.config, run.out
         model, tokenizer = _model(run, tasks)
+        tasks = with_answer_tokens(tasks, tokenizer, config.data)
         block_size = tuned.block_size_of(config.train, model)
         check_window(block_size, max_positions(model))
         layout = prepare_attention(model, block_size, config.train.packing)

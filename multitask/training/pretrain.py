@@ -37,7 +37,7 @@ from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization import train as tokenization_train
 from multitask.tokenization.token_file import TokenFile, token_file
-from multitask.tokenization.tokenizer import load_tokenizer
+from multitask.tokenization.tokenizer import load_tokenizer, whole_text
 from multitask.training.loop import Loop, TrainingInputs
 from multitask.training.run_dir import Run, open_run
 
@@ -215,7 +215,7 @@ class _Sampler:
             return {}
         limit, uniform = min(self.config.sample_tokens, self.num_left), free_generation.numbers(self.config.seed)
         ((ids, _),) = generate(self.model, [self.prompt], limit, self.end_ids, 8192, uniform=uniform)
-        return {"sample": self.config.sample_prompt + self.tokenizer.decode(ids)}
+        return {"sample": self.config.sample_prompt + whole_text(self.tokenizer.decode(ids))}
 
 
 def _score(loop: Loop, ready: Prepared, config: PretrainConfig) -> TaskScores:

@@ -22,6 +22,7 @@ from multitask.models.loss import TokenNLL
 from multitask.models.support import prepare_attention
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
+from multitask.tokenization.row_encoder import with_answer_tokens
 from multitask.training.finetune import tokenizer_texts
 
 
@@ -62,6 +63,7 @@ def preview(config: RunConfig, tasks: Mapping[str, Task]) -> Preview:
     """Trains nothing, writes nothing but the cache of encoded rows; raises InputError as `train` would."""
     device = choose_device(config.device)
     model, tokenizer, new_ids = build(config.model, tasks, tokenizer_texts(tasks, config), config.seed)
+    tasks = with_answer_tokens(tasks, tokenizer, config.data)
     block_size = block_size_of(config.train, model)
     examples = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)

@@ -9,11 +9,12 @@ from conftest import KINDS, TASKS, byte_level, make_row, metaspace, random_field
 from tokenizers import trainers
 from transformers import PreTrainedTokenizerFast
 
+from multitask.config.data import DataConfig, SourceConfig
 from multitask.errors import InputError
 from multitask.pattern import markers, parse, render, text_of
 from multitask.task import Task
-from multitask.tokenization.row_encoder import Encoded, RowEncoder
-from multitask.tokenization.tokenizer import add_markers, lost_characters, probe_identity
+from multitask.tokenization.row_encoder import Encoded, RowEncoder, with_answer_tokens
+from multitask.tokenization.tokenizer import add_markers, lost_characters, probe_identity, whole_text
 
 
 class Recorder:
@@ -237,15 +238,16 @@ def test_characters_that_vanish_without_an_unknown_token_are_named() -> None:
     tokenizer = tokenizer_of("metaspace")
     assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], "counting unknown ids would show nothing"
     assert lost("metaspace", text, "the cat") == {"\n": 1, "😀": 2}
-    assert lost("metaspace", "the cat\n sat") == {}, "beside a space: after folding nothing is missed"
+    assert lost("metaspace", "the cat\n sat", "the\ncat") == {"\n": 2}, "also beside a space"
+    assert lost("metaspace", "the cat\n", "\nthe cat") == {}, "at the ends nothing is missed"
 
 
 def test_nothing_is_lost_on_bytes_or_by_folding() -> None:
     assert lost("byte-level", "줄\n바꿈  😀 e\u0301 <|end|>", " the cat ") == {}
     assert lost("our-own", "줄\n바꿈  😀 e\u0301 <|end|>", " the cat ") == {}
     assert lost("metaspace", "  the cat  sat\u00a0on ", "고양이가") == {}
-    assert lost("wordpiece", "the  cat\nsat") == {}
-    assert lost("wordpiece", "the 😀\ncat") == {"😀": 1}
+    assert lost("wordpiece", "the  cat sat") == {}
+    assert lost("wordpiece", "the 😀\ncat") == {"😀": 1, "\n": 1}
 
 
 def test_a_tokenizer_that_reads_text_after_a_marker_otherwise_is_refused() -> None:
@@ -258,3 +260,31 @@ def test_a_tokenizer_that_reads_text_after_a_marker_otherwise_is_refused() -> No
     probe_identity(made["always"], markers(TASKS))
     with pytest.raises(InputError, match=r"otherwise than the same text alone.*use another tokenizer"):
         probe_identity(made["first"], markers(TASKS))
+
+
+# ---------------------------------------------------------------- tokens of a closed answer
+
+
+def test_a_closed_answer_has_the_tokens_of_its_longest_label(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Labels of more tokens than the task's own budget were cut in half in free answers."""
+    words = {"0": "긍정", "1": {"ko": "긍정 아님", "en": "not"}, "2": {"ko": "긍정도 부정도 아님", "en": "neither"}}
+    data = DataConfig(sources={"cls": [SourceConfig(files={"train": ["a"]}, labels=words)]})
+    found = with_answer_tokens(TASKS, tokenizer, data)
+    plain, end = RowEncoder(TASKS["cls"], tokenizer, 10).plain, tokenizer.convert_tokens_to_ids("<|end|>")
+    longest = plain.encode("긍정도 부정도 아님", add_special_tokens=False).ids
+    assert found["cls"].max_new_tokens == len(longest) + 1 > TASKS["cls"].max_new_tokens
+    fields = {"text": "the cat", "label": "긍정도 부정도 아님"}
+    target = one(RowEncoder(TASKS["cls"], tokenizer, 200), fields)
+    assert target.input_ids[target.num_prompt :] == [*longest, end], "as training has it"
+    own = with_answer_tokens({"nli": TASKS["nli"]}, tokenizer, DataConfig())["nli"].max_new_tokens
+    assert own == max(len(plain.encode(word, add_special_tokens=False).ids) for word in TASKS["nli"].choices or ()) + 1
+    assert {name: found[name] for name in ("summ", "qa", "gen")} == {n: TASKS[n] for n in ("summ", "qa", "gen")}
+
+
+def test_half_a_character_at_the_end_is_left_out() -> None:
+    tokenizer = tokenizer_of("byte-level")
+    ids = tokenizer("the cat 힣")["input_ids"]
+    texts = [whole_text(tokenizer.decode(ids[: len(ids) - n])) for n in range(4)]
+    assert texts[0] == "the cat 힣"
+    assert set(texts[1:]) <= {"the cat ", "the cat"}
+    assert any("\ufffd" in tokenizer.decode(ids[: len(ids) - n]) for n in range(4))
