@@ -2,12 +2,12 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multitask.errors import InputError
-from multitask.events import Report
+from multitask.events import Json, Report
 
 _HANGUL = (
     "NotoSansCJK-Regular.ttc",
@@ -31,7 +31,9 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float
     axes = figure.subplots()
     axes.plot(rates, losses)
     axes.axvline(suggested, color="C1", linestyle="--", label=f"falls fastest at {suggested:.1e}")
-    axes.set(xlabel="learning rate", ylabel="nats per target token", xscale="log", title="one step with each rate")
+    axes.set(
+        xlabel="learning rate", ylabel="loss (nats per target token)", xscale="log", title="one step with each rate"
+    )
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     figure.savefig(picture, dpi=110)
@@ -40,6 +42,7 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float
 def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     """`loss.png` from `metrics.jsonl`: a line per task, thin for training, with dots for validation.
 
+    A training loss is an average since the line before it, and stands in the middle of that interval.
     by_epochs: passes over the rows below, in place of steps; tokens are above in either case.
     """
     from matplotlib.figure import Figure
@@ -52,20 +55,18 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     per_step = max(counted[-1]["epochs"].values()) / counted[-1]["step"] if counted else 1.0
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
+    validations = [(line["step"], line) for line in lines if line["event"] == "validation"]
+    places = {"step": middles(lines, "step"), "validation": validations}
     for number, name in enumerate(sorted({name for line in lines for name in line["loss"]})):
         for event, style in (
             ("step", {"linewidth": 1.0, "alpha": 0.6}),
             ("validation", {"marker": "o", "markersize": 4}),
         ):
-            points = [
-                (line["step"] * per_step, line["loss"][name])
-                for line in lines
-                if line["event"] == event and name in line["loss"]
-            ]
+            points = [(x * per_step, line["loss"][name]) for x, line in places[event] if name in line["loss"]]
             label = name if event == "validation" else None
             axes.plot([p[0] for p in points], [p[1] for p in points], color=f"C{number}", label=label, **style)
     title, below = "training (thin) and validation (dots)", "epoch" if counted else "step"
-    axes.set(xlabel=below, ylabel="nats per target token", yscale="log", title=title)
+    axes.set(xlabel=below, ylabel="loss (nats per target token)", yscale="log", title=title)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -74,6 +75,19 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     per_unit = lines[-1]["tokens"] / (max(1, lines[-1]["step"]) * per_step)
     axes.secondary_xaxis("top", functions=(lambda x: x * per_unit, lambda x: x / per_unit)).set_xlabel("tokens")
     figure.savefig(picture, dpi=110)
+
+
+def middles(lines: Iterable[Json], key: str) -> list[tuple[float, Json]]:
+    """Training lines of `metrics.jsonl`, each with the middle of the interval that its losses are averages of.
+
+    key: `step` or `tokens`. Steps 20 and 40 -> 10 and 30.
+    """
+    found, before = [], 0.0
+    for line in lines:
+        if line.get("event", "step") == "step":
+            found.append(((before + line[key]) / 2, line))
+            before = line[key]
+    return found
 
 
 def draw_steps(steps: Sequence[Mapping[str, Any]], picture: Path) -> bool:

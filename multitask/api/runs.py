@@ -17,7 +17,7 @@ from multitask.config.resolve import (
     resumed_folder,
     settings_of,
 )
-from multitask.config.run import PretrainConfig, RunConfig
+from multitask.config.run import Language, PretrainConfig, RunConfig
 from multitask.errors import InputError
 from multitask.events import Json, Report, ignore
 from multitask.files import shipped
@@ -272,15 +272,15 @@ def benchmark(
     return {"arms": done, "report": str(folder / "report.html")}
 
 
-def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None) -> Json:
+def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None, language: Language = "en") -> Json:
     """Writes `report.md`, `report.json`, `report.html` of run folders, results files, suites; returns the numbers.
 
-    against: the arm that all others are tested against; None: the first one. Raises InputError for files that are no
-    results, or that cannot be compared.
+    against: the arm that all others are tested against; None: the one scored on most tasks. language: `en` or `ko`.
+    Raises InputError for files that are no results, or that cannot be compared.
     """
     from multitask.reports.report import report as write
 
-    return write([Path(run) for run in runs], Path(out), against)
+    return write([Path(run) for run in runs], Path(out), against, language)
 
 
 def preview(

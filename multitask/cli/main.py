@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -305,12 +305,13 @@ def benchmark(
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
-@click.option("--against", help="Arm that all others are tested against; default: the first one.")
-def report(runs: tuple[Path, ...], out: Path, against: str | None) -> None:
+@click.option("--against", help="Arm that all others are compared with; default: the one scored on most tasks.")
+@click.option("--language", type=click.Choice(["en", "ko"]), default="en", show_default=True, help="Of its texts.")
+def report(runs: tuple[Path, ...], out: Path, against: str | None, language: Literal["en", "ko"]) -> None:
     """Put RUNS (run folders, results files, suites) into report.md, report.json and one report.html."""
     from multitask import api
 
-    api.report(runs, out, against)
+    api.report(runs, out, against, language)
     click.echo(f"written to {out}: report.md, report.json, report.html")
 
 

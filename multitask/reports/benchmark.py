@@ -209,5 +209,5 @@ def benchmark_and_report(
         done = benchmark(suite, tasks, folder, where, only, report)
     except Interrupted:
         raise Interrupted(str(folder)) from None
-    write_report([folder], folder)
+    write_report([folder], folder, language=suite.report.language)
     return done

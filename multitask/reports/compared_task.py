@@ -1,5 +1,6 @@
 """One task as every arm answered it: rows, numbers of its metric, paired resamples."""
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +11,12 @@ import numpy as np
 
 from multitask.errors import InputError
 from multitask.evaluation import metrics
-from multitask.evaluation.bootstrap import Resampled, Sample, bootstrap, sample
-from multitask.reports.arms import Arm
-from multitask.reports.results import json_lines
+from multitask.evaluation.bootstrap import Resampled, Sample, bootstrap, sample, with_run_noise
+from multitask.reports.arms import Arm, Score
+from multitask.reports.results import json_lines, row_sets
 
 NUM_RESAMPLES = 10_000
-"""With 1,000, the smallest p-value is 0.002, which nothing survives a correction for 25 comparisons with."""
+"""With 1,000, an interval that 25 others share the level of would end at the rarest resample."""
 
 
 @dataclass
@@ -47,7 +48,8 @@ class ComparedTask:
         has_numbers = self.metric in metrics.NAMES and self.metric not in metrics.DESCRIPTORS
         self.measure = metrics.build(self.metric, "en") if has_numbers else None
         self.texts: list[dict[str, object]] = []
-        self._numbers: dict[tuple[str, int], int] = {}
+        self.row_sets = row_sets((run for arm in compared for run in arm.runs), name)
+        self._numbers: dict[tuple[str, ...], int] = {}
         self.answers: dict[str, Answers] = {}
         for arm in sorted(compared, key=lambda arm: arm.shots is not None):  # a prompt without demonstrations is shown
             if name in arm.scores and (files := arm.predictions(name)):
@@ -62,7 +64,7 @@ class ComparedTask:
         return self.measure is None or bool(self.measure.higher_is_better)
 
     def _read(self, path: Path, into: Answers) -> None:
-        seen: Counter[str] = Counter()
+        seen: Counter[tuple[str, ...]] = Counter()
         rows, numbers = [], []
         is_first = not into.runs
         for line, record in json_lines(path):
@@ -89,16 +91,17 @@ class ComparedTask:
                 ) from None
         into.runs.append((rows, sample(numbers)))
 
-    def _row(self, record: Mapping[str, Any], seen: Counter[str]) -> int:
-        """The number of a row by its id; ids that a file says twice are told apart by their order."""
-        key = (str(record["id"]), seen[str(record["id"])])
-        seen[key[0]] += 1
+    def _row(self, record: Mapping[str, Any], seen: Counter[tuple[str, ...]]) -> int:
+        """The number of a row by its id and references; of rows that a file has twice, also by their order."""
+        same = (str(record["id"]), *map(str, record["references"]))
+        key = (*same, str(seen[same]))
+        seen[same] += 1
         if key not in self._numbers:
             self._numbers[key] = len(self.texts)
             prompt = record.get("prompt", "")
             prompt = prompt if isinstance(prompt, str) else "\n".join(f"{k}: {v}" for k, v in prompt.items())
             references = [abridged(str(text), 300) for text in record["references"][:3]]
-            self.texts.append({"id": key[0], "prompt": abridged(prompt, 700), "references": references})
+            self.texts.append({"id": same[0], "prompt": abridged(prompt, 700), "references": references})
         return self._numbers[key]
 
     def _resample(self) -> tuple[int, dict[str, Resampled]]:
@@ -116,7 +119,54 @@ class ComparedTask:
                 lines = {row: line for line, row in enumerate(rows)}
                 systems[arm].append(numbers.take(np.array([lines[row] for row in sorted(common)])))
         assert self.measure is not None
-        return len(common), bootstrap(self.measure.finish, systems, NUM_RESAMPLES, seed=0)
+        # Each task has its own resamples: otherwise tasks with as many rows would seem to vary together.
+        return len(common), bootstrap(self.measure.finish, systems, NUM_RESAMPLES, zlib.crc32(self.name.encode()))
+
+    def rescore(self, compared: Sequence[Arm]) -> None:
+        """Replaces the scores of the metric by those on the common rows; a baseline stays where it is of just these.
+
+        Raises InputError when an arm has none of them.
+        """
+        for arm in compared:
+            if self.name not in arm.scores:
+                continue
+            if arm.runs and arm.name not in self.resampled:
+                sets = "; ".join(f"{', '.join(paths)}: {rows}" for rows, paths in self.row_sets.items())
+                raise InputError(
+                    f"task '{self.name}' was scored on different rows ({sets}), and arm '{arm.name}' has no row that "
+                    "all have (predictions beside each results file are needed); score all on the same rows "
+                    "(data.sources, eval.split, eval.max_rows), or report them apart"
+                )
+            if arm.runs:
+                found = self.resampled[arm.name]
+                low, high = np.quantile(found.scores[1:] + found.noise, [0.025, 0.975])
+                num = len(found.runs)
+                sd = float(found.runs.std(ddof=1)) if num > 1 else None
+                over = "seeds" if arm.shots is None else "draws"
+                score = Score(float(found.scores[0]), max(0.0, float(low)), float(high), sd, num, over)
+                arm.scores[self.name] = {self.metric: score}
+            elif not any(rows.num_rows == self.num_paired for rows in self.row_sets):
+                del arm.scores[self.name]
+            else:
+                arm.scores[self.name] = {
+                    metric: arm.by_num_rows[self.name, metric, self.num_paired]
+                    for metric in arm.scores[self.name]
+                    if (self.name, metric, self.num_paired) in arm.by_num_rows
+                }
+
+
+def compared_tasks(compared: Sequence[Arm]) -> list[ComparedTask]:
+    """Every task that an arm was scored on, with the noise of seeds and draws.
+
+    Scores of a task whose files have different rows are replaced by those on the common rows.
+    """
+    tasks = [ComparedTask(name, compared) for name in dict.fromkeys(task for arm in compared for task in arm.scores)]
+    pools = {arm.name: "seeds" if arm.shots is None else "draws" for arm in compared}
+    for task, noisy in zip(tasks, with_run_noise([task.resampled for task in tasks], 0, pools), strict=True):
+        task.resampled = noisy
+        if len(task.row_sets) > 1:
+            task.rescore(compared)
+    return tasks
 
 
 def abridged(text: str, most: int) -> str:

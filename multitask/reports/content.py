@@ -5,68 +5,61 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from multitask.errors import InputError, suggest
-from multitask.evaluation.bootstrap import Effect, effect, holm
 from multitask.evaluation.schema import Shots
 from multitask.events import Json
-from multitask.reports import pages
 from multitask.reports.arms import Arm, spreads
 from multitask.reports.compared_task import NUM_RESAMPLES, ComparedTask, abridged
+from multitask.reports.comparisons import (
+    best_prompting,
+    comparisons,
+    gain,
+    main_comparisons,
+    on_validation,
+    runs_of,
+    shots_of,
+    untested,
+)
+from multitask.reports.rendering.numbers import CONTAMINATION, COUNTS
 from multitask.reports.results import Run
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: `main_comparisons`; intervals and `p_adjusted` of a family in place of `p_holm`."""
 
 
-COSTS = {
-    "wall_s": "seconds",
-    "tokens": "tokens",
-    "peak_memory_bytes": "peak memory (bytes)",
-    "trainable_parameters": "trained parameters",
-}
 MAX_REFERENCES = 16
 """Arms that the page compares all others with; of more arms, only the chosen one."""
 
 
 MAX_CLASSES = 12
-BEST = "best prompting by validation rows: what tuning has to beat"
-
-
 Content = Json
 
 
-def reference_arm(tasks: Sequence[ComparedTask], compared: Sequence[Arm], against: str | None) -> str:
-    """The name of the arm that the others are compared with: `against`, else the one scored on most tasks."""
-    names = [arm.name for arm in compared]
-    if against is not None:
-        if against not in names:
-            raise InputError(f"--against: no arm '{against}' in these results; {suggest(against, names)}")
-        return against
-
-    def weight(arm: Arm) -> tuple[int, bool, int, int, int]:
-        tested = sum(arm.name in task.resampled for task in tasks)
-        # Of equals the plainest name: `multitask`, not `multitask-lora`.
-        return tested, arm.shots is None, len(arm.scores), len(arm.runs), -len(arm.name)
-
-    return max(compared, key=weight).name  # of equals the first
-
-
-def content_of(tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: str) -> Content:
-    """All that `report.json` holds but the examples."""
+def content_of(
+    tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: str, names: Sequence[str], runs: Sequence[Run]
+) -> Content:
+    """All that `report.json` holds but the examples; `names`: what the report is of, `runs`: all files."""
     tested = [arm.name for arm in compared if any(arm.name in task.resampled for task in tasks)]
     references = tested if len(tested) <= MAX_REFERENCES else [name for name in tested if name == chosen]
     return {
         "schema": SCHEMA,
         "kind": "report",
+        "names": list(names),
+        "models": _models(compared),
+        "date": _date(runs),
+        "num_files": len(runs),
         "against": chosen,
         "tasks": {
             task.name: {
                 "metric": task.metric,
                 "higher_is_better": task.higher_is_better,
-                "num_rows": sorted({run.results.data[task.name].num_rows for run in _runs(compared, task.name)}),
+                "num_rows": sorted({run.results.data[task.name].num_rows for run in runs_of(compared, task.name)}),
+                "best_arms": _best_arms(task, compared),
                 "num_paired": task.num_paired,
+                "row_sets": [{"rows": str(rows), "files": files} for rows, files in task.row_sets.items()],
             }
             for task in tasks
         },
@@ -79,7 +72,7 @@ def content_of(tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: s
                 "has_main_score": any(task.metric in arm.scores.get(task.name, {}) for task in tasks),
                 "seeds": sorted({run.results.seed for run in arm.runs}),
                 "num_runs": max(
-                    (task.resampled[arm.name].num_runs for task in tasks if arm.name in task.resampled), default=0
+                    (len(task.resampled[arm.name].runs) for task in tasks if arm.name in task.resampled), default=0
                 ),
                 "scores": {
                     task: {name: asdict(score) for name, score in scores.items()} for task, scores in arm.scores.items()
@@ -90,11 +83,12 @@ def content_of(tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: s
             }
             for number, arm in enumerate(compared, 1)
         ],
-        "untested": list(_untested(tasks, compared)),
-        "comparisons": {name: _comparisons(tasks, compared, name) for name in references},
+        "main_comparisons": main_comparisons(tasks, compared),
+        "untested": list(untested(tasks, compared)),
+        "comparisons": {name: comparisons(tasks, compared, name) for name in references},
         "num_resamples": NUM_RESAMPLES,
         "few_shot": _few_shot(tasks, compared),
-        "gain": _gain(tasks, compared),
+        "gain": gain(tasks, compared),
         "confusion": _confusion(tasks, compared),
         "contamination": _contamination(compared),
         "settings": _settings(compared),
@@ -102,90 +96,42 @@ def content_of(tasks: Sequence[ComparedTask], compared: Sequence[Arm], chosen: s
     }
 
 
-def _runs(compared: Sequence[Arm], task: str) -> Iterator[Run]:
-    """Every run that scored a task."""
-    yield from (run for arm in compared for run in arm.runs if task in run.results.tasks)
+def _models(compared: Sequence[Arm]) -> list[str]:
+    """Names of the models that were prompted, or that training began with; folders by their last part."""
+    names = []
+    for run in (run for arm in compared for run in arm.runs):
+        config = run.results.config.get("model")
+        name = config.get("name") if isinstance(config, dict) else None
+        if run.results.kind == "fewshot":
+            name = run.results.model.name or name
+        if isinstance(name, str) and name:
+            names.append(name.rstrip("/").rpartition("/")[2])
+    return list(dict.fromkeys(names))
 
 
-def _untested(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> Iterator[dict[str, str]]:
-    """Which arms have no test, and why."""
-    for arm in compared:
-        for task in tasks:
-            if task.metric not in arm.scores.get(task.name, {}) or arm.name in task.resampled:
-                continue
-            if not arm.runs:
-                why = "a trivial baseline leaves no rows, only scores and intervals"
-            elif not arm.predictions(task.name):
-                why = "its predictions are not beside its results file"
-            elif task.measure is None:
-                why = f"metric {task.metric} has no numbers of single rows"
-            else:
-                why = f"no row has {task.metric} in every arm's predictions"
-            yield {"arm": arm.name, "task": task.name, "why": why}
+def _date(runs: Sequence[Run]) -> str:
+    """The day of the newest results file: the same files make the same report on any day."""
+    return datetime.fromtimestamp(max(run.path.stat().st_mtime for run in runs)).date().isoformat()
 
 
-def _comparisons(tasks: Sequence[ComparedTask], compared: Sequence[Arm], against: str) -> list[Content]:
-    """Every other arm against this one on every task, corrected for how many these are."""
-    pairs = [
-        (task, arm.name, against)
-        for arm in compared
-        for task in tasks
-        if arm.name != against and {arm.name, against} <= task.resampled.keys()
-    ]
-    return [{"arm": arm, **rest} for (_, arm, _), rest in zip(pairs, _tests(pairs), strict=True)]
-
-
-def _tests(pairs: Sequence[tuple[ComparedTask, str, str]]) -> Iterator[Content]:
-    effects = [effect(task.resampled[first], task.resampled[second]) for task, first, second in pairs]
-    for (task, first, second), found, corrected in zip(pairs, effects, holm([e.p for e in effects]), strict=True):
-        yield {
-            "task": task.name,
-            "metric": task.metric,
-            **{key: round(value, 6) for key, value in asdict(found).items()},
-            "p_holm": round(corrected, 6),
-            "verdict": _verdict(task, found, corrected),
-            "has_seed_noise": min(task.resampled[name].num_runs for name in (first, second)) > 1,
-        }
-
-
-def _verdict(task: ComparedTask, found: Effect, p: float) -> str:
-    if p >= 0.05 or found.difference == 0:
-        return "no clear difference"
-    return "better" if (found.difference > 0) == task.higher_is_better else "worse"
-
-
-def _gain(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:
-    """Each multitask arm against each arm that was trained on one task alone."""
-    trained = {arm.name: arm.num_tasks_trained for arm in compared if arm.shots is None}
-    pairs = [
-        (task, many.name, one.name)
-        for task in tasks
-        for many in compared
-        for one in compared
-        if (trained.get(many.name) or 0) > 1 and trained.get(one.name) == 1
-        if task.metric in many.scores.get(task.name, {}) and task.metric in one.scores.get(task.name, {})
-    ]
-    tested = [pair for pair in pairs if {pair[1], pair[2]} <= pair[0].resampled.keys()]
-    found = dict(zip(((task.name, many, one) for task, many, one in tested), _tests(tested), strict=True))
-    scores = {arm.name: arm.scores for arm in compared}
-    rows = []
-    for task, many, one in pairs:
-        values = [scores[name][task.name][task.metric].value for name in (many, one)]
-        row: Content = {"task": task.name, "metric": task.metric, "multitask": many, "single": one}
-        row |= {"multitask_value": values[0], "single_value": values[1], "difference": round(values[0] - values[1], 6)}
-        rows.append(row | found.get((task.name, many, one), {"p_holm": None, "verdict": "not tested"}))
-    return rows
+def _best_arms(task: ComparedTask, compared: Sequence[Arm]) -> list[str]:
+    """The arms with the best score."""
+    scores = {arm.name: arm.scores.get(task.name, {}).get(task.metric) for arm in compared}
+    values = {name: score.value for name, score in scores.items() if score is not None}
+    best = (max if task.higher_is_better else min)(values.values(), default=None)
+    return [name for name, value in values.items() if value == best]
 
 
 def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:
     """Points of the curves: each number of demonstrations with both of its uncertainties."""
     points: list[Content] = []
     for task in tasks:
+        best = best_prompting(task, compared)
         for arm in compared:
             score = arm.scores.get(task.name, {}).get(task.metric)
             if arm.shots is None or score is None:
                 continue
-            shots = [run.results.tasks[task.name].per_shot[arm.shots] for run in _runs([arm], task.name)]
+            shots = shots_of(arm, task.name)
             fitted = [draw.num_fitted for each in shots for draw in each.draws if draw.num_fitted is not None]
             rules = {name: rule.mean for name, rule in shots[0].rules.items()}
             point: Content = {
@@ -200,29 +146,20 @@ def _few_shot(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Co
             for end in ("low", "high"):
                 ends = [value for spread in rows if (value := getattr(spread, end)) is not None]
                 point[end] = statistics.fmean(ends) if len(ends) == len(rows) else None
-            points.append(point | {"rules": rules, "notes": _notes(shots), "validation": _on_validation(shots)})
-        mine = [p for p in points if p["task"] == task.name and p["validation"] is not None]
-        if mine:
-            best = (max if task.higher_is_better else min)(mine, key=lambda point: point["validation"])
-            best["notes"].insert(0, f"{BEST} ({pages.number(best['validation'])})")
+            is_best = best is not None and best.arm is arm and best.validation is not None
+            point |= {"rules": rules, "notes": _notes(shots), "validation": on_validation(shots), "is_best": is_best}
+            point["num_unfinished"] = sum(each.num_unfinished for each in shots)
+            point["num_empty"] = sum(each.num_empty for each in shots)
+            points.append(point)
     return points
 
 
-def _on_validation(shots: Sequence[Shots]) -> float | None:
-    """The score of the chosen templates on the rows that they were chosen on, a mean over runs and languages."""
-    chosen = [one for each in shots for one in each.selection.values()]
-    if not chosen or any(one.split is None or one.template not in one.templates for one in chosen):
-        return None
-    return statistics.fmean(one.templates[one.template] for one in chosen)
-
-
 def _notes(shots: Sequence[Shots]) -> list[str]:
-    """What else is to be known of a prompted arm: templates and rules, answers that are no answers."""
+    """Templates and rules of a prompted arm, by language."""
     used = [
         f"{of}: {one.template}" + f" ({one.rule})" * bool(one.rule) for s in shots for of, one in s.selection.items()
     ]
-    counts = {"unfinished": sum(s.num_unfinished for s in shots), "empty": sum(s.num_empty for s in shots)}
-    return list(dict.fromkeys(used)) + [f"{count:,} answers {name}" for name, count in counts.items() if count]
+    return list(dict.fromkeys(used))
 
 
 def _confusion(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Content]:
@@ -254,6 +191,10 @@ def _cost(arm: Arm) -> dict[str, float]:
         for key, value in run.results.cost.to_json().items():
             if isinstance(value, int | float):
                 costs[key].append(value)
+    if arm.shots is not None:  # older files hold the size of the prompted model
+        costs["trainable_parameters"] = [0]
+    elif any(run.results.kind not in ("train", "pretrain") for run in arm.runs):  # scored here, trained elsewhere
+        costs.pop("trainable_parameters", None)
     return {key: round(statistics.fmean(values), 2) for key, values in costs.items()}
 
 
@@ -272,10 +213,10 @@ def _contamination(compared: Sequence[Arm]) -> list[Content]:
                 scored = data.model_dump()
                 for part in (scored, scored.get("train")):
                     if isinstance(part, dict):
-                        line = {"task": task} | {key: part.get(key) for key in ("split", *pages.COUNTS, "sha256")}
+                        line = {"task": task} | {key: part.get(key) for key in ("split", *COUNTS, "sha256")}
                         found, names = lines.setdefault(json.dumps(line, sort_keys=True), (line, []))
                         contamination = part.get("contamination") or {}  # of the rows: measured once, true of every arm
-                        found |= {key: contamination.get(key, found.get(key)) for key in pages.CONTAMINATION}
+                        found |= {key: contamination.get(key, found.get(key)) for key in CONTAMINATION}
                         names += [name] if name not in names else []
     return sorted(
         ({**line, "arms": names} for line, names in lines.values()),

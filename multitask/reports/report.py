@@ -8,13 +8,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from multitask.config.run import Language
 from multitask.errors import InputError
 from multitask.files import replacing
-from multitask.reports import pages
 from multitask.reports.arms import arms
-from multitask.reports.compared_task import ComparedTask
-from multitask.reports.content import COSTS, Content, content_of, examples_of_rows, reference_arm
-from multitask.reports.figures import draw_figures
+from multitask.reports.compared_task import compared_tasks
+from multitask.reports.comparisons import reference_arm
+from multitask.reports.content import Content, content_of, examples_of_rows
+from multitask.reports.rendering import pages
+from multitask.reports.rendering.figures import draw_figures
+from multitask.reports.rendering.words import words
 from multitask.reports.results import read
 
 MAX_PAGE_BYTES = 2_000_000
@@ -22,30 +25,32 @@ EXAMPLE_BYTES = (800_000, 250_000, 50_000, 0)
 """What examples may take of the page; the next one is tried while the page is too large."""
 
 
-def report(paths: Sequence[Path], out: Path, against: str | None = None) -> Content:
+def report(paths: Sequence[Path], out: Path, against: str | None = None, language: Language = "en") -> Content:
     """Writes `report.md`, `report.json`, `report.html` and `figures/` to `out`; returns what `report.json` holds.
 
     Args:
         paths: results files, run folders, folders of them.
         out: a folder; what an earlier report left there is replaced.
         against: the arm that the others are compared with; None: the one that was scored on most tasks.
+        language: of `report.md` and `report.html`.
 
     Raises:
-        InputError: a file holds no results, or those of another schema, or numbers that are not finite; two files
-            scored a task on other rows; `against` is no arm; `out` cannot be written.
+        InputError: a file holds no results, or those of another schema, or numbers that are not finite; files without
+            common rows; `against` is no arm; `out` cannot be written.
     """
-    compared = arms(read(paths))
-    tasks = [ComparedTask(name, compared) for name in dict.fromkeys(task for arm in compared for task in arm.scores)]
+    runs = read(paths)
+    compared = arms(runs)
+    tasks = compared_tasks(compared)
     chosen = reference_arm(tasks, compared, against)
-    content = content_of(tasks, compared, chosen)
-    drawn = draw_figures(content, tasks, compared)
+    content = content_of(tasks, compared, chosen, _names(paths), runs)
+    drawn = draw_figures(content, tasks, compared, words(language))
     for budget in EXAMPLE_BYTES:
         content["examples"] = examples_of_rows(tasks, compared, budget)
-        page = pages.page(content, drawn, COSTS)
+        page = pages.page(content, drawn, language)
         if len(page.encode()) < MAX_PAGE_BYTES:
             break
     files = {"report.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"}
-    files |= {"report.md": pages.markdown(content, drawn, COSTS), "report.html": page}
+    files |= {"report.md": pages.markdown(content, drawn, language), "report.html": page}
     files |= {f"figures/{name}.svg": svg + "\n" for name, svg in drawn.items()}
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -59,10 +64,10 @@ def report(paths: Sequence[Path], out: Path, against: str | None = None) -> Cont
     return content
 
 
-# --- Rows of one task, as every arm answered them
-
-
-# --- What the report says
-
-
-# --- Figures
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Of folders their names, of files those without the ending; of a run's results file its folder's."""
+    names = []
+    for path in (path.resolve() for path in paths):
+        named = path.parent if path.name == "results.json" else path
+        names.append(named.name if named.is_dir() else named.stem)
+    return list(dict.fromkeys(names))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -90,7 +90,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
     """The results files that are named, and all that lie below the folders that are named, each once.
 
     Raises InputError for a file that holds no results or those of another schema, for a folder without any, for
-    numbers that are not finite, and for files whose rows are not the same.
+    numbers that are not finite, and for files that count ROUGE in other words.
     """
     found: dict[Path, Run] = {}
     for path in paths:
@@ -104,7 +104,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
             found.setdefault(run.path.resolve(), run)
     if not found:
         raise InputError("no results were named; expected run folders or results files")
-    _check_same_rows(list(found.values()))
+    _check_same_words(list(found.values()))
     return list(found.values())
 
 
@@ -155,40 +155,56 @@ def _run(path: Path, is_named: bool) -> Run | None:
     return Run(path, hashlib.sha256(raw).hexdigest(), results)
 
 
-def _check_same_rows(runs: Sequence[Run]) -> None:
-    """Raises InputError when two files scored a task on other rows, or count ROUGE in other words."""
+def _check_same_words(runs: Sequence[Run]) -> None:
+    """Raises InputError when two files count ROUGE of a task in other words."""
     first: dict[str, Run] = {}
     for run in runs:
         for task in run.results.tasks:
+            if not _counts_rouge(run, task):
+                continue
             other = first.setdefault(task, run)
-            if differing := [
-                f"{what}: {theirs} there, {ours} here" for what, theirs, ours in _differing(other, run, task)
-            ]:
+            words = [one.results.config.get("eval", {}).get("rouge_tokenizer") for one in (other, run)]
+            if words[0] != words[1]:
                 raise InputError(
-                    f"{other.path} and {run.path} cannot be compared: task '{task}': {'; '.join(differing)}; score "
-                    "both on the same rows (data.sources, eval.split, eval.max_rows), or report them apart"
+                    f"{other.path} and {run.path} cannot be compared: task '{task}': eval.rouge_tokenizer: {words[0]} "
+                    f"there, {words[1]} here; score both with the same, or report them apart"
                 )
 
 
-def _differing(one: Run, other: Run, task: str) -> Iterator[tuple[str, Any, Any]]:
-    """What keeps two files apart. Windows differ, and so do the rows that they refuse: those leave the number free."""
-    mine, theirs = one.results.data[task], other.results.data[task]
-    for name in ("sha256", "split"):
-        if getattr(mine, name) != getattr(theirs, name):
-            yield name, getattr(mine, name), getattr(theirs, name)
-    fewer, more = sorted((mine, theirs), key=lambda data: data.num_rows)
-    if fewer.num_rows + fewer.num_dropped < more.num_rows:
-        yield "num_rows", mine.num_rows, theirs.num_rows
-    if _counts_rouge(one, task) and _counts_rouge(other, task):
-        words = [run.results.config.get("eval", {}).get("rouge_tokenizer") for run in (one, other)]
-        if words[0] != words[1]:
-            yield "eval.rouge_tokenizer", *words
+class RowSet(NamedTuple):
+    """Which rows a file scored; two windows that drop different rows of one set are told apart by no field."""
+
+    sha256: tuple[str, ...]
+    split: str
+    num_rows: int
+    """Without those that a window dropped: of a set, the largest number of any file."""
+
+    def __str__(self) -> str:
+        digests = ", ".join(digest[:8] for digest in self.sha256)
+        return f"{self.num_rows} rows of {self.split}" + f" ({digests})" * bool(digests)
+
+
+def row_sets(runs: Iterable[Run], task: str) -> dict[RowSet, list[str]]:
+    """The different sets of rows that a task was scored on, each with its files; one set where all are the same.
+
+    Windows differ, and so do the rows that they drop: files that differ by no more rows than were dropped are one set.
+    """
+    found: dict[RowSet, list[str]] = {}
+    scored = [(run.results.data[task], run) for run in runs if task in run.results.tasks]
+    for data, run in sorted(scored, key=lambda pair: -pair[0].num_rows):
+        for rows in found:
+            same = (rows.sha256, rows.split) == (tuple(data.sha256), data.split)
+            if same and data.num_rows + data.num_dropped >= rows.num_rows:
+                break
+        else:
+            rows = RowSet(tuple(data.sha256), data.split, data.num_rows)
+        files = found.setdefault(rows, [])
+        if str(run.path) not in files:
+            files.append(str(run.path))
+    return found
 
 
 def _counts_rouge(run: Run, task: str) -> bool:
     scores = run.results.tasks[task]
     names = {*scores.metrics, *(name for shots in scores.per_shot.values() for name in (shots.metric, *shots.metrics))}
     return any(name.startswith("rouge") for name in names)
-
-
-# --- Arms

@@ -4,7 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from multitask.reports import figures
+from multitask.reports.rendering import figures
+from multitask.reports.rendering.words import words
 
 CURVE = figures.Curve(
     "한국어 <b>&$x_1$", [0, 4, 8], [0.3, 0.5, 0.45], 0, "-", [None, (0.4, 0.6), (0.4, 0.5)], [None, 0.1, 0]
@@ -13,6 +14,7 @@ BARS = [figures.Bar("한국어 <b>&$x_1$", 0.5, 0.4, 0.6, 0.02, 0), figures.Bar(
 COSTS = {"wall_s": "seconds", "trainable_parameters": "trained parameters"}
 
 
+SAID = words("en")
 NAMES = ("bars", "few_shot", "learning", "dots", "prices")
 
 
@@ -21,9 +23,9 @@ def drawings(turn: int = 0) -> dict[str, str]:
     points = [figures.Price(n, {"wall_s": 10.0**n, "trainable_parameters": 0}, 0.5, n, n > 1) for n in (1, 2, 3)]
     return {
         "bars": figures.bars("accuracy", BARS),
-        "few_shot": figures.few_shot("accuracy", [CURVE], BARS[1:]),
-        "learning": figures.learning([figures.Curve("한국어 <b>&$x_1$", range(1, 5000), range(1, 5000), 0)]),
-        "dots": figures.learning([figures.Curve("한국어 <b>&$x_1$", [1], [2.5], 0, "o")]),
+        "few_shot": figures.few_shot("accuracy", [CURVE], BARS[1:], SAID),
+        "learning": figures.learning([figures.Curve("한국어 <b>&$x_1$", range(1, 5000), range(1, 5000), 0)], SAID),
+        "dots": figures.learning([figures.Curve("한국어 <b>&$x_1$", [1], [2.5], 0, "o")], SAID),
         "prices": figures.prices("accuracy", points, COSTS | {"tokens": "tokens"}),
     }
 
@@ -79,7 +81,7 @@ def test_ids_of_several_figures_do_not_meet() -> None:
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
-    long = figures.learning([figures.Curve("a", list(range(1, 5001)), [2.0] * 4999 + [1.0], 0, "o")])
+    long = figures.learning([figures.Curve("a", list(range(1, 5001)), [2.0] * 4999 + [1.0], 0, "o")], SAID)
     marks = list(ElementTree.fromstring(long).iter("{http://www.w3.org/2000/svg}use"))
     assert figures.MAX_POINTS // 2 < len(marks) < figures.MAX_POINTS + 40
 

@@ -2,18 +2,20 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import report_files
 from report_files import answers, trained, write, write_shots
 
 from multitask.errors import InputError
 from multitask.evaluation import metrics
-from multitask.reports import pages
-from multitask.reports.content import BEST
+from multitask.reports.rendering.numbers import COUNTS, amount, number, probability, signed
+from multitask.reports.rendering.words import sentence, words
 from multitask.reports.report import MAX_PAGE_BYTES, report
 
 GOLD = "ab" * 40
@@ -72,8 +74,11 @@ def test_runs_as_train_and_evaluate_leave_them(tmp_path: Path) -> None:
         "metric": "accuracy",
         "higher_is_better": True,
         "num_rows": [16],
+        "best_arms": content["tasks"]["nli"]["best_arms"],
         "num_paired": 16,
+        "row_sets": content["tasks"]["nli"]["row_sets"],
     }
+    assert len(content["tasks"]["nli"]["row_sets"]) == 1
     first, second = (json.loads((trained() / f"both-{s}" / "results.json").read_text()) for s in (7, 8))
     for task in ("nli", "qa"):
         values = [file["tasks"][task]["metrics"] for file in (first, second)]
@@ -88,7 +93,7 @@ def test_runs_as_train_and_evaluate_leave_them(tmp_path: Path) -> None:
     assert [row["task"] for row in content["gain"]] == ["nli"]
     assert {row["task"] for row in content["contamination"]} == {"nli", "qa"}
     assert {row["split"] for row in content["contamination"]} == {"train", "test"}
-    assert all(row[key] is not None for row in content["contamination"] for key in pages.COUNTS)
+    assert all(row[key] is not None for row in content["contamination"] for key in COUNTS)
     scored = {tuple(row["arms"]) for row in content["contamination"] if row["task"] == "qa"}
     assert scored == {("tuned", "multitask"), ("multitask",)}, "test rows of both, training rows of one"
     assert {matrix["arm"] for matrix in content["confusion"]} == {"multitask", "single-nli", "tuned"}
@@ -125,14 +130,13 @@ def test_significance_by_hand(tmp_path: Path) -> None:
         assert test["difference"] == pytest.approx(values[arm] - values["single-nli"], abs=1e-6)
         assert test["low"] <= test["difference"] <= test["high"]
     assert tested["multitask"]["verdict"] == "better"
-    ordered = sorted(tested.values(), key=lambda test: test["p"])
-    assert ordered[0]["p_holm"] == pytest.approx(min(1, 3 * ordered[0]["p"]), abs=1e-5)
-    assert ordered[-1]["p_holm"] == 1
+    for test in tested.values():
+        assert test["p"] <= test["p_adjusted"] <= min(1, 3 * test["p"] + 0.01), "never stricter than Bonferroni"
     back = {test["arm"]: test for test in content["comparisons"]["multitask"]}["single-nli"]
     assert (back["difference"], back["verdict"]) == (-tested["multitask"]["difference"], "worse")
     assert content["gain"][0]["difference"] == tested["multitask"]["difference"]
-    assert content["gain"][0]["p_holm"] == tested["multitask"]["p"], "one comparison needs no correction"
-    assert "## Significance against single-nli" in markdown
+    assert content["gain"][0]["p_adjusted"] == pytest.approx(tested["multitask"]["p"], abs=0.002), "a family of one"
+    assert "## All comparisons with single-nli" in markdown
     assert "<option selected>single-nli</option>" in page
 
 
@@ -151,7 +155,7 @@ def test_the_report_names_arms_whose_seed_noise_is_not_known(tmp_path: Path) -> 
     tested = {test["arm"]: test["has_seed_noise"] for test in content["comparisons"]["multitask"]}
     assert tested == {"single-nli": True, "0-shot": False, "4-shot": True, "once": False}
     for text in (page, markdown):
-        assert "One seed or draw: once. Their seed noise is not in the intervals and p-values." in text
+        assert "One seed or draw: once. Their noise is not in the intervals and p-values." in text
 
 
 def test_rows_are_matched_by_id_not_by_place(tmp_path: Path) -> None:
@@ -211,7 +215,8 @@ def test_few_shot_keeps_its_two_uncertainties_apart(tmp_path: Path) -> None:
     assert four["sd"] == pytest.approx(abs(rights[0] - rights[1]) / math.sqrt(2))
     assert (four["low"], four["high"]) == pytest.approx((four["value"] - 0.05, four["value"] + 0.05))
     assert set(four["rules"]) == {"raw", "calibrated"}
-    assert (zero["notes"], four["notes"]) == ([], ["2,000 answers unfinished", "4 answers empty"])
+    assert (zero["notes"], four["notes"]) == ([], [])
+    assert (four["num_unfinished"], four["num_empty"]) == (2000, 4)
     assert "| 2,000 answers unfinished; 4 answers empty |" in markdown
     assert "| sd over draws | 95 % interval over rows |" in markdown
     assert ["0-shot", "4-shot"] in [run["arms"] for run in content["runs"]], "one file, told once"
@@ -234,9 +239,9 @@ def test_the_best_prompting_is_named_by_validation_rows_not_by_test_rows(tmp_pat
     content, page, markdown = made([tmp_path / "shots.json"], tmp_path / "out")
     zero, four = content["few_shot"]
     assert four["value"] > zero["value"]
-    assert zero["notes"][0] == f"{BEST} (0.600)"
-    assert not any(BEST in note for note in four["notes"])
-    assert markdown.count(BEST) == page.count(BEST) == 1
+    assert (zero["is_best"], zero["validation"], four["is_best"]) == (True, 0.6, False)
+    best = "best prompting, chosen on validation rows (0.600)"
+    assert markdown.count(best) == page.count(best) == 1
 
 
 def test_confusion_by_hand(tmp_path: Path) -> None:
@@ -292,8 +297,7 @@ def test_an_arm_without_predictions_is_named_and_not_tested(tmp_path: Path) -> N
     (tmp_path / "one-8.json.predictions" / "nli.jsonl").unlink()
     content, page, markdown = made(paths, tmp_path / "out")
     missing = {one["arm"]: one["why"] for one in content["untested"]}
-    assert missing["single-nli"] == "its predictions are not beside its results file"
-    assert missing["majority"].startswith("a trivial baseline")
+    assert missing == {"single-nli": "no_predictions"}
     assert "single-nli" not in {test["arm"] for test in content["comparisons"]["multitask"]}
     assert content["gain"][0]["verdict"] == "not tested"
     assert "Not tested, its predictions are not beside its results file: single-nli (nli)." in markdown
@@ -325,7 +329,9 @@ def test_rows_that_only_some_arms_have(tmp_path: Path) -> None:
     expected = report_files.accuracy(answers(POOR, GOLD)[3:]) - report_files.accuracy(rows[3:])
     assert test["difference"] == pytest.approx(expected, abs=1e-6)
     for text in (page, markdown):
-        assert "nli: windows differ, so arms scored between 77 and 80 rows; tests use the 77 that all have." in text
+        assert (
+            "nli: windows differ, so arms scored between 77 and 80 rows; comparisons use the 77 that all have." in text
+        )
 
 
 def test_an_id_that_occurs_twice_is_two_rows(tmp_path: Path) -> None:
@@ -385,11 +391,11 @@ def test_texts_of_models_and_rows_stay_text(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.json", f"{NASTY} {name}", {"nli": rows}, config=config, versions={NASTY: NASTY})
     content, page, markdown = made([tmp_path], tmp_path / "out")
     assert content["examples"]["rows"][0]["prompt"] == NASTY
-    assert page.count("<script") == 2, "the data and our own"
-    assert page.count("</script>") == 2
+    assert page.count("<script") == 3, "the data, the words and our own"
+    assert page.count("</script>") == 3
     assert "<!--" not in page
     found = Page(page)
-    data = next(json.loads(script) for script in found.scripts if script.startswith("{"))
+    data = next(json.loads(script) for script in found.scripts if script.startswith('{"arms"'))
     assert data == content["examples"], "what the script reads is what was said, letter by letter"
     assert "innerHTML" not in page
     assert "<script" not in markdown
@@ -443,28 +449,226 @@ def test_examples_make_way_for_the_rest(tmp_path: Path, monkeypatch: pytest.Monk
     content, smaller, _ = made(paths, tmp_path / "out")
     assert (content["examples"]["rows"], content["examples"]["counts"]["nli"]["shown"]) == ([], 0)
     assert content["examples"]["counts"]["nli"]["disagreeing"] > 0
-    assert "The page has no room left for examples" in smaller
+    assert "The page has no space left for examples" in smaller
 
 
 @pytest.mark.parametrize(
     ("show", "value", "text"),
     [
-        (pages.number, 0.61249, "0.612"),
-        (pages.number, 1234.56, "1,234.6"),
-        (pages.number, None, "–"),
-        (pages.signed, -0.05, "−0.050"),
-        (pages.signed, 0.05, "+0.050"),
-        (pages.signed, -0.0004, "0.000"),
-        (pages.signed, 0, "0.000"),
-        (pages.probability, 0.0004, "< 0.001"),
-        (pages.probability, 0.0499, "0.050"),
-        (pages.probability, None, "–"),
-        (pages.amount, 6130688, "6.13 M"),
-        (pages.amount, 2.4e9, "2.40 G"),
-        (pages.amount, 1234, "1,234"),
-        (pages.amount, 12.5, "12.50"),
-        (pages.amount, 0, "0"),
+        (number, 0.61249, "0.612"),
+        (number, 1234.56, "1,234.6"),
+        (number, None, "–"),
+        (signed, -0.05, "−0.050"),
+        (signed, 0.05, "+0.050"),
+        (signed, -0.0004, "0.000"),
+        (signed, 0, "0.000"),
+        (probability, 0.0004, "< 0.001"),
+        (probability, 0.0499, "0.050"),
+        (probability, None, "–"),
+        (amount, 6130688, "6.13 M"),
+        (amount, 2.4e9, "2.40 G"),
+        (amount, 1234, "1,234"),
+        (amount, 12.5, "12.50"),
+        (amount, 0, "0"),
     ],
 )
 def test_how_numbers_are_written(show: Any, value: Any, text: str) -> None:
     assert show(value) == text
+
+
+# ---------------------------------------------------------------- what a reader looks for first
+
+
+def test_the_main_comparisons_are_with_the_best_prompting_and_the_best_baseline(tmp_path: Path) -> None:
+    content, page, markdown = made(suite(tmp_path), tmp_path / "out", against="multitask")
+    found = {(one["arm"], one["role"]): one for one in content["main_comparisons"]}
+    assert set(found) == {
+        (arm, role) for arm in ("multitask", "single-nli") for role in ("best prompting", "best trivial baseline")
+    }
+    best = found["multitask", "best prompting"]
+    assert best["against"] == "4-shot", "no validation rows: the best on the scored rows"
+    assert best["verdict"] == "no clear difference", "two draws, 0.5 and 0.9"
+    trivial = found["multitask", "best trivial baseline"]
+    assert trivial["against"] == "majority"
+    assert trivial["difference"] == pytest.approx(report_files.accuracy(answers(GOOD, GOLD)) - 0.25, abs=0.01)
+    assert trivial["low"] < trivial["difference"] - 0.1, "of the baseline, an interval of 0.1 on each side"
+    for text in (page, markdown):
+        assert "multitask is not clearly different from the best prompting on 1 of 1 task and better than" in text
+        assert "variance is pooled over arms and tasks" in text
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (["better", "worse", "no clear difference"], "better than the best prompting on 1 of 3 tasks (worse on 1, no "
+         "clear difference on 1)"),
+        (["worse", "worse"], "worse than the best prompting on 2 of 2 tasks"),
+        (["no clear difference", "worse"], "worse than the best prompting on 1 of 2 tasks (no clear difference on 1)"),
+        (["no clear difference"], "not clearly different from the best prompting on 1 of 1 task"),
+    ],
+)  # fmt: skip
+def test_the_verdict_in_one_sentence(verdicts: list[str], said: str) -> None:
+    compared = [{"arm": "a", "role": "best prompting", "verdict": verdict} for verdict in verdicts]
+    assert sentence(words("en"), {"against": "b", "main_comparisons": compared}) == f"a is {said}."
+    assert sentence(words("ko"), {"against": "b", "main_comparisons": []}) == words("ko")["sentence_none"]
+
+
+def test_rouge_of_4_against_46_points_is_worse(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, mean in (("low", 0.04), ("high", 0.46)):
+        rows = [
+            row | {"scores": {"rougeL": {"rougeL": mean + float(noise), "count": 1.0}}, "choice_nll": None}
+            for row, noise in zip(answers(GOLD, GOLD), rng.uniform(-0.03, 0.03, len(GOLD)), strict=True)
+        ]
+        for row in rows:
+            del row["choice_nll"]
+        path = write(tmp_path / f"{name}.json", name, {"summ": answers(GOLD, GOLD)})
+        (tmp_path / f"{name}.json.predictions" / "summ.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        content = json.loads(path.read_text())
+        content["tasks"]["summ"]["metrics"] = {"rougeL": report_files.score(mean)}
+        content["tasks"]["summ"]["baselines"] = {"lead1": {"rougeL": report_files.score(0.46, 0.02)}}
+        path.write_text(json.dumps(content))
+    content, _, _ = made([tmp_path], tmp_path / "out", against="high")
+    (test,) = content["comparisons"]["high"]
+    assert (test["arm"], test["verdict"]) == ("low", "worse")
+    assert {one["arm"]: one["verdict"] for one in content["main_comparisons"]} == {
+        "low": "worse",
+        "high": "no clear difference",
+    }
+
+
+def test_the_best_score_of_each_task_is_marked(tmp_path: Path) -> None:
+    content, page, markdown = made(suite(tmp_path), tmp_path / "out")
+    assert content["tasks"]["nli"]["best_arms"] == ["multitask"]
+    assert page.count('<b class="best"') == 1
+    (line,) = [line for line in markdown.splitlines() if line.startswith("| multitask |") and "**" in line]
+    assert line.split(" | ")[1].startswith("**0.9")
+    assert markdown.count("| **") == 1
+
+
+def test_the_counts_of_the_header_are_those_of_the_tables(tmp_path: Path) -> None:
+    suite(tmp_path)
+    path = write(tmp_path / "x.json", "other", {"nli": answers(GOOD, GOLD)})
+    content = json.loads(path.read_text())
+    content["tasks"]["nli"]["baselines"]["unigram"] = {"perplexity": report_files.score(9.0)}  # no score of the task
+    path.write_text(json.dumps(content))
+    _, page, markdown = made([tmp_path], tmp_path / "out")
+    table = markdown.split("## Scores")[1].split("\n\n")[1].splitlines()[2:]
+    assert f"· {len(table)} arms, 1 task, 6 results files" in markdown
+    body = page.split('id="score-table"')[1].split("</table>")[0]
+    assert body.count("<tr data-arm=") == len(table)
+    assert f"· {len(table)} arms" in page
+
+
+def test_the_title_names_what_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "night").mkdir()
+    suite(tmp_path / "night")
+    _, page, markdown = made([tmp_path / "night"], tmp_path / "out")
+    day = datetime.fromtimestamp((tmp_path / "night" / "shots.json").stat().st_mtime).date().isoformat()
+    assert markdown.startswith(f"# night: model\n\n{day} · ")
+    assert "<title>night: model</title>" in page
+    paths = [tmp_path / "night" / f"{name}-{seed}.json" for name in ("many", "one") for seed in (7, 8)]
+    assert report(paths, tmp_path / "out")["names"] == ["many-7", "many-8", "one-7", "one-8"]
+    assert (tmp_path / "out" / "report.md").read_text("utf-8").startswith("# many-7, many-8, one-7 and 1 more")
+
+
+def test_prompting_trains_no_parameter(tmp_path: Path) -> None:
+    """Files of earlier versions hold the size of the prompted model; an evaluation does not say what was trained."""
+    suite(tmp_path)
+    write(tmp_path / "tuned.json", "tuned", {"nli": answers(GOOD, GOLD)}, kind="train")
+    content, _, _ = made([tmp_path], tmp_path / "out")
+    trained = {arm["name"]: arm["cost"].get("trainable_parameters") for arm in content["arms"] if arm["cost"]}
+    assert trained == {"0-shot": 0, "4-shot": 0, "multitask": None, "single-nli": None, "tuned": 5000}
+
+
+# ---------------------------------------------------------------- different rows
+
+
+def with_rows(path: Path, num_rows: int, sha256: str = "ab" * 32) -> Path:
+    content = json.loads(path.read_text())
+    content["data"]["nli"] |= {"num_rows": num_rows, "sha256": [sha256]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_different_rows_are_compared_on_those_that_all_have(tmp_path: Path) -> None:
+    """The first 30 rows of one, all 80 of the other: scores of both on the 30, with the baseline of the 30."""
+    write(tmp_path / "a.json", "first", {"nli": answers(GOOD, GOLD)})
+    few = with_rows(write(tmp_path / "b.json", "second", {"nli": answers(POOR, GOLD)[:30]}), 30)
+    content = json.loads(few.read_text())
+    content["tasks"]["nli"]["baselines"]["majority"]["accuracy"] = report_files.score(0.5)
+    few.write_text(json.dumps(content))
+    found, page, markdown = made([tmp_path], tmp_path / "out", against="first")
+    assert found["tasks"]["nli"]["num_paired"] == 30
+    scores = {arm["name"]: arm["scores"]["nli"]["accuracy"]["value"] for arm in found["arms"] if "nli" in arm["scores"]}
+    assert scores == {
+        "majority": 0.5,
+        "first": pytest.approx(report_files.accuracy(answers(GOOD, GOLD)[:30])),
+        "second": pytest.approx(report_files.accuracy(answers(POOR, GOLD)[:30])),
+    }
+    said = "nli: scored on different rows (80 rows of test (abababab); 30 rows of test (abababab)); scores of accuracy "
+    for text in (page, markdown):
+        assert said + "and comparisons are those of the 30 rows that all have." in text
+
+
+def test_rows_of_one_id_with_other_references_are_different_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", "first", {"nli": answers(GOOD, GOLD)})
+    other = GOLD[:40] + GOLD[::-1][40:]
+    same = sum(one == two for one, two in zip(GOLD, other, strict=True))
+    assert 0 < same < 80
+    with_rows(write(tmp_path / "b.json", "second", {"nli": answers(POOR, other)}), 80, "cd" * 32)
+    found, _, _ = made([tmp_path], tmp_path / "out")
+    assert found["tasks"]["nli"]["num_paired"] == same
+    assert "majority" not in {arm["name"] for arm in found["arms"] if "nli" in arm["scores"]}, "no file has these rows"
+
+
+def test_nothing_in_common_cannot_be_compared(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", "first", {"nli": answers("ab", "ab")})
+    rows = answers("ab", "ab", id="elsewhere")
+    with_rows(write(tmp_path / "b.json", "second", {"nli": rows}), 2, "cd" * 32)
+    with pytest.raises(
+        InputError, match=r"task 'nli' was scored on different rows .*a.json: 2 rows of test .*score all"
+    ):
+        report([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- languages
+
+
+def test_every_text_is_there_in_both_languages_with_the_same_places() -> None:
+    english, korean = words("en"), words("ko")
+    assert set(english) == set(korean)
+    for name, text in english.items():
+        places = [sorted(re.findall(r"{(\w*)(?::,)?}", each)) for each in (text, korean[name])]
+        assert len(places[0]) == len(places[1]), name
+        assert text, name
+    hangul = [name for name, text in korean.items() if re.search("[가-힣]", text)]
+    assert set(korean) - set(hangul) == {"to", "p", "ngram", "sentence", "sentence_others", "sentence_and",
+                                         "shown_of"} - {"p"}  # fmt: skip
+
+
+def test_a_korean_report(tmp_path: Path) -> None:
+    suite(tmp_path)
+    write(tmp_path / "x.json", "once", {"nli": answers(GOOD, GOLD)})
+    english, _, _ = made([tmp_path], tmp_path / "en")
+    content, page, markdown = made([tmp_path], tmp_path / "ko", language="ko")
+    assert content == english, "numbers have no language"
+    assert '<html lang="ko">' in page
+    for text in (page, markdown):
+        for word in (
+            "점수",
+            "주요 비교",
+            "더 좋음",
+            "뚜렷한 차이 없음",
+            "가장 좋은 프롬프팅",
+            "혼동 행렬",
+            "비용",
+            "시드",
+        ):
+            assert word in text
+        for word in ("Scores", "better", "interval", "Confusion", "Cost", "verdict", "answers unfinished"):
+            assert word not in re.sub(r"<(script|style).*?</\1>|<[^>]*>|\(figures/[^)]*\)", "", text, flags=re.DOTALL)
+    figure = (tmp_path / "ko" / "figures" / "few-shot-nli.svg").read_text("utf-8")
+    assert ">예시 수<" in figure
+    assert ">number of demonstrations<" in (tmp_path / "en" / "figures" / "few-shot-nli.svg").read_text("utf-8")

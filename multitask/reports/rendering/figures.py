@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from multitask.plots import middles
 from multitask.reports.arms import Arm
 from multitask.reports.compared_task import ComparedTask
-from multitask.reports.content import COSTS, Content, model_name
+from multitask.reports.content import Content, model_name
+from multitask.reports.rendering.numbers import COSTS
+from multitask.reports.rendering.words import Words
 
 INK = "#123457"
 """Drawn in this colour, then written as `currentColor`: dark on paper, light on a dark screen."""
@@ -98,7 +101,7 @@ def bars(metric: str, scores: Sequence[Bar]) -> str:
     return _svg(draw, 0.9 + 0.27 * len(scores), "bars", metric, *scores)
 
 
-def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar]) -> str:
+def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar], said: Words) -> str:
     """Scores over the number of demonstrations, beside those of arms that need none (dashed lines)."""
 
     def draw(figure: Any) -> None:
@@ -118,15 +121,15 @@ def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar]) -> str:
             color = _color(line.color)
             axes.axhline(line.value, color=color, linestyle="--", linewidth=1.2, label=short(line.label))
         axes.set_xticks(range(len(steps)), [f"{step:g}" for step in steps])
-        axes.set_xlabel("demonstrations in the prompt")
+        axes.set_xlabel(said["axis_shots"])
         axes.set_ylabel(metric)
         _legend(figure, axes)
 
     return _svg(draw, 3.6, "few_shot", metric, *curves, *lines)
 
 
-def learning(curves: Sequence[Curve]) -> str:
-    """Nats per target token over tokens seen: thin lines for training, dots for validation."""
+def learning(curves: Sequence[Curve], said: Words) -> str:
+    """Loss over training tokens: thin lines for training, dots for validation."""
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
@@ -145,14 +148,14 @@ def learning(curves: Sequence[Curve]) -> str:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("tokens seen in training")
-        axes.set_ylabel("nats per target token")
+        axes.set_xlabel(said["axis_tokens"])
+        axes.set_ylabel(said["axis_loss"])
         _legend(figure, axes)
 
     return _svg(draw, 3.6, "learning", *curves)
 
 
-def prices(metric: str, points: Sequence[Price], names: dict[str, str]) -> str:
+def prices(metric: str, points: Sequence[Price], names: Mapping[str, str]) -> str:
     """The score over each kind of cost; arms by number, filled where a model was trained."""
 
     def draw(figure: Any) -> None:
@@ -260,7 +263,9 @@ def _style(text: str) -> str:
     return "; ".join(kept)
 
 
-def draw_figures(content: Content, tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> dict[str, str]:
+def draw_figures(
+    content: Content, tasks: Sequence[ComparedTask], compared: Sequence[Arm], said: Words
+) -> dict[str, str]:
     """SVG by file name: scores, few-shot curves, learning curves, cost; a figure of each task."""
     models = list(dict.fromkeys(model_name(arm) for arm in compared if arm.runs))
     color = {arm.name: models.index(model_name(arm)) if arm.runs else GREY for arm in compared}
@@ -277,9 +282,9 @@ def draw_figures(content: Content, tasks: Sequence[ComparedTask], compared: Sequ
         drawn[f"scores-{task.name}"] = bars(task.metric, found)
         if shots := [point for point in content["few_shot"] if point["task"] == task.name]:
             lines = [bar for bar in found if bar.label in trained]
-            drawn[f"few-shot-{task.name}"] = few_shot(task.metric, _shot_curves(shots, color), lines)
+            drawn[f"few-shot-{task.name}"] = few_shot(task.metric, _shot_curves(shots, color, said), lines, said)
         if curves.get(task.name):
-            drawn[f"learning-{task.name}"] = learning(curves[task.name])
+            drawn[f"learning-{task.name}"] = learning(curves[task.name], said)
         points = [
             Price(
                 arm["number"],
@@ -292,17 +297,17 @@ def draw_figures(content: Content, tasks: Sequence[ComparedTask], compared: Sequ
             if arm["name"] in scores and arm["cost"] and not arm["cost_is_shared"]
         ]
         if points:
-            drawn[f"cost-{task.name}"] = prices(task.metric, points, COSTS)
+            drawn[f"cost-{task.name}"] = prices(task.metric, points, {key: said[key] for key in COSTS})
     return drawn
 
 
-def _shot_curves(points: Sequence[Content], color: Mapping[str, int]) -> list[Curve]:
+def _shot_curves(points: Sequence[Content], color: Mapping[str, int], said: Words) -> list[Curve]:
     groups: dict[str, list[Content]] = defaultdict(list)
     for point in points:
         groups[point["group"]].append(point)
     return [
         Curve(
-            group or "prompted",
+            group or said["prompted"],
             [point["shots"] for point in same],
             [point["value"] for point in same],
             color[same[0]["arm"]],
@@ -319,9 +324,11 @@ def _learning(compared: Sequence[Arm], color: Mapping[str, int]) -> dict[str, li
     for arm in compared:
         for number, run in enumerate(arm.runs):
             points: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-            for record in run.curve():
+            records = list(run.curve())
+            validations = [(r["tokens"], r) for r in records if r.get("event") == "validation"]
+            for place, record in [*middles(records, "tokens"), *validations]:
                 for task, loss in record.get("loss", {}).items():
-                    points[task, record.get("event", "step")].append((record["tokens"], loss))
+                    points[task, record.get("event", "step")].append((place, loss))
             for (task, event), pairs in points.items():
                 name, style = arm.name if number == 0 else "_", "o" if event == "validation" else "-"
                 x, y = zip(*pairs, strict=True)

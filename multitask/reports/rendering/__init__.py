@@ -1,0 +1,1 @@
+"""How a report looks: tables, figures, the HTML page, words in English and Korean."""
