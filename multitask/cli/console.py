@@ -3,13 +3,13 @@
 A run reports records such as `{"event": "step", "step": 20, ...}`; `ProgressConsole()(record)` shows each as a line.
 """
 
-import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from multitask.cli.tables import make_console, make_table
 from multitask.events import (
     ArmEvent,
     DoneEvent,
@@ -31,9 +31,7 @@ class ProgressConsole:
     """Shows events: rich's progress bar on a terminal, plain lines elsewhere, and the final table."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        self.console = make_console()
         self.started = time.perf_counter()
         self.progress: Any = None
         self.encoding_s: dict[str, float] = {}  # when a split was last spoken of
@@ -142,24 +140,21 @@ class ProgressConsole:
 
     def table(self, results: Json) -> None:
         """Tasks and metrics with intervals, beside the best trivial baseline."""
-        from rich.table import Table
-
-        table = Table("task", "rows", "metric", "score", "95 % interval", "best baseline", "")
+        table = make_table(self.console, "task", "rows", "metric", "score", "95 % interval", "best baseline", "verdict")
         for name, task in results["tasks"].items():
             first = True
             for metric, score in task["metrics"].items():
-                baselines = [(b[metric]["value"], n) for n, b in task["baselines"].items() if metric in b]
                 down = metric in ("perplexity", "word_perplexity", "bits_per_byte", "repetition")
-                baseline = (min if down else max)(baselines) if baselines else None
-                beats = baseline is not None and (score["high"] < baseline[0] if down else score["low"] > baseline[0])
+                known = [(b[metric]["value"], n) for n, b in task["baselines"].items() if metric in b]
+                best = (min if down else max)(known) if known else None
                 table.add_row(
                     name if first else "",
                     f"{task['num_examples']:,}" if first else "",
                     metric,
                     _number(score["value"]),
                     f"{_number(score['low'])} - {_number(score['high'])}",
-                    f"{_number(baseline[0])} {baseline[1]}" if baseline else "",
-                    "" if baseline is None else "better" if beats else "not clearly better",
+                    f"{_number(best[0])} {best[1]}" if best else "",
+                    _verdict(score, task["baselines"][best[1]][metric], not down) if best else "",
                     end_section=metric == list(task["metrics"])[-1],
                 )
                 first = False
@@ -172,12 +167,11 @@ class ProgressConsole:
 
     def arms(self, arms: list[Json], is_estimate: bool) -> None:
         """Arms with their seconds, measured or estimated."""
-        from rich.table import Table
-
-        table = Table("arm", "tokens" if is_estimate else "", "about" if is_estimate else "took")
+        heads = ("arm", "tokens", "about") if is_estimate else ("arm", "state", "took")
+        table = make_table(self.console, *heads)
         for arm in arms:
             seconds = arm["seconds"] if is_estimate else arm["elapsed_s"]
-            note = f"{arm['tokens']:,}" if is_estimate else "kept" if arm["kept"] else ""
+            note = f"{arm['tokens']:,}" if is_estimate else "kept" if arm["kept"] else "done"
             table.add_row(arm["arm"], note, _clock(seconds))
         total = sum(arm["seconds"] if is_estimate else arm["elapsed_s"] for arm in arms)
         table.add_section()
@@ -186,7 +180,6 @@ class ProgressConsole:
 
     def vocabulary(self, found: "TokenizerReport") -> None:
         """A tokenizer's size, how it reads held-out text, its curve."""
-        from rich.table import Table
         from rich.text import Text
 
         held = found["held_out"]
@@ -200,7 +193,9 @@ class ProgressConsole:
             f"measured on {held['text']}: {held['num_characters']:,} characters, {held['num_words']:,} words, "
             f"{held['num_tokens']:,} tokens"
         )
-        table = Table("unknown characters", "tokens per character", "tokens per word", "bytes per token", "lost")
+        table = make_table(
+            self.console, "unknown characters", "tokens per character", "tokens per word", "bytes per token", "lost"
+        )
         lost = held["round_trip"]["chars_lost"]
         table.add_row(
             f"{held['unknown_rate']:.4%}",
@@ -211,7 +206,7 @@ class ProgressConsole:
         )
         self.console.print(table)
         if "curve" in found:
-            table = Table("vocabulary", "characters per token", "bytes per token")
+            table = make_table(self.console, "vocabulary", "characters per token", "bytes per token")
             for point in found["curve"]:
                 cells = (point["characters_per_token"], point["bytes_per_token"])
                 table.add_row(f"{point['vocab_size']:,}", *(f"{cell:.3f}" for cell in cells))
@@ -222,9 +217,8 @@ class ProgressConsole:
 
         Below, chosen templates and rules, and counts of answers that are unfinished or empty.
         """
-        from rich.table import Table
-
-        table = Table("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
+        heads = ("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
+        table = make_table(self.console, *heads)
         notes = []
         for name, task in results["tasks"].items():
             for shots, found in task["per_shot"].items():
@@ -259,6 +253,20 @@ def _notes(found: Json) -> str:
     ]
     counts = ((found.get(f"num_{name}"), name) for name in ("unfinished", "empty"))
     return "; ".join([*notes, *(f"{count:,} answers {name}" for count, name in counts if count)])
+
+
+def _verdict(score: Json, baseline: Json, higher_is_better: bool) -> str:
+    """Whether a score is clearly on one side of the baseline's, by both intervals."""
+    from multitask.evaluation.bootstrap import difference_interval, verdict  # loads torch
+
+    first, second = (_with_ends(each) for each in (score, baseline))
+    return verdict(*difference_interval(first, second), higher_is_better)
+
+
+def _with_ends(score: Json) -> tuple[float, float, float]:
+    value, low, high = (score.get(name) for name in ("value", "low", "high"))
+    assert value is not None
+    return value, value if low is None else low, value if high is None else high
 
 
 def _number(value: float) -> str:

@@ -92,7 +92,7 @@ class GenerationConsole:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("step", "taken", "candidates", "before", "after", "")
+        table = Table("step", "taken", "candidates", "before", "after", "state")
         for number, step in enumerate(steps, 1):
             for n, candidate in enumerate(step["candidates"]):
                 is_last, is_removed = n == len(step["candidates"]) - 1, not candidate["after"]

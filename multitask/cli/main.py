@@ -69,16 +69,16 @@ def main() -> None:
 @click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
 def tasks(tasks_dirs: tuple[str, ...]) -> None:
     """List the tasks: pattern, target, metrics, where the plugin was found."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from multitask.cli.tables import make_console, make_table
     from multitask.registry import find_tasks
 
-    table = Table("task", "pattern", "target", "metrics", "found in")
+    console = make_console(160)
+    table = make_table(console, "task", "pattern", "target", "metrics", "found in")
     for name, (task, origin) in find_tasks(tasks_dirs).items():
         table.add_row(*(Text(cell) for cell in (name, task.stream, task.target, ", ".join(task.metrics), origin)))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console.print(table)
 
 
 @main.command()
@@ -355,18 +355,18 @@ def models() -> None:
 @models.command("list")
 def list_models() -> None:
     """List the models: size of the download and of the folder, licence, where a fetched one is."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from multitask import api
+    from multitask.cli.tables import make_console, make_table
 
-    table = Table("name", "model", "download", "folder", "licence", "fetched to")
+    console = make_console(160)
+    table = make_table(console, "name", "model", "download", "folder", "licence", "fetched to")
     for model in api.list_models():
         sizes = (f"{model[key] / 1e6:,.0f} MB" for key in ("download_bytes", "folder_bytes"))
         cells = (model["name"], model["about"], *sizes, model["license"], model["folder"] or "-")
         table.add_row(*map(Text, cells))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console.print(table)
 
 
 @models.command("get")

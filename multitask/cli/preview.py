@@ -52,15 +52,18 @@ def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int],
 
 
 def histogram(lengths: Any, num_bars: int = 16) -> str:
-    """Lengths as a line of bars, from 0 to the longest: `▁▃█▂`."""
+    """Lengths in tokens as a line of bars, from 0 to the longest: `▁▃█▂`."""
     counts, _ = np.histogram(lengths, bins=num_bars, range=(0, max(1, int(max(lengths)))))
     return "".join(_BARS[int(np.ceil(8 * count / counts.max()))] for count in counts)
 
 
 def _summary(found: Preview) -> Table:
     heads = ("task", "rows", "sampling rate", "truncated", "dropped", "skipped", "chars lost", "mean", "max")
-    table = Table(*heads, box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("lengths in tokens", no_wrap=True)
+    table = Table(*heads, box=SIMPLE, padding=0, show_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[0].no_wrap = True
+    table.add_column("lengths", no_wrap=True)
     for name, rows in found.examples.items():
         report = rows.report
         table.add_row(
@@ -70,7 +73,7 @@ def _summary(found: Preview) -> Table:
             *(f"{report[key]:,}" for key in ("num_truncated", "num_dropped", "num_skipped", "num_chars_lost")),
             f"{rows.lengths.mean():.0f}",
             f"{rows.lengths.max()}",
-            histogram(rows.lengths),
+            histogram(rows.lengths, 10),
         )
     return table
 

@@ -5,7 +5,7 @@ A key that was renamed is read for one release, with a warning that names the ne
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -38,3 +38,25 @@ class Settings(BaseModel):
                     stacklevel=2,
                 )
         return {cls.renamed.get(name, name): value for name, value in values.items()}
+
+
+def origin_of(path: str, settings: Mapping[str, Any], flags: Sequence[str], where: str) -> str:
+    """What set a setting: the last flag that names it, one of its parts or a section around it, else the file.
+
+    path: of a problem, `train.lr`; settings: as in the file, before the flags; where: the file's name.
+    """
+    for flag in reversed(flags):
+        name = flag.partition("=")[0]
+        if path and (f"{path}.").startswith(f"{name}."):
+            return f"--set {flag}"
+        if path and name.startswith(f"{path}.") and not _has(settings, path):
+            return f"--set {flag}"
+    return where
+
+
+def _has(settings: Any, path: str) -> bool:
+    for part in path.split("."):
+        if not isinstance(settings, Mapping) or part not in settings:
+            return False
+        settings = settings[part]
+    return True

@@ -11,7 +11,7 @@ from pydantic import (
     ValidationError,
 )
 
-from multitask.config.base import Settings
+from multitask.config.base import Settings, origin_of
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
@@ -148,7 +148,7 @@ def load(kind: type[T], settings: Json, flags: list[str] | None = None, where: s
                 text = f"no such setting; {suggest(str(problem['loc'][-1]), known)}"
             elif problem["type"] != "value_error":
                 text = f"{text}, found {problem['input']!r}"
-            lines.append(f"{where}: {path or '(top)'}: {text}")
+            lines.append(f"{origin_of(path, settings, flags or [], where)}: {path or '(top)'}: {text}")
         raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 

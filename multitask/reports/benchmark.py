@@ -193,7 +193,15 @@ def read_suite(name: str | Path, flags: Iterable[str]) -> tuple[BenchmarkConfig,
     path = Path(name)
     inside = shipped("configs") / f"{path.stem}.yaml"
     path = inside if not path.exists() and inside.exists() else path
-    return load(BenchmarkConfig, read_yaml(path), list(flags), str(path)), path
+    given, flags = read_yaml(path), list(flags)
+    of_runs = [flag.removeprefix("run.") for flag in flags if flag.startswith("run.")]
+    inner = given.get("run")
+    if isinstance(inner, dict):  # checked here with its flags, to tell a wrong flag from a wrong file
+        try:
+            load(RunConfig, inner, of_runs, f"{path}: run")
+        except InputError as error:
+            raise InputError(str(error).replace("--set ", "--set run.")) from None
+    return load(BenchmarkConfig, given, flags, str(path)), path
 
 
 def benchmark_and_report(

@@ -6,17 +6,15 @@ trivial baseline? All other pairs of arms are secondary, a family for each arm t
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from multitask.errors import InputError, suggest
-from multitask.evaluation.bootstrap import Resampled, compare, unpaired
+from multitask.evaluation.bootstrap import Resampled, compare, unpaired, verdict
 from multitask.evaluation.schema import Shots
 from multitask.events import Json
 from multitask.reports.arms import Arm, Score
 from multitask.reports.compared_task import NUM_RESAMPLES, ComparedTask
 from multitask.reports.results import Run
-
-Verdict = Literal["better", "worse", "no clear difference"]
 
 
 class Pair(NamedTuple):
@@ -49,13 +47,6 @@ def reference_arm(tasks: Sequence[ComparedTask], compared: Sequence[Arm], agains
         return tested, arm.shots is None, len(arm.scores), len(arm.runs), -len(arm.name)
 
     return max(compared, key=weight).name  # of equals the first
-
-
-def verdict(low: float, high: float, higher_is_better: bool) -> Verdict:
-    """From the interval of a difference: clear only where it does not contain 0."""
-    if low <= 0 <= high:
-        return "no clear difference"
-    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def main_comparisons(tasks: Sequence[ComparedTask], compared: Sequence[Arm]) -> list[Json]:

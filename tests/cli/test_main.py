@@ -125,7 +125,8 @@ def test_help_is_quick() -> None:
         )
 
 
-def test_tasks_are_listed(tmp_path: Path) -> None:
+def test_tasks_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     result = command("tasks", "--tasks-dir", TRANSLATE)
     assert result.exit_code == 0
     for shown in ("{premise}<|sep|>{hypothesis}<|nli|>{label}<|end|>", "f1, exact_match", "translate", "nli.py"):
@@ -344,3 +345,13 @@ def test_a_shipped_configuration_is_found_by_name(tmp_path: Path, monkeypatch: p
     assert settings_of("configs/korean.yaml").tasks == ["nli", "qa", "summ", "gen", "cls"]
     with pytest.raises(InputError, match="corean"):
         settings_of("corean.yaml")
+
+
+def test_a_plain_text_has_no_tasks(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    said = refused("evaluate", tmp_path, "--text", tmp_path / "a.txt", "--tasks", "nli")
+    assert said == "error: --tasks is about rows of tasks, --text FILE is a plain text: leave out one of the two\n"
+
+
+def test_a_wrong_name_after_set_is_not_blamed_on_a_file_that_nobody_named() -> None:
+    assert refused("train", "--set", "trian.lr=1").startswith("error: --set trian.lr=1: trian: no such setting")

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from multitask.config.base import Settings
-from multitask.config.data import SourceConfig, SplitConfig, TextConfig
+from multitask.config.data import DataConfig, SourceConfig, SplitConfig, TextConfig
 from multitask.config.evaluation import FewshotConfig, PromptConfig, SamplingConfig
 from multitask.config.loading import describe, load, override, read_yaml
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.config.train import BlockConfig
+from multitask.data.sources import resolve
 from multitask.errors import InputError
 from multitask.files import shipped
+from multitask.registry import load_tasks
+from multitask.reports.benchmark import read_suite
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -190,3 +193,44 @@ def test_an_old_name_in_a_flag_is_read_too() -> None:
 def test_a_users_own_names_stay_in_the_path(settings: dict[str, Any], path: str) -> None:
     with pytest.raises(InputError, match=rf"(?m)^settings: {re.escape(path)}: "):
         load(RunConfig, settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["trian.lr=1"], ["--set trian.lr=1: trian: no such setting; did you mean 'train'?"]),
+        (["train.optimzer=muon"], ["--set train.optimzer=muon: train.optimzer: no such setting; did you mean 'opt"]),
+        (["train.epochs=-1", "train.epochs=x"], ["--set train.epochs=x: train.epochs: Input should be a valid number"]),
+        (["train={epoks: 1}"], ["--set train={epoks: 1}: train.epoks: no such setting; did you mean 'epochs'?"]),
+        (["seed=3"], ["a.yaml: modle: no such setting; did you mean 'model'?"]),
+        (["modle.n_embd=3"], ["a.yaml: modle: no such setting; did you mean 'model'?"]),
+    ],
+)
+def test_a_wrong_setting_names_the_flag_or_the_file_that_has_it(flags: list[str], said: list[str]) -> None:
+    in_file = {"modle": {"n_embd": 4}} if "a.yaml" in said[0] else {"train": {"epochs": 2}}
+    with pytest.raises(InputError) as raised:
+        load(RunConfig, in_file, flags, "a.yaml")
+    lines = str(raised.value).splitlines()
+    assert [line.startswith(start) for line, start in zip(lines, said, strict=True)] == [True] * len(said), lines
+
+
+def test_a_wrong_key_of_a_preset_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("files: {train: a.jsonl}\nfilez: 3\n")
+    task = load_tasks([])["nli"]
+    data = DataConfig(sources={"nli": [str(tmp_path / "mine.yaml")]})
+    with pytest.raises(InputError, match=r"mine.yaml: filez: no such setting; did you mean 'files'\?"):
+        resolve(task, data)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("run.train.lr=1", "--set run.train.lr=1: train.lr: no such setting"),
+        ("rnu.train.lr=1", "--set rnu.train.lr=1: rnu: no such setting; did you mean 'run'?"),
+        ("report.language=fr", "--set report.language=fr: report.language: Input should be 'en' or 'ko'"),
+    ],
+)
+def test_a_wrong_setting_of_a_suite_names_the_flag(flag: str, said: str) -> None:
+    with pytest.raises(InputError) as raised:
+        read_suite("benchmark_demo", [flag])
+    assert str(raised.value).startswith(said)

@@ -1,0 +1,31 @@
+"""Tables that fit the terminal: on 80 columns words wrap and nothing is cut off with `…`."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_NARROW = 100
+
+
+def make_console(width: int = 120) -> "Console":
+    """As wide as the terminal, or as COLUMNS says; `width` columns where neither is known."""
+    from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else width, highlight=False)
+
+
+def make_table(console: "Console", *heads: str) -> "Table":
+    """An empty table with these heads; without vertical lines on a narrow console."""
+    from rich.box import HEAVY_HEAD, SIMPLE
+    from rich.table import Table
+
+    is_narrow = console.width < _NARROW
+    table = Table(box=SIMPLE if is_narrow else HEAVY_HEAD, padding=0 if is_narrow else (0, 1))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
