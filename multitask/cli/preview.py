@@ -58,11 +58,10 @@ def histogram(lengths: Any, num_bars: int = 16) -> str:
 
 
 def _summary(found: Preview) -> Table:
-    heads = ("task", "rows", "sampling rate", "truncated", "dropped", "skipped", "chars lost", "mean", "max")
+    heads = ("task", "rows", "sampling\nrate", "truncated", "dropped", "skipped", "chars\nlost", "mean", "max")
     table = Table(*heads, box=SIMPLE, padding=0, show_edge=False)
     for column in table.columns:
-        column.overflow = "fold"
-    table.columns[0].no_wrap = True
+        column.no_wrap = True  # 80 columns, as they are
     table.add_column("lengths", no_wrap=True)
     for name, rows in found.examples.items():
         report = rows.report
