@@ -28,12 +28,11 @@ from multitask.events import Json, Report, StepEvent, ValidationEvent, Validatio
 from multitask.inference.scoring import example_nll
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
+from multitask.overfitting import Overfitting, Rise
 from multitask.plots import draw_loss
 from multitask.signals import stop_requests
 from multitask.training import checkpoint
 from multitask.training.optim import learning_rate, make_optimizer
-
-_NUM_WORSE = 3  # validations without a better one before the reader is told
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ class Loop:
         self.elapsed_s = 0.0
         self.best: checkpoint.Best | None = None
         self.num_worse = 0
+        self.overfitting, self.train_loss = Overfitting(), math.inf
         # Nats and target tokens of each name since the last log line.
         self.sums = np.zeros((len(inputs.names), 2))
 
@@ -206,6 +206,7 @@ class Loop:
         self.sums[:] = 0
         loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.inputs.names, sums, strict=True) if s[1] > 0}
         self._check(loss)
+        self.train_loss = sum(loss.values()) / len(loss) if loss else self.train_loss
         record: StepEvent = {
             "event": "step",
             "step": self.step,
@@ -238,15 +239,17 @@ class Loop:
     def _validate(self) -> None:
         """Scores what validation holds; keeps the weights if they are the best so far."""
         self.forward.eval()
-        loss = {}
+        loss, tokens, rises = {}, {}, {}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for name, examples in self.inputs.validation.items():
             mine = [examples[n] for n in range(rank, len(examples), world)]
             nll, num = example_nll(self.model, mine, self.config.micro_batch_tokens, self.accelerator.autocast)
-            total = torch.tensor([float(nll.sum()), float(num.sum())], device=self.accelerator.device)
-            nats, tokens = self.accelerator.reduce(total, "sum").tolist()
-            if tokens:
-                loss[name] = round(nats / tokens, 5)
+            rise = self.overfitting.rise(name, nll)
+            total = torch.tensor([float(nll.sum()), float(num.sum()), *rise], device=self.accelerator.device)
+            nats, num_tokens, *more = self.accelerator.reduce(total, "sum").tolist()
+            if num_tokens:
+                loss[name] = round(nats / num_tokens, 5)
+                tokens[name], rises[name] = num_tokens, Rise(*more)
         self._check(loss)
         selection_score = -sum(loss.values()) / len(loss)
         seen = self.inputs.on_validation() if self.accelerator.is_main_process else ValidationScores()
@@ -273,10 +276,11 @@ class Loop:
             "is_best": is_best,
         }
         self._write(record)
-        if self.num_worse == _NUM_WORSE and self.accelerator.is_main_process:
+        overfits = self.overfitting.is_evident(self.step, loss, tokens, rises, self.train_loss)
+        if overfits and self.accelerator.is_main_process:
             text = (
-                f"no better validation since step {self.best['step'] if self.best else 0}: the model is memorising "
-                "the training text; fewer steps, more text, or model.dropout; train.patience stops by itself"
+                f"the validation loss has risen since step {self.overfitting.step}, beyond noise, while the training "
+                "loss fell: the model overfits; fewer steps, more data, or model.dropout; train.patience stops there"
             )
             self.report({"event": "warning", "text": text})
         self.accelerator.log({f"validation/{name}": value for name, value in loss.items()}, step=self.step)

@@ -226,14 +226,15 @@ def test_the_rate_is_sought_before_the_least_loss() -> None:
     assert rates.index(_steepest(rates, losses)) in (12, 13)
 
 
-def test_a_model_that_learns_by_heart_is_told_of(tmp_path: Path) -> None:
+def test_a_model_that_memorises_noise_overfits(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
     noise = "".join(chr(97 + n) for n in np.random.default_rng(0).integers(0, 26, 1500))
     config = given(tmp_path, noise, train={"max_steps": 120, "eval_every_steps": 10, "learning_rate": 1e-2})
     pretrain(config | {"text": config["text"] | {"documents": "file"}}, out=tmp_path / "run", report=records.append)
     said = [record["text"] for record in records if record["event"] == "warning"]
     assert len(said) == 1
-    assert "memorising" in said[0]
+    assert "the validation loss has risen since step" in said[0]
+    assert "the model overfits" in said[0]
 
 
 @pytest.mark.parametrize(
