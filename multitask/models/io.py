@@ -114,11 +114,22 @@ def load_model(name: str, revision: str | None = None, config: Any = None) -> An
     """
     config = config if config is not None else load_config(name, revision)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, revision=revision, dtype=torch.float32, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise not_found(name, "model", error) from error
+    missing = sorted({parameter for parameter, _ in model.named_parameters()} & set(found["missing_keys"]))
+    if missing:
+        raise InputError(
+            f"{name}: its files lack {len(missing)} of the tensors of a model of type '{model.config.model_type}', the "
+            f"first being '{missing[0]}'; copy or download the folder again, with all files of weights"
+        )
     check_causal(model, name)
     return model
 
@@ -197,7 +208,10 @@ def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
 def _load_adapter(folder: Path, num_tokens: int) -> Any:
     from peft import PeftModel
 
-    named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    try:
+        named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise not_found(str(folder), "adapter", error) from error
     beside = folder.parent / "base"  # preferred: a run may have been moved or copied, and replaced at its old path
     base_name = str(beside) if beside.is_dir() else named
     base = load_model(base_name)
@@ -209,4 +223,7 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
         )
     from multitask.models.lora_linear import use_fused_lora
 
-    return use_fused_lora(PeftModel.from_pretrained(base, folder))
+    try:
+        return use_fused_lora(PeftModel.from_pretrained(base, folder))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise not_found(str(folder), "adapter", error) from error

@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from multitask import damage
 from multitask.errors import InputError, suggest
 from multitask.task import END, PAD
 from multitask.tokenization.bpe import Bpe
@@ -207,7 +208,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         auto = AutoTokenizer.from_pretrained(name, revision=revision, **({"tokenizer_type": "gpt2"} if is_bare else {}))
         path = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file: whatever `tokenizers` raises, which has no class of its own
+        if not isinstance(error, OSError | ValueError) and not damage.of_model(folder):
+            raise
         raise not_found(name, "tokenizer", error) from error
     if path is None:
         if not isinstance(auto, PreTrainedTokenizerFast):
@@ -235,6 +238,8 @@ def not_found(name: str, what: str, error: Exception) -> InputError:
     """What to say when a folder or the hub gives no `what` of that name."""
     reason = str(error).strip().split("\n")[0]
     folder = Path(name)
+    if problem := damage.of_model(folder):
+        return InputError(problem)
     if folder.exists():
         return InputError(
             f"{name}: no {what} could be loaded from this folder: {reason}; expected what `save_pretrained` of "
