@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from multitask.config.data import DataConfig
 from multitask.errors import InputError
@@ -59,8 +59,12 @@ def temporary(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path, to be written as a file or a folder, that replaces `path` when the block ends.
 
-    It is on disk by then; if anything fails before, it is removed and `path` stays as it was. Raises OSError.
+    It is on disk by then; if anything fails before, it is removed and `path` stays as it was. A device or a pipe, such
+    as /dev/stdout, is written itself. Raises OSError.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     aside = temporary(path)
     _remove(aside)  # of a killed process that had this number
     try:
@@ -77,6 +81,31 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(aside)
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder`, each whole, when the block ends. Raises OSError.
+
+    Other files of `folder` stay, and so does the old one of a name until the new one takes its place.
+    """
+    aside = temporary(folder)
+    _remove(aside)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        folder.mkdir(exist_ok=True)
+        written = sorted(aside.iterdir())
+        for file in written:
+            flush(file)
+        for file in written:
+            if file.is_dir():
+                _remove(folder / file.name)
+            os.replace(file, folder / file.name)
+        flush(folder)
+    finally:
+        with suppress(OSError):
+            _remove(aside)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -84,16 +113,41 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+SPACE = "free some disk space, or name another place"
+
+
+def cannot_write(path: Path, error: Exception, remedy: str = SPACE) -> InputError:
+    """What to say of a file that cannot be written: the disk is full, the folder is read-only ..."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return InputError(f"{path}: cannot be written ({reason}); what was there before is untouched: {remedy}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file to be written, whole or not at all; raises InputError when it cannot be written."""
+    try:
+        with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file, whole or not at all; raises InputError when it cannot be written."""
+    with writing(path) as file:
+        file.write(text)
+
+
+def append_line(path: Path, text: str, remedy: str = SPACE) -> None:
+    """Appends a line, whole or not at all; raises InputError when it cannot be written."""
+    size = path.stat().st_size if path.exists() else 0
     try:
-        with replacing(path) as aside:
-            aside.write_text(text, "utf-8", newline="\n")
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text + "\n")
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); what was there before is untouched: make space on "
-            "the disk, or name another place"
-        ) from None
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise cannot_write(path, error, remedy) from None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -102,20 +156,29 @@ def write_json(path: Path, value: object) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder of a file to be; raises InputError, before any work, when the file cannot be."""
+    """Makes the folder of a file to be; raises InputError, before any work, when the file cannot be written."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file for the JSON lines")
+        raise InputError(f"{path}: is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.is_file():
+            temporary(path).touch()
+            temporary(path).unlink()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, whole or not at all."""
-    try:
-        with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
+    """JSON lines, whole or not at all; raises InputError when they cannot be written."""
+    with writing(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def cannot_cache(path: Path, error: Exception, setting: str) -> InputError:
+    """What to say of a file of the cache that cannot be written; setting: the one that names the folder."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return InputError(
+        f"{path}: the cache cannot be written ({reason}); name a folder on a disk with space, where you may write: "
+        f"`--set {setting}=FOLDER`, or the environment's XDG_CACHE_HOME"
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from multitask.errors import InputError
 from multitask.events import Json, Report
+from multitask.files import cannot_write, replacing
 
 _HANGUL = (
     "NotoSansCJK-Regular.ttc",
@@ -36,7 +37,10 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float
     )
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
-    figure.savefig(picture, dpi=110)
+    try:
+        _save(figure, picture)
+    except OSError as error:
+        raise cannot_write(picture, error) from None
 
 
 def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
@@ -74,7 +78,10 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     axes.legend()
     per_unit = lines[-1]["tokens"] / (max(1, lines[-1]["step"]) * per_step)
     axes.secondary_xaxis("top", functions=(lambda x: x * per_unit, lambda x: x / per_unit)).set_xlabel("tokens")
-    figure.savefig(picture, dpi=110)
+    try:
+        _save(figure, picture)
+    except OSError as error:
+        raise cannot_write(picture, error) from None
 
 
 def middles(lines: Iterable[Json], key: str) -> list[tuple[float, Json]]:
@@ -131,7 +138,7 @@ def draw_steps(steps: Sequence[Mapping[str, Any]], picture: Path) -> bool:
         figure.suptitle(f"probability of the next token before and after reshaping{rest}")
         if shown:
             figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        figure.savefig(picture, dpi=110)
+        _save(figure, picture)
     return not any("missing from font" in str(warning.message) for warning in caught)
 
 
@@ -144,6 +151,14 @@ def save_steps(steps: Sequence[Mapping[str, Any]], picture: Path, report: Report
     if not is_readable:
         text = f"{picture}: no font here has all its characters; install one, for instance Noto Sans CJK"
         report({"event": "warning", "text": text})
+
+
+def _save(figure: Any, picture: Path) -> None:
+    """Writes a picture, whole or not at all, in the format of its extension; raises OSError."""
+    if not picture.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {picture.parent}")
+    with replacing(picture) as aside:
+        figure.savefig(aside, dpi=110, format=picture.suffix.removeprefix(".") or None)
 
 
 def _short(token: str) -> str:

@@ -44,7 +44,8 @@ def train(
         settings: a `RunConfig`, a mapping, a YAML file (or the name of a shipped one); None: the default, `demo.yaml`.
         tasks: task names; None: those of the settings.
         out: run folder; None: `runs/<tasks>-<date>-<time>`.
-        resume: a run folder to continue, with its own settings.
+        resume: a run folder to continue, with its own settings; or one of its checkpoints, `RUN/checkpoints/step-200`,
+            to continue from there.
         overwrite: replace a run that `out` holds.
         tasks_dirs: folders with further task plugins.
         flags: settings by dotted name, `train.learning_rate=3e-4`.
@@ -65,8 +66,13 @@ def train(
         train as run,  # heavy: after everything that can be wrong with names and settings
     )
 
-    results = run(config, chosen, folder, overwrite=overwrite, resume=resume is not None, report=report)
+    results = run(config, chosen, folder, overwrite=overwrite, resume=_resumed(resume, folder), report=report)
     return results.to_json() if results is not None else {}
+
+
+def _resumed(resume: str | Path | None, run: Path) -> bool | Path:
+    """Whether a run is resumed; a path: from which checkpoint."""
+    return resume is not None and (Path(resume) == run or Path(resume))
 
 
 def pretrain(
@@ -87,7 +93,8 @@ def pretrain(
         settings: a `PretrainConfig`, a mapping, a YAML file (or the name of a shipped one); None: `pretrain.yaml`.
         files: the text, in place of that of the settings.
         out: run folder; None: `runs/pretrain-<date>-<time>`.
-        resume: a run folder to continue, with its own settings.
+        resume: a run folder to continue, with its own settings; or one of its checkpoints, `RUN/checkpoints/step-200`,
+            to continue from there.
         overwrite: replace a run that `out` holds.
         find_learning_rate: instead of training, try learning rates; returns `suggested` and the curve.
         tasks_dirs: folders with further task plugins, whose tokens a tokenizer trained here gets.
@@ -103,8 +110,8 @@ def pretrain(
         settings = settings if settings is not None else out / "config.yaml"
     config = pretrain_settings(settings, files, flags)
     if resume is not None:
-        begun = load(PretrainConfig, read_yaml(Path(resume) / "config.yaml"), where=f"{resume}/config.yaml")
-        check_unchanged(begun, config, Path(resume))
+        path = Path(out or resume) / "config.yaml"
+        check_unchanged(load(PretrainConfig, read_yaml(path), where=str(path)), config, path.parent)
     found = load_tasks(tasks_dirs)
     named = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
     tasks = found if named == "all" else {} if named == "none" else choose(found, named)
@@ -116,7 +123,8 @@ def pretrain(
         if resume is not None or overwrite:
             raise InputError("--find-lr trains nothing: leave out --resume and --overwrite, and name a new --out")
         return lr_finder.find_learning_rate(config, tasks, folder, report)
-    results = runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resume is not None, report=report)
+    resumes = _resumed(resume, folder)
+    results = runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resumes, report=report)
     return results.to_json() if results is not None else {}
 
 

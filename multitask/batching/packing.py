@@ -90,7 +90,9 @@ class BlockStream:
         """How often each task's rows have been taken, to the block."""
         window, at = self.cursor
         epochs = self.mixture.epochs(window * self.window)
-        taken = Counter(drawn.task for block in self._blocks[:at] for drawn in block) if window == self._at else {}
+        if at and window != self._at:  # of a resumed run that has no step left
+            self._at, self._blocks = window, self._pack(window)
+        taken = Counter(drawn.task for block in self._blocks[:at] for drawn in block)
         return {
             name: round(epochs[name] + taken.get(number, 0) / size, 4)
             for number, (name, size) in enumerate(self.mixture.sizes.items())

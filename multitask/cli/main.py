@@ -88,7 +88,12 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
 @click.option("--merge", is_flag=True, default=None, help="With LoRA: write a plain model.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<tasks>-<date>-<time>.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue an interrupted run.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Continue an interrupted run (or from RUN/checkpoints/step-N).",
+)
 def train(
     flags: tuple[str, ...],
     device: str | None,
@@ -126,7 +131,12 @@ def train(
 @click.option("--shape", help="Size of a new model: nano, mini, gpt2, medium, large, xl.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/pretrain-<date>-<time>.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue an interrupted run.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Continue an interrupted run (or from RUN/checkpoints/step-N).",
+)
 @click.option("--find-lr", "find_learning_rate", is_flag=True, help="Try rising learning rates; train nothing.")
 @click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute.")

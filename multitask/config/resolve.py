@@ -106,14 +106,20 @@ def check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | Pretr
 
 
 def resumed_folder(resume: str | Path, out: str | Path | None, overwrite: bool) -> Path:
-    """The folder of a run to resume; raises InputError for arguments that contradict one another."""
+    """The folder of a run to resume, named itself or by a checkpoint below it, `RUN/checkpoints/step-200`.
+
+    Raises InputError for arguments that contradict one another.
+    """
     if overwrite:
         raise InputError("--resume continues a run, --overwrite replaces it; give one of the two")
-    if out is not None and Path(out) != Path(resume):
+    run = Path(resume)
+    if run.parent.name == "checkpoints":
+        run = run.parent.parent
+    if out is not None and Path(out) != run:
         raise InputError(f"--resume {resume} continues in that folder, --out {out} names another; leave out --out")
-    if not (Path(resume) / "config.yaml").exists():
-        raise InputError(f"{resume}: not a run folder (no config.yaml); name the folder that train or pretrain wrote")
-    return Path(resume)
+    if not (run / "config.yaml").exists():
+        raise InputError(f"{run}: not a run folder (no config.yaml); name the folder that train or pretrain wrote")
+    return run
 
 
 def trained_block_size(model: Path) -> int | None:

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from multitask import damage
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.data.sources import has_split, provenance, resolve
 from multitask.evaluation import metrics
 from multitask.evaluation.bootstrap import interval
 from multitask.evaluation.schema import Data, Score, TaskScores
+from multitask.files import cannot_write, replacing
 from multitask.models.bigram import BigramCounts
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples
@@ -74,18 +76,21 @@ class Fitted:
 
     def save(self, path: Path, key: str) -> None:
         """Writes what was fitted, with a key that says on which rows."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"answer_words": np.array(self.answer_words, np.int32)}
         metadata = {"key": key, "classes": json.dumps(self.classes, ensure_ascii=False)}
         if self.bigram_counts is not None:
             arrays |= self.bigram_counts.arrays()
             metadata |= {"weight": repr(self.bigram_counts.weight)}
-        save_file(arrays, path, metadata)
+        try:
+            with replacing(path) as aside:
+                save_file(arrays, aside, metadata)
+        except (OSError, SafetensorError) as error:
+            raise cannot_write(path, error) from error
 
     @classmethod
     def load(cls, task: Task, path: Path, key: str) -> "Fitted | None":
-        """What `save` wrote; None where there is no such file, or where it was fitted on other rows."""
-        if not path.is_file():
+        """What `save` wrote; None where there is no such file, a damaged one, or one fitted on other rows."""
+        if damage.tensors(path) is not None:
             return None
         with safe_open(path, "numpy") as file:
             metadata = file.metadata()

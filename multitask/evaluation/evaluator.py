@@ -31,6 +31,7 @@ from multitask.evaluation.prompting.formats import EncodedPrompt as EncodedPromp
 from multitask.evaluation.prompting.formats import PromptFormat
 from multitask.evaluation.prompting.stops import StopRule
 from multitask.events import Report, ignore
+from multitask.files import writing
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import Floats, choice_nll
 from multitask.models.support import scoring_tokens
@@ -218,9 +219,7 @@ class Evaluator:
         waiting: list[list[Prediction]] = [[] for _ in arms]  # for the likelihoods of all rows
         paths = [predictions / arm.file_name(self.task.name) for arm in arms] if predictions is not None else []
         with ExitStack() as files:
-            if predictions is not None:
-                predictions.mkdir(parents=True, exist_ok=True)
-            sinks: list[TextIO | None] = [files.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+            sinks: list[TextIO | None] = [files.enter_context(writing(path)) for path in paths]
             sinks = sinks or [None] * len(arms)
             rows = iter(rows)
             while chunk := list(itertools.islice(rows, _CHUNK)):
@@ -384,9 +383,7 @@ def _rewrite(path: Path, found: Sequence[Prediction]) -> None:
     """Puts into a predictions file what was known once all its rows had been read."""
     if not found:
         return
-    written = path.with_name(path.name + ".tmp")
-    with path.open(encoding="utf-8") as lines, written.open("w", encoding="utf-8") as sink:
+    with path.open(encoding="utf-8") as lines, writing(path) as sink:
         for line, one in zip(lines, found, strict=True):
             known = {"completion": one.completion, "prediction": one.prediction, "scores": one.scores}
             sink.write(json.dumps(json.loads(line) | known, ensure_ascii=False, allow_nan=False) + "\n")
-    written.replace(path)

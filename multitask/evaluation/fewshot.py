@@ -31,6 +31,7 @@ from multitask.evaluation.results_file import cost_of, results_of, write_results
 from multitask.evaluation.schema import Data, Draw, Results, Selection, Shots, Spread, TaskScores
 from multitask.evaluation.tuned import check_metrics, counts_of
 from multitask.events import Report, ignore
+from multitask.files import check_writable
 from multitask.inference.scoring import in_precision
 from multitask.models.lora import max_positions, plain_model
 from multitask.task import Task
@@ -52,6 +53,8 @@ def fewshot(
     Raises InputError when a task has no plain prompt, no training rows to draw from, or no row that fits the window.
     """
     started = time.perf_counter()
+    if out is not None:
+        check_writable(out)
     check_metrics(tasks, config.eval)
     in_precision(model, config.eval.precision)
     predictions = out.with_name(out.name + ".predictions") if out is not None else None

@@ -40,7 +40,7 @@ from multitask.evaluation.schema import (
     TaskScores,
 )
 from multitask.events import Report, ignore
-from multitask.files import sha256_of
+from multitask.files import check_writable, sha256_of
 from multitask.inference.perplexity import perplexity_of_text
 from multitask.inference.scoring import in_precision
 from multitask.models.lora import max_positions
@@ -298,6 +298,8 @@ def evaluate(
     baselines: the folder of a run in which its baselines were kept.
     """
     started = time.perf_counter()
+    if out is not None:
+        check_writable(out)
     block_size = block_size_of(config.train, model)
     if (window := max_positions(model)) is not None:
         block_size = min(block_size, window)
@@ -335,6 +337,8 @@ def evaluate_text(
     out: Path | None = None,
 ) -> Results:
     """Sliding-window perplexity of a plain text file; with `out`, writes `out`."""
+    if out is not None:
+        check_writable(out)
     window = window or max_positions(model) or 1024
     found = perplexity_of_text(model, tokenizer, text, window, stride or window, batch_tokens)
     measured = {key: Score(value=getattr(found, key)) for key in ("perplexity", "word_perplexity", "bits_per_byte")}

@@ -19,7 +19,7 @@ from transformers import (
 
 from multitask.config.data import DataConfig
 from multitask.errors import InputError
-from multitask.files import cache_folder, replacing
+from multitask.files import cache_folder, cannot_write, filling, replacing
 from multitask.models.cards import card, plain_card
 from multitask.models.gguf.catalog import CATALOG, is_written
 from multitask.models.lora import is_adapter, max_positions, plain_model
@@ -54,21 +54,38 @@ def save(
 
     examples: one row's fields of each task, for the card. With LoRA the base that the adapter names must exist already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = plain_model(model)
-    attention = plain.config._attn_implementation
-    plain.config._attn_implementation = None
-    model.save_pretrained(folder)
-    plain.config._attn_implementation = attention
-    tokenizer.save_pretrained(folder)
-    plain.generation_config.save_pretrained(folder)
     base = None
     if is_adapter(model):
         named = model.peft_config["default"].base_model_name_or_path
         is_beside = Path(named) == (folder.parent / "base").resolve()
         base = 'FOLDER + "/../base"' if is_beside else repr(named)
-    if tasks:
-        (folder / "README.md").write_text(card(tasks, examples, base), "utf-8")
+    _save(model, tokenizer, folder, card(tasks, examples, base) if tasks else None)
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, text: str | None) -> None:
+    """Writes the files of a model, each whole; text: of the card. Raises InputError when they cannot be written."""
+    plain = plain_model(model)
+    attention = plain.config._attn_implementation
+    try:
+        with model_files(folder) as aside:
+            plain.config._attn_implementation = None
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+            plain.generation_config.save_pretrained(aside)
+            if text is not None:
+                (aside / "README.md").write_text(text, "utf-8")
+    finally:
+        plain.config._attn_implementation = attention
+
+
+@contextmanager
+def model_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder`; raises InputError when they cannot be written."""
+    try:
+        with filling(folder) as aside:
+            yield aside
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from error
 
 
 def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str) -> None:
@@ -76,11 +93,10 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
 
     prompt: what the card's snippet continues.
     """
-    save(model, tokenizer, folder, {}, {})
     start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
     num_new = min(40, (max_positions(model) or 80) // 2)
     text = plain_card(start, num_new, needs_import=model.config.model_type != "gpt2")
-    (folder / "README.md").write_text(text, "utf-8")
+    _save(model, tokenizer, folder, text)
 
 
 def load_config(name: str, revision: str | None = None) -> Any:

@@ -8,8 +8,10 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,18 @@ from transformers import PreTrainedTokenizerFast
 from multitask import registry
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import sources as data_sources
+from multitask.data.readers import existing
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
 from multitask.events import Json
-from multitask.files import cache_folder, temporary, write_json
+from multitask.files import cache_folder, cannot_cache, replacing, temporary
 from multitask.source_hash import source_hash
 from multitask.task import Task
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
 from multitask.tokenization.tokenizer import lost_characters
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+"""What reading a truncated or damaged file raises."""
 
 _BATCH = 1000
 _SCHEMA = pa.schema(
@@ -53,11 +59,21 @@ class Examples:
     lengths, num_prompts: int32 arrays (N,). report: counts and provenance, as `results.json` shows them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Sequence[str] = ()) -> None:
+        """Opens the file; raises `_DAMAGE` for one that is truncated or damaged.
+
+        files: the paths that the rows are read from now. The content is the same when it was encoded from others.
+        """
         self.path = path
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         self.report: Json = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        paths = self.report.pop("paths")
+        self._moved = [(old, new) for old, new in zip(paths, files or paths, strict=True) if old != new]
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         self._batches = [self._reader.get_batch(n) for n in range(self._reader.num_record_batches)]
+        for batch in self._batches:
+            batch.validate()
+        if self._reader.schema != _SCHEMA or sum(b.num_rows for b in self._batches) != self.report["num_rows"]:
+            raise ValueError("not the rows that were encoded")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         ids = [batch.column("input_ids") for batch in self._batches]
         self._values = [column.values.to_numpy(zero_copy_only=True) for column in ids]
@@ -87,10 +103,17 @@ class Examples:
             json.loads(found["fields"]),
             language=found["language"],
             keep=None,
-            where=found["where"],
+            where=self._where(found["where"]),
             no_answer=found["no_answer"],
             **lists,
         )
+
+    def _where(self, where: str) -> str:
+        """Where a row stands now, if it was encoded from the same file in another folder."""
+        for old, new in self._moved:
+            if where.startswith(f"{old}:"):
+                return new + where[len(old) :]
+        return where
 
     def is_truncated(self, number: int) -> bool:
         """Whether a row's text was truncated to fit."""
@@ -115,7 +138,8 @@ def prepare(
     """Examples of a task's split, from the cache or encoded now.
 
     max_answer_tokens: as in `RowEncoder`; None in training. limit: the first so many usable rows.
-    Raises InputError when no row is usable.
+    Raises InputError when no row is usable, or when the cache cannot be written. Warns of a damaged file in the cache,
+    which is encoded anew.
     """
     sources = [source for source in data_sources.resolve(task, config) if data_sources.has_split(source, split)]
     if not sources:
@@ -126,22 +150,41 @@ def prepare(
     provenance = [data_sources.provenance(source, split, config) for source in sources]
     key = _key(task, sources, provenance, split, tokenizer, block_size, config, max_answer_tokens, limit)
     path = cache_folder(config) / f"{task.name}-{split}-{key}.arrow"
-    if not path.exists():
+    paths = [
+        str(existing(name, config))
+        for source, item in zip(sources, provenance, strict=True)
+        for name in (item["files"] if source.files is not None else ())
+    ]
+    examples = _cached(path, paths)
+    if examples is None:
         encoder = RowEncoder(task, tokenizer, block_size, max_answer_tokens)
         report: dict[str, object] = {
+            "paths": paths,
             "files": [name for item in provenance for name in item["files"]],
             "sha256": [digest for item in provenance for digest in item["sha256"]],
             "revision": next((item["revision"] for item in provenance if item["revision"]), None),
             "split": split,
         }
         _write(path, task, split, config, encoder, tokenizer, report, limit)
-    examples = Examples(path)
+        examples = Examples(path, paths)
     if len(examples) == 0:
         raise InputError(
             f"task '{task.name}', {split}: no usable row: {json.dumps(examples.report)}; "
             "raise train.block_size (or model.n_positions), or look at the rows with `preview`"
         )
     return examples
+
+
+def _cached(path: Path, files: Sequence[str]) -> Examples | None:
+    """The rows of a file of the cache; None when it is not there, or damaged."""
+    if not path.exists():
+        return None
+    try:
+        return Examples(path, files)
+    except _DAMAGE as error:
+        text = f"{path}: this file of the cache is truncated or damaged ({error}); the rows are encoded anew"
+        warnings.warn(text, stacklevel=3)
+        return None
 
 
 def _key(
@@ -180,10 +223,10 @@ def _write(
     counts = Counts()
     num_truncated = num_dropped = num_rows = 0
     lost: Counter[str] = Counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = temporary(path)
     rows = read(task, split, config, counts)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             # No row more than the limit needs is read, so that the counts are of what was looked at.
             while batch := list(itertools.islice(rows, min(_BATCH, limit - num_rows) if limit else _BATCH)):
@@ -205,10 +248,14 @@ def _write(
             "num_chars_lost": sum(lost.values()),
             "chars_lost": dict(lost.most_common(20)),
         }
-        write_json(path.with_suffix(".json"), report)
+        with replacing(path.with_suffix(".json")) as written:
+            written.write_text(json.dumps(report, ensure_ascii=False), "utf-8")
         os.replace(aside, path)
+    except OSError as error:
+        raise cannot_cache(path, error, "data.cache") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _record(row: Row, example: Encoded) -> dict[str, object]:

@@ -29,7 +29,7 @@ from multitask.data import corpus
 from multitask.data.corpus import TextSplit
 from multitask.errors import InputError, suggest
 from multitask.events import Json, Report, ignore
-from multitask.files import cache_folder, replacing
+from multitask.files import cache_folder, cannot_cache, replacing
 from multitask.source_hash import source_hash
 from multitask.tokenization.chunks import pieces
 from multitask.tokenization.survey import CharacterSurvey, TextCounts, UnknownCharacter
@@ -37,6 +37,9 @@ from multitask.tokenization.tokenizer import plain_reader
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 or uint32, (T,)."""
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+"""What reading a truncated or damaged file raises."""
 
 _PIECE = 1 << 15  # characters of a piece
 _BATCH = _PIECE * max(32, 4 * (os.cpu_count() or 1))  # characters that are encoded at a time: some pieces for each core
@@ -50,8 +53,11 @@ class TokenFile:
     """
 
     def __init__(self, path: Path) -> None:
+        """Opens the file; raises `_DAMAGE` for one that is truncated or damaged."""
         self.path = path
         self.report: Json = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if path.stat().st_size != self.report["num_tokens"] * np.dtype(self.report["dtype"]).itemsize:
+            raise ValueError(f"{path.stat().st_size:,} bytes of {self.report['num_tokens']:,} tokens")
         self.before_id: int | None = self.report["before_id"]
         self.after_id: int | None = self.report["after_id"]
         # A plain view of the mapping: slices of a memmap cost three times as much.
@@ -83,16 +89,29 @@ def token_file(
     encoder = _Encoder(tokenizer, config)
     provenance = corpus.provenance(config, split)
     path = cache_folder(DataConfig(cache=config.cache)) / f"text-{split}-{encoder.key(provenance)}.ids"
-    if path.exists():
-        return TokenFile(path)
+    if (found := _cached(path, report)) is not None:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path, split, report):
-            if not path.exists():
-                _write(path, encoder, split, provenance, report)
+            if (found := _cached(path, ignore)) is not None:  # another process has encoded it meanwhile
+                return found
+            _write(path, encoder, split, provenance, report)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise cannot_cache(path, error, "text.cache") from error
     return TokenFile(path)
+
+
+def _cached(path: Path, report: Report) -> TokenFile | None:
+    """The tokens of a file of the cache; None when it is not there, or damaged."""
+    if not path.exists():
+        return None
+    try:
+        return TokenFile(path)
+    except _DAMAGE as error:
+        text = f"{path}: this file of the cache is truncated or damaged ({error}); the text is encoded anew"
+        report({"event": "warning", "text": text})
+        return None
 
 
 # ---------------------------------------------------------------- from text to ids
@@ -247,7 +266,7 @@ class _Progress:
         try:
             kept = json.loads(self.path.read_text("utf-8"))
             is_whole = aside.stat().st_size >= kept["counts"]["num_tokens"] * itemsize
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
         if is_whole:
             self.counts, self.lost, self.is_inside = kept["counts"], Counter(kept["lost"]), kept["is_inside"]

@@ -21,7 +21,7 @@ from multitask.config.model import TokenizerConfig
 from multitask.data import corpus
 from multitask.errors import InputError
 from multitask.events import Report, ignore
-from multitask.files import temporary
+from multitask.files import cannot_write, temporary
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
 from multitask.tokenization.tokenizer import assemble, lost_characters, plain_reader, probe_identity, train_bpe
@@ -353,6 +353,8 @@ def _save(made: PreTrainedTokenizerFast, found: TokenizerReport, out: Path) -> N
                 os.replace(aside / name, out / name)
             else:
                 (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

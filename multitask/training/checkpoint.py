@@ -7,6 +7,7 @@ did best in validation.
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from multitask.errors import InputError
-from multitask.files import replacing
+from multitask import damage
+from multitask.errors import InputError, suggest
+from multitask.files import replacing, write_text
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -87,20 +89,88 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def prune(folder: Path, keep: int, best: Path) -> None:
-    """Removes all but the newest `keep` checkpoints and the best weights, and the files of an interrupted write."""
-    for _, path in steps(folder)[:-keep]:
-        shutil.rmtree(path)
+    """Removes all but the newest `keep` checkpoints, best weights that none of them names, and unfinished files.
+
+    best: the folder of the best weights now.
+    """
+    found = steps(folder)
+    for _, path in found[:-keep]:
+        _remove(path)
+    kept = {best, *(named for _, path in found[-keep:] if (named := _best_of(path)) is not None)}
     for path in (*folder.glob("best-*"), *folder.glob(".*.tmp")):
-        if path != best:
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _best_of(path: Path) -> Path | None:
+    """The folder of the best weights that a checkpoint names."""
+    try:
+        return path.with_name(f"best-{read_state(path)['best']['step']}")  # type: ignore[index]  # None: caught
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def remove_after(path: Path) -> list[str]:
+    """Removes the checkpoints that are newer than `path`, whose run continues from it; returns their names."""
+    newer = [other for step, other in steps(path.parent) if step > step_of(path)]
+    for other in newer:
+        _remove(other)
+    return [other.name for other in newer]
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint; it loses its name first, so that a killed process never leaves a part of one."""
+    aside = path.with_name(f".{path.name}.removed.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder; raises InputError for a folder of another name."""
+    if (found := _NAME.fullmatch(path.name)) is None:
+        raise InputError(f"{path}: not a checkpoint; expected a folder such as checkpoints/step-200")
+    return int(found[1])
+
+
 def newest(run: Path) -> Path:
-    """The last checkpoint of a run folder; raises InputError when there is none."""
-    found = steps(run / "checkpoints")
+    """The last checkpoint of a run folder; raises InputError when there is none, or when it is damaged.
+
+    Another checkpoint is never taken without a word: the message names the newest whole one and how to resume from it.
+    """
+    found = [path for _, path in steps(run / "checkpoints")]
     if not found:
         raise InputError(f"{run}: no checkpoint to resume from in {run / 'checkpoints'}; start anew with --overwrite")
-    return found[-1][1]
+    problem = _damage(found[-1])
+    if problem is None:
+        return found[-1]
+    whole = next((path for path in reversed(found[:-1]) if _damage(path) is None), None)
+    remedy = "no older one is whole: start anew with --overwrite"
+    if whole is not None:
+        remedy = f"an older one is whole: resume from it with --resume {shlex.quote(str(whole))}"
+    raise InputError(f"{problem}: the newest checkpoint is damaged; {remedy}")
+
+
+def check(path: Path) -> None:
+    """Raises InputError for a checkpoint that cannot be read."""
+    step_of(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such checkpoint; {suggest(path.name, [p.name for _, p in steps(path.parent)])}")
+    if problem := _damage(path):
+        raise InputError(f"{problem}: this checkpoint is damaged; name another one below {path.parent}")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or with the best weights that it names; None: it is whole."""
+    if (problem := damage.text(path / "state.json")) is not None:
+        return f"{path / 'state.json'}: {problem}"
+    state = json.loads((path / "state.json").read_bytes())
+    if not isinstance(state, dict) or State.__required_keys__ - {"data"} > state.keys():
+        return f"{path / 'state.json'}: damaged: it does not say where the run was"
+    tensors = [path / "model.safetensors", path / "optimizer.safetensors"]
+    if isinstance(best := state["best"], dict):
+        tensors.append(path.with_name(f"best-{best.get('step')}") / "model.safetensors")
+    return next((f"{file}: {problem}" for file in tensors if (problem := damage.tensors(file))), None)
 
 
 def read_state(path: Path) -> State:
@@ -121,7 +191,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Puts trained weights back; raises InputError when names or shapes differ."""
+    """Puts trained weights back; raises InputError when they are damaged, or when names or shapes differ."""
+    if problem := damage.tensors(path / "model.safetensors"):
+        raise InputError(f"{path / 'model.safetensors'}: {problem}; start anew with --overwrite")
     stored, own = load_file(path / "model.safetensors"), trained_weights(model)
     different = [n for n in {*stored, *own} if n not in stored or n not in own or stored[n].shape != own[n].shape]
     if different:
@@ -144,8 +216,14 @@ def other_data(run: Path, before: Mapping[str, object], now: Mapping[str, object
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Removes the lines of a log that were written after a checkpoint."""
+    """Removes the lines of a log that were written after a checkpoint, and what a killed process left of a line."""
     if path.exists():
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        write_text(path, "".join(line + "\n" for line in lines if _step_in(line, step + 1) <= step))
+
+
+def _step_in(line: str, otherwise: int) -> int:
+    try:
+        return int(json.loads(line).get("step", 0))
+    except (ValueError, AttributeError, TypeError):
+        return otherwise

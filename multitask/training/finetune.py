@@ -25,7 +25,7 @@ from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import Data, Results
 from multitask.events import Report, ValidationScores, ignore
 from multitask.models.build import build
-from multitask.models.io import model_folder, save
+from multitask.models.io import model_files, model_folder, save
 from multitask.models.lora import add_lora, is_adapter, max_positions, merged, plain_model
 from multitask.models.support import prepare_attention
 from multitask.signals import interruptible
@@ -47,12 +47,13 @@ def train(
     out: Path,
     *,
     overwrite: bool = False,
-    resume: bool = False,
+    resume: bool | Path = False,
     report: Report = ignore,
     arm: str | None = None,
 ) -> Results | None:
     """Trains one model on `tasks` and writes a run folder; returns the results, None in other processes.
 
+    resume: True: from the newest checkpoint of `out`; a path: from this one.
     arm: what a report calls the run; None: `multitask`, or `single-<task>`, with `-lora`.
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
@@ -207,7 +208,8 @@ def _model(run: Run[RunConfig], tasks: Mapping[str, Task]) -> tuple[Any, Any]:
             settings = settings.model_copy(update={"tokenizer": str(folder)})
     model, tokenizer, new_ids = build(settings, tasks, tokenizer_texts(tasks, config), config.seed)
     if makes_tokenizer:
-        tokenizer.save_pretrained(folder)
+        with model_files(folder) as aside:
+            tokenizer.save_pretrained(aside)
         accelerator.wait_for_everyone()
     if config.adapter.kind == "lora":
         model = _with_lora(model, tokenizer, config, new_ids, out, accelerator.is_main_process)
@@ -234,6 +236,7 @@ def _with_lora(model: Any, tokenizer: Any, config: RunConfig, new_ids: list[int]
     else:
         model.name_or_path = str((out / "base").resolve())
         if writes and not config.adapter.merge and not (out / "base").exists():
-            model.save_pretrained(out / "base")
-            tokenizer.save_pretrained(out / "base")
+            with model_files(out / "base") as aside:
+                model.save_pretrained(aside)
+                tokenizer.save_pretrained(aside)
     return add_lora(model, config.adapter, new_ids)

@@ -25,6 +25,7 @@ from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
+from multitask.files import append_line
 from multitask.inference.scoring import example_nll
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
@@ -232,8 +233,11 @@ class Loop:
     def _write(self, record: StepEvent | ValidationEvent) -> None:
         if not self.accelerator.is_main_process:
             return
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        append_line(
+            self.out / "metrics.jsonl",
+            json.dumps(record, allow_nan=False),
+            f"free some disk space, then continue with --resume {self.out}",
+        )
         self.report(record)
 
     def _validate(self) -> None:

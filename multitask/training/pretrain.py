@@ -78,13 +78,14 @@ def pretrain(
     out: Path,
     *,
     overwrite: bool = False,
-    resume: bool = False,
+    resume: bool | Path = False,
     report: Report = ignore,
     arm: str | None = None,
 ) -> Results | None:
     """Trains a model on a plain text corpus and writes a run folder; returns the results, None in other processes.
 
-    tasks: those whose tokens a tokenizer trained here gets. arm: what a report calls the run.
+    tasks: those whose tokens a tokenizer trained here gets. resume: True: from the newest checkpoint of `out`; a path:
+    from this one. arm: what a report calls the run.
     Raises InputError for settings, texts or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
@@ -115,7 +116,7 @@ def pretrain(
 def prepare(run: Run[PretrainConfig], tasks: Mapping[str, Task], report: Report) -> Prepared:
     """Tokenizer, tokens and model, and how blocks are drawn."""
     config, accelerator = run.config, run.accelerator
-    tokenizer = _tokenizer(config, tasks, run.out, run.resumes, accelerator, report)
+    tokenizer = _tokenizer(config, tasks, run.out, bool(run.resumes), accelerator, report)
     with accelerator.main_process_first():
         train = token_file(tokenizer, config.text, "train", report)
         validation = token_file(tokenizer, config.text, "validation", report)

@@ -22,6 +22,7 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_objec
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
+from multitask.files import write_text
 from multitask.models.io import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop
@@ -44,7 +45,7 @@ _REPLACED = ".replaced-by-multitask"  # below the run that --overwrite replaces,
 _REMOVED = ".removed-by-multitask"  # the same, while it is removed
 
 
-def start(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Config, Path, Accelerator]:
+def start(config: Config, out: Path, overwrite: bool, resume: bool | Path) -> tuple[Config, Path, Accelerator]:
     """Creates the run folder and writes `config.yaml` into it: every setting as used.
 
     Raises InputError when the folder holds something else, or when a setting needs what this machine does not have.
@@ -56,7 +57,7 @@ def start(config: Config, out: Path, overwrite: bool, resume: bool) -> tuple[Con
         _create_folder(config, out, overwrite, resume)
         settings = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
         try:
-            (out / "config.yaml").write_text(settings, "utf-8")
+            write_text(out / "config.yaml", settings)
         except BaseException:
             if not resume:
                 _restore_replaced(out)
@@ -72,23 +73,28 @@ class Run(Generic[Config]):
     config: Config
     out: Path
     accelerator: Accelerator
-    resumes: bool
+    resumes: bool | Path
+    """True: from the newest checkpoint; a path: from this one."""
     is_committed: bool = False
 
     def commit(self, loop: Loop) -> None:
         """Called when all input was read and found right: from here on the run that it replaces is gone.
 
-        A resumed run continues from its newest checkpoint; raises InputError when that does not fit.
+        A resumed run continues from a checkpoint, and newer ones are removed; raises InputError when it does not fit.
         """
         if self.resumes:
-            loop.restore(checkpoint.newest(self.out))
+            path = _checkpoint(self.out, self.resumes)
+            loop.restore(path)
+            if self.accelerator.is_main_process and (removed := checkpoint.remove_after(path)):
+                text = f"resumed from step {checkpoint.step_of(path)}; newer checkpoints removed: {', '.join(removed)}"
+                loop.report({"event": "warning", "text": text})
         if self.accelerator.is_main_process:
             _discard(self.out)
         self.is_committed = True
 
 
 @contextmanager
-def open_run(config: Config, out: Path, overwrite: bool, resume: bool) -> Iterator[Run[Config]]:
+def open_run(config: Config, out: Path, overwrite: bool, resume: bool | Path) -> Iterator[Run[Config]]:
     """A run's folder; `config.yaml` is in it.
 
     Whatever stops the run before `Run.commit`: what was written is removed again, and the run that it was to replace is
@@ -105,7 +111,7 @@ def open_run(config: Config, out: Path, overwrite: bool, resume: bool) -> Iterat
     run.accelerator.end_training()
 
 
-def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tuple[Accelerator, str, Path]:
+def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool | Path) -> tuple[Accelerator, str, Path]:
     """The accelerator, and what one process decided for all: the precision, which each would measure, and the folder.
 
     A resumed run keeps the precision that it was started with.
@@ -122,7 +128,7 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tupl
     PartialState(cpu=device.type == "cpu")
     chosen: list[str] = [config.train.precision]
     if chosen == ["auto"] and resume:
-        chosen = [checkpoint.read_state(checkpoint.newest(out))["precision"]]
+        chosen = [checkpoint.read_state(_checkpoint(out, resume))["precision"]]
     width = config.model.n_embd if config.model.name is None else _width(config.model.name)
     chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
     broadcast_object_list(chosen)
@@ -135,6 +141,14 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool) -> tupl
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
     )
     return accelerator, chosen[0], Path(chosen[1])
+
+
+def _checkpoint(out: Path, resume: bool | Path) -> Path:
+    """The checkpoint to resume from; raises InputError when there is none or when it is damaged."""
+    if isinstance(resume, Path):
+        checkpoint.check(resume)
+        return resume
+    return checkpoint.newest(out)
 
 
 def _width(name: str) -> int:
@@ -157,10 +171,10 @@ def with_learning_rate(config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
-def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool) -> None:
+def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool | Path) -> None:
     """Creates the run folder; raises InputError when it holds a run already."""
     if resume:
-        checkpoint.newest(out)
+        _checkpoint(out, resume)
         return
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder; choose another --out")

@@ -1,6 +1,9 @@
 """Encoded rows on disk: found again by content, whole or not there, counted, mapped rather than copied."""
 
 import json
+import os
+import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +250,96 @@ def test_reading_ends_with_the_longest_source(shelf: Shelf) -> None:
     found = [row.id for row in read(TASKS["cls"], "train", config, counts)]
     assert found[:7] == ["b0", "a0", "b1", "a1", "b2", "a2", "a3"]
     assert counts.num_rows == len(found) == 13
+
+
+# ---------------------------------------------------------------- damaged and unwritable caches, moved files
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".json"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_damaged_cache_file_is_encoded_anew_and_said_once(suffix: str, keep: float, shelf: Shelf) -> None:
+    whole = shelf.prepare()
+    rows, report, num_batches = list(whole.rows()), whole.report, shelf.num_batches
+    path = whole.path.with_suffix(suffix)
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.warns(
+        UserWarning, match=r"this file of the cache is truncated or damaged \(.*; the rows are encoded anew"
+    ):
+        again = shelf.prepare()
+    assert (list(again.rows()), again.report) == (rows, report)
+    assert shelf.num_batches == 2 * num_batches
+    shelf.prepare()
+    assert shelf.num_batches == 2 * num_batches
+    assert shelf.cached() == [".arrow", ".json"]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"paths": 3}', '{"paths": [], "num_rows": 10}'])
+def test_a_damaged_report_of_the_cache_is_encoded_anew(content: str, shelf: Shelf) -> None:
+    whole = shelf.prepare()
+    whole.path.with_suffix(".json").write_text(content)
+    with pytest.warns(UserWarning, match="truncated or damaged"):
+        assert shelf.prepare().report == whole.report
+
+
+def test_bytes_that_changed_in_the_cache_never_end_in_a_traceback(shelf: Shelf) -> None:
+    whole = shelf.prepare()
+    content, rows = whole.path.read_bytes(), list(whole.rows())
+    rng = random.Random(7)
+    num_found = 0
+    for _ in range(60):
+        changed = bytearray(content)
+        for place in rng.sample(range(len(content)), 8):
+            changed[place] ^= 1 << rng.randrange(8)
+        whole.path.unlink()  # the mapped file of before stays as it was
+        whole.path.write_bytes(changed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = shelf.prepare()
+        assert len(found) == len(rows)
+        num_found += bool(caught)
+    assert num_found > 10
+
+
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), OSError(28, "No space left on device")])
+def test_a_cache_that_cannot_be_written_is_told(error: OSError, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    said = rf"cls-train-\w+\.arrow: the cache cannot be written \({error.strerror}\); .*--set data\.cache=FOLDER"
+    with monkeypatch.context() as patch:
+        patch.setattr(pa, "OSFile", fails)
+        with pytest.raises(InputError, match=said + ".*XDG_CACHE_HOME"):
+            shelf.prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        with pytest.raises(InputError, match=said):
+            shelf.prepare()
+    assert shelf.cached() == []
+    shelf.prepare()
+    monkeypatch.setattr(os, "replace", fails)  # what is in a read-only cache is read
+    assert len(shelf.prepare()) == 10
+
+
+def test_a_cache_folder_that_cannot_be_made_is_told(shelf: Shelf) -> None:
+    (shelf.folder / "cache").write_text("a file, not a folder")
+    with pytest.raises(
+        InputError, match=r"the cache cannot be written \((File exists|Not a directory)\); .*data\.cache"
+    ):
+        shelf.prepare()
+
+
+def test_rows_show_the_folder_that_they_are_in_now(shelf: Shelf, tmp_path: Path) -> None:
+    """The cache is found by content: the same files in another folder are not encoded again."""
+    before = [row.where for row in shelf.prepare(files=("a.jsonl", "b.jsonl")).rows()]
+    num_batches, cache = shelf.num_batches, shelf.folder / "cache"
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).rename(moved / name)
+    sources = [SourceConfig(files={"train": [name]}, labels=LABELS) for name in ("a.jsonl", "b.jsonl")]
+    config = DataConfig(root=moved, cache=cache, sources={"cls": [*sources]})
+    made = prepare(TASKS["cls"], "train", tokenizer_of("byte-level"), 64, config)
+    assert shelf.num_batches == num_batches
+    assert [row.where for row in made.rows()] == [where.replace(str(tmp_path), str(moved)) for where in before]
+    assert before[0] == f"{tmp_path}/a.jsonl:1"
+    assert "paths" not in made.report

@@ -420,7 +420,48 @@ def test_memory_does_not_grow_with_the_text(shelf, monkeypatch, tokenizer):
 
 def test_a_cache_that_cannot_be_written_is_told(shelf, tokenizer):
     (shelf.folder / "cache").write_text("a file, not a folder")
-    with pytest.raises(InputError, match=r"\.ids: cannot be written \((File exists|Not a directory)\)"):
+    said = (
+        r"\.ids: the cache cannot be written \((File exists|Not a directory)\); .*--set text\.cache=FOLDER.* XDG_CACHE_"
+    )
+    with pytest.raises(InputError, match=said):
+        token_file(tokenizer, shelf.config("the cat"), "train")
+
+
+@pytest.mark.parametrize("suffix", [".ids", ".json"])
+@pytest.mark.parametrize("keep", [0, 10])
+def test_a_damaged_cache_file_is_encoded_anew_and_said_once(shelf, tokenizer, suffix, keep):
+    config = shelf.config("the cat sat on a mat\n" * 20)
+    whole = token_file(tokenizer, config, "train")
+    ids, report = whole.ids.tolist(), whole.report
+    path = whole.path.with_suffix(suffix)
+    path.write_bytes(path.read_bytes()[:keep])
+    records = []
+    again = token_file(tokenizer, config, "train", records.append)
+    assert (again.ids.tolist(), again.report) == (ids, report)
+    (warning,) = [record["text"] for record in records if record["event"] == "warning"]
+    assert warning.startswith(f"{whole.path}: this file of the cache is truncated or damaged (")
+    records.clear()
+    token_file(tokenizer, config, "train", records.append)
+    assert records == []
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"counts": 3}', '{"counts"'])
+def test_damaged_notes_of_progress_are_ignored(shelf, tokenizer, content):
+    config = shelf.config("the cat sat on a mat")
+    path = token_file(tokenizer, config, "train").path
+    ids = path.read_bytes()
+    path.unlink()
+    path.with_suffix(".part").write_bytes(b"1234")
+    path.with_suffix(".progress").write_text(content)
+    assert token_file(tokenizer, config, "train").path.read_bytes() == ids
+
+
+def test_a_full_disk_under_the_cache_is_told(shelf, tokenizer, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"\.ids: the cache cannot be written \(No space left on device\)"):
         token_file(tokenizer, shelf.config("the cat"), "train")
 
 

@@ -1,10 +1,12 @@
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def assert_same_run(run: Path, whole: Path) -> None:
-    """Bit for bit: weights, log, scores and predictions."""
+def assert_same_run(run: Path, whole: Path, ignored: Sequence[str] = ()) -> None:
+    """Bit for bit: weights, log, scores and predictions; ignored: settings below `train` that may differ."""
     assert furthest(weights(run / "model"), weights(whole / "model")) == 0
     assert lines(run) == lines(whole)
     mine, other = (json.loads((out / "results.json").read_text()) for out in (run, whole))
+    for name in ignored:
+        for one in (mine, other):
+            del one["config"]["train"][name.removeprefix("train.")]
     for key in ("tasks", "data", "config", "seed"):
         assert mine[key] == other[key]
     for key in ("tokens", "steps", "best_step", "epochs"):
@@ -190,7 +195,10 @@ def test_the_newest_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
 
     train(given, out=tmp_path / "run", report=on_validation)
     assert [step for step, _ in checkpoint.steps(tmp_path / "run" / "checkpoints")] == [10, 15, 20, 24][-keep:]
-    assert sum(name.startswith("best-") for name in found[-1]) == 1
+    assert {name for name in found[-1] if name.startswith("best-")} == {
+        f"best-{checkpoint.read_state(path)['best']['step']}"  # type: ignore[index]
+        for _, path in checkpoint.steps(tmp_path / "run" / "checkpoints")
+    }
 
 
 def test_the_best_weights_survive_a_kill_before_the_next_checkpoint(tmp_path: Path) -> None:
@@ -199,7 +207,11 @@ def test_the_best_weights_survive_a_kill_before_the_next_checkpoint(tmp_path: Pa
     with pytest.raises(RuntimeError, match="out of power"):
         train(GIVEN, out=run, report=at("validation", 18, lambda: (_ for _ in ()).throw(RuntimeError("out of power"))))
     assert checkpoint.newest(run).name == "step-15"
-    assert {path.name for path in (run / "checkpoints").glob("best-*")} == {"best-12", "best-18"}
+    assert {path.name for path in (run / "checkpoints").glob("best-*")} == {
+        "best-6",  # of the checkpoint before
+        "best-12",
+        "best-18",
+    }
 
 
 def test_another_number_of_threads_is_warned_of(whole: Path, tmp_path: Path) -> None:
@@ -273,3 +285,126 @@ def test_data_that_is_new_or_missing_on_resume_is_named(tmp_path: Path) -> None:
         path.write_text(json.dumps({**state, "data": changed}))
         with pytest.raises(InputError, match=f"is not what this run was started with: {problem}; put the files back"):
             train(resume=tmp_path / "run", flags=["train.max_steps=8"])
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def interrupted(out: Path) -> Path:
+    """A run stopped at step 16, with checkpoints of the steps 10, 15 and 16 and the best weights of step 12."""
+    given = {**GIVEN, "train": {**GIVEN["train"], "keep_checkpoints": 3}}
+    with pytest.raises(Interrupted):
+        train(given, out=out, report=at("step", 16, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert [step for step, _ in checkpoint.steps(out / "checkpoints")] == [10, 15, 16]
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_loss", lambda *_: None)
+        return interrupted(tmp_path_factory.mktemp("stopped") / "run")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_newest_checkpoint_is_named_and_an_older_one_offered(
+    name: str, stopped: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "a run"
+    shutil.copytree(stopped, run)
+    halve(run / "checkpoints" / "step-16" / name)
+    older = run / "checkpoints" / "step-15"
+    with pytest.raises(InputError, match=rf"step-16/{name}: truncated.*an older one is whole: .*--resume '{older}'$"):
+        train(resume=run)
+    assert (run / "checkpoints" / "step-16").is_dir()  # nothing is removed by an error
+    if name != "state.json":
+        return  # resuming is the same for all of them
+    halve(older / name)
+    with pytest.raises(InputError, match=r"--resume '.*step-10'$"):
+        train(resume=run)
+    records: list[Record] = []
+    train(resume=run / "checkpoints" / "step-10", flags=["train.keep_checkpoints=2"], report=records.append)
+    said = [record["text"] for record in records if record["event"] == "warning"]
+    assert said == ["resumed from step 10; newer checkpoints removed: step-15, step-16"]
+    assert_same_run(run, whole, ignored=["train.keep_checkpoints"])
+    assert [step for step, _ in checkpoint.steps(run / "checkpoints")] == [20, 24]
+
+
+def test_without_a_whole_checkpoint_resuming_says_so(stopped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    for _, path in checkpoint.steps(run / "checkpoints"):
+        (path / "state.json").write_text('{"step": 3}')
+    with pytest.raises(
+        InputError, match=r"it does not say where the run was: .*no older one is whole: start anew with"
+    ):
+        train(resume=run)
+    with pytest.raises(InputError, match=r"step-15/state\.json: .*this checkpoint is damaged; name another one below"):
+        train(resume=run / "checkpoints" / "step-15")
+    with pytest.raises(InputError, match=r"step-17: no such checkpoint; did you mean 'step-1[56]'\?"):
+        train(resume=run / "checkpoints" / "step-17")
+    with pytest.raises(InputError, match=r"best-12: not a checkpoint; expected a folder such as"):
+        train(resume=run / "checkpoints" / "best-12")
+
+
+def test_damaged_best_weights_are_named(stopped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    halve(run / "checkpoints" / "best-12" / "model.safetensors")
+    with pytest.raises(InputError, match=r"best-12/model\.safetensors: truncated"):
+        train(resume=run)
+
+
+@pytest.mark.parametrize(
+    "rest", ['{"event": "step", "step": 9, "loss": {"qa": 1.0}', "\ufffd", "[]", "7", '{"step": {}}']
+)
+def test_what_a_killed_process_left_of_a_line_is_dropped(rest: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n' + rest)
+    checkpoint.drop_lines_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_under_the_log_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    opened = Path.open
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    def full(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        is_late = path.name == "metrics.jsonl" and mode == "a" and path.exists() and path.stat().st_size > 1000
+        return Full() if is_late else opened(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match=rf"metrics\.jsonl: cannot be written \(No space left.* --resume {run}$"):
+        train(GIVEN, out=run)
+    assert lines(run)
+
+
+@pytest.mark.parametrize("moment", ["model", "results.json", "predictions"])
+def test_a_full_disk_at_the_end_of_a_run_leaves_nothing_half_written(
+    moment: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        ended = (run / "checkpoints" / "step-24").exists()
+        if ended and (target == run / moment or target.parent == run / moment):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(InputError, match=rf"{moment}\S*: cannot be written \(No space left on device\)"):
+            train(GIVEN, out=run)
+    assert not (run / "results.json").exists()
+    assert not [path for path in run.rglob(".*") if path.name.endswith(".tmp")]
+    train(resume=run)
+    assert_same_run(run, whole)
