@@ -1,13 +1,16 @@
 """The commands from Python: settings in, results out.
 
-`train(tasks=["summ", "qa"], out="runs/first")["tasks"]["qa"]["metrics"]["f1"]["value"]`
+`train(tasks="summ,qa", epochs=1, out="runs/first").tasks["qa"].metrics["f1"].value`
 """
 
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from multitask.api.arguments import listed, names, setting_flags
+from multitask.api.progress import Show, showing
+from multitask.api.results import RunResults
 from multitask.config.loading import load, read_yaml
 from multitask.config.resolve import (
     Settings,
@@ -19,37 +22,41 @@ from multitask.config.resolve import (
 )
 from multitask.config.run import Language, PretrainConfig, RunConfig
 from multitask.errors import InputError
-from multitask.events import Json, Report, ignore
+from multitask.events import Json
 from multitask.files import shipped
 from multitask.registry import choose, load_tasks
 
 if TYPE_CHECKING:
-    from multitask.training.preview import Preview
+    from multitask.api.previews import ShownPreview
 
 
 def train(
     settings: Settings = None,
     *,
-    tasks: Iterable[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
-    tasks_dirs: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    report: Report = ignore,
-) -> Json:
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    flags: str | Iterable[str] = (),
+    report: Show = None,
+    **options: Any,
+) -> RunResults:
     """Trains one model on several tasks; returns what `results.json` of the run folder holds.
 
     Args:
         settings: a `RunConfig`, a mapping, a YAML file (or the name of a shipped one); None: the default, `demo.yaml`.
-        tasks: task names; None: those of the settings.
+        tasks: task names, a list or one text; None: those of the settings.
         out: run folder; None: `runs/<tasks>-<date>-<time>`.
         resume: a run folder to continue, with its own settings; or one of its checkpoints, `RUN/checkpoints/step-200`,
             to continue from there.
         overwrite: replace a run that `out` holds.
         tasks_dirs: folders with further task plugins.
         flags: settings by dotted name, `train.learning_rate=3e-4`.
-        report: called with progress records.
+        report: None: a progress bar on a terminal and in a notebook; True or False: always or never; or a function,
+            called with progress events.
+        options: settings of `train` by name, `epochs=1, learning_rate=3e-4`; `model`, `tokenizer`, `adapter`, `limit`,
+            `device`, `seed`; others with their section, `model__n_layer=2`.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.
@@ -58,7 +65,8 @@ def train(
     if resume is not None:
         out = resumed_folder(resume, out, overwrite)
         settings = settings if settings is not None else out / "config.yaml"
-    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    flags = [*setting_flags(RunConfig, "train", options), *listed(flags)]
+    config, chosen = chosen_tasks(settings, flags, names(tasks), listed(tasks_dirs))
     if out is not None and resume is not None:
         check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -66,8 +74,10 @@ def train(
         train as run,  # heavy: after everything that can be wrong with names and settings
     )
 
-    results = run(config, chosen, folder, overwrite=overwrite, resume=_resumed(resume, folder), report=report)
-    return results.to_json() if results is not None else {}
+    resumes = _resumed(resume, folder)
+    with showing(report) as told:
+        results = run(config, chosen, folder, overwrite=overwrite, resume=resumes, report=told)
+    return RunResults(results.to_json() if results is not None else {})
 
 
 def _resumed(resume: str | Path | None, run: Path) -> bool | Path:
@@ -78,15 +88,16 @@ def _resumed(resume: str | Path | None, run: Path) -> bool | Path:
 def pretrain(
     settings: Settings = None,
     *,
-    files: Iterable[str | Path] = (),
+    files: str | Path | Iterable[str | Path] = (),
     out: str | Path | None = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
     find_learning_rate: bool = False,
-    tasks_dirs: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    report: Report = ignore,
-) -> Json:
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    flags: str | Iterable[str] = (),
+    report: Show = None,
+    **options: Any,
+) -> RunResults | Json:
     """Trains a model on a plain text corpus; returns what `results.json` of the run folder holds.
 
     Args:
@@ -99,7 +110,9 @@ def pretrain(
         find_learning_rate: instead of training, try learning rates; returns `suggested` and the curve.
         tasks_dirs: folders with further task plugins, whose tokens a tokenizer trained here gets.
         flags: settings by dotted name, `model.shape=mini`.
-        report: called with progress records.
+        report: None: a progress bar on a terminal and in a notebook; True or False: always or never; or a function,
+            called with progress events.
+        options: settings as in `train`, `epochs=1`.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.
@@ -108,13 +121,14 @@ def pretrain(
     if resume is not None:
         out = resumed_folder(resume, out, overwrite)
         settings = settings if settings is not None else out / "config.yaml"
-    config = pretrain_settings(settings, files, flags)
+    flags = [*setting_flags(PretrainConfig, "pretrain", options), *listed(flags)]
+    config = pretrain_settings(settings, listed(files), flags)
     if resume is not None:
         path = Path(out or resume) / "config.yaml"
         check_unchanged(load(PretrainConfig, read_yaml(path), where=str(path)), config, path.parent)
-    found = load_tasks(tasks_dirs)
-    named = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
-    tasks = found if named == "all" else {} if named == "none" else choose(found, named)
+    found = load_tasks(listed(tasks_dirs))
+    wanted = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
+    tasks = found if wanted == "all" else {} if wanted == "none" else choose(found, wanted)
     folder = Path(out) if out is not None else Path("runs") / f"pretrain-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask.training import lr_finder
     from multitask.training import pretrain as runner
@@ -122,32 +136,35 @@ def pretrain(
     if find_learning_rate:
         if resume is not None or overwrite:
             raise InputError("--find-lr trains nothing: leave out --resume and --overwrite, and name a new --out")
-        return lr_finder.find_learning_rate(config, tasks, folder, report)
+        with showing(report) as told:
+            return lr_finder.find_learning_rate(config, tasks, folder, told)
     resumes = _resumed(resume, folder)
-    results = runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resumes, report=report)
-    return results.to_json() if results is not None else {}
+    with showing(report) as told:
+        results = runner.pretrain(config, tasks, folder, overwrite=overwrite, resume=resumes, report=told)
+    return RunResults(results.to_json() if results is not None else {})
 
 
 def evaluate(
     model: str | Path,
     settings: Settings = None,
     *,
-    tasks: Iterable[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     out: str | Path | None = None,
-    tasks_dirs: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    report: Report = ignore,
-) -> Json:
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    flags: str | Iterable[str] = (),
+    report: Show = None,
+) -> RunResults:
     """Scores a model folder or run on its tasks' rows; returns what the results file holds.
 
     Args:
         model: a run folder, or a model folder that a run wrote.
         settings: as in `train`; None: the run's own, or else `demo.yaml`.
-        tasks: task names; None: those of the settings.
+        tasks: task names, a list or one text; None: those of the settings.
         out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
         tasks_dirs: folders with further task plugins.
         flags: settings by dotted name, `eval.max_rows=100`.
-        report: called with progress records.
+        report: None: a progress bar on a terminal and in a notebook; True or False: always or never; or a function,
+            called with progress events.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.
@@ -156,7 +173,7 @@ def evaluate(
     homes = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").exists()]
     if settings is None and homes:
         settings = homes[0]
-    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs))
     from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate as run
     from multitask.models.io import load_trained
@@ -164,8 +181,10 @@ def evaluate(
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
     kept = (homes[0].parent if homes else path) / "baselines"
-    results = run(loaded, tokenizer, str(model), chosen, config, Path(out) if out is not None else None, report, kept)
-    return results.to_json()
+    into = Path(out) if out is not None else None
+    with showing(report) as told:
+        results = run(loaded, tokenizer, str(model), chosen, config, into, told, kept)
+    return RunResults(results.to_json())
 
 
 def evaluate_text(
@@ -177,7 +196,7 @@ def evaluate_text(
     out: str | Path | None = None,
     device: str = "auto",
     batch_tokens: int = 8192,
-) -> Json:
+) -> RunResults:
     """Sliding-window perplexity of a plain text; returns `{"text": {...}}` with what it was measured with.
 
     Args:
@@ -200,57 +219,63 @@ def evaluate_text(
     loaded, tokenizer = load_causal(str(model))
     loaded.to(choose_device(config.device))
     into = Path(out) if out is not None else None
-    return run(loaded, tokenizer, str(model), Path(text), config, window, stride, batch_tokens, into).to_json()
+    with showing(None):
+        found = run(loaded, tokenizer, str(model), Path(text), config, window, stride, batch_tokens, into)
+    return RunResults(found.to_json())
 
 
 def fewshot(
     model: str | Path | None = None,
     settings: Settings = None,
     *,
-    tasks: Iterable[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     out: str | Path | None = None,
-    tasks_dirs: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    report: Report = ignore,
-) -> Json:
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    flags: str | Iterable[str] = (),
+    report: Show = None,
+) -> RunResults:
     """Prompts a model with solved examples, without training it; returns what the results file holds.
 
     Args:
         model: a hub name or folder of any causal language model; None: the settings' `model.name`, or else the
             demo model, which is trained first (minutes) and kept.
         settings: as in `train`; None: `configs/fewshot.yaml`, fewer rows of the synthetic dataset.
-        tasks: task names; None: those of the settings.
+        tasks: task names, a list or one text; None: those of the settings.
         out: results file; predictions go to `<out>.predictions/`. None: nothing is written.
         tasks_dirs: folders with further task plugins.
         flags: settings by dotted name, `fewshot.shots=[0,4]`.
-        report: called with progress records.
+        report: None: a progress bar on a terminal and in a notebook; True or False: always or never; or a function,
+            called with progress events.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
     if settings is None:
         settings = shipped("configs") / "fewshot.yaml"
-    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs))
     from multitask.device import choose_device
     from multitask.evaluation.fewshot import fewshot as run
     from multitask.models.io import load_causal
     from multitask.training.demo_model import demo_model
 
-    name = str(model or config.model.name or demo_model(report=report))
-    loaded, tokenizer = load_causal(name, config.model.revision)
-    loaded.to(choose_device(config.device))
-    return run(loaded, tokenizer, name, chosen, config, Path(out) if out is not None else None, report).to_json()
+    into = Path(out) if out is not None else None
+    with showing(report) as told:
+        name = str(model or config.model.name or demo_model(report=told))
+        loaded, tokenizer = load_causal(name, config.model.revision)
+        loaded.to(choose_device(config.device))
+        found = run(loaded, tokenizer, name, chosen, config, into, told)
+    return RunResults(found.to_json())
 
 
 def benchmark(
     settings: str | Path,
     *,
     out: str | Path | None = None,
-    arms: Iterable[str] | None = None,
+    arms: str | Iterable[str] | None = None,
     dry_run: bool = False,
-    tasks_dirs: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    report: Report = ignore,
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    flags: str | Iterable[str] = (),
+    report: Show = None,
 ) -> Json:
     """Runs the arms of a suite that are missing, then its report; returns `{"arms": [...], "report": folder}`.
 
@@ -261,7 +286,8 @@ def benchmark(
         dry_run: run nothing; each arm has `tokens` and `seconds`, an estimate.
         tasks_dirs: folders with further task plugins.
         flags: settings by dotted name, `run.train.epochs=2`.
-        report: called with progress records.
+        report: None: a progress bar on a terminal and in a notebook; True or False: always or never; or a function,
+            called with progress events.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.
@@ -270,17 +296,20 @@ def benchmark(
     from multitask.reports import benchmark as runner
     from multitask.reports import benchmark_estimate
 
-    suite, path = runner.read_suite(settings, flags)
-    chosen = choose(load_tasks(tasks_dirs), load(RunConfig, suite.run, where=f"{path}: run").tasks)
-    only = list(arms) if arms is not None else None
+    suite, path = runner.read_suite(settings, listed(flags))
+    chosen = choose(load_tasks(listed(tasks_dirs)), load(RunConfig, suite.run, where=f"{path}: run").tasks)
+    only = names(arms)
     if dry_run:
         return {"arms": list(benchmark_estimate.dry_run(suite, chosen, str(path), only))}
     folder = Path(out) if out is not None else Path("runs") / path.stem
-    done = runner.benchmark_and_report(suite, chosen, folder, str(path), only, report)
+    with showing(report) as told:
+        done = runner.benchmark_and_report(suite, chosen, folder, str(path), only, told)
     return {"arms": done, "report": str(folder / "report.html")}
 
 
-def report(runs: Iterable[str | Path], out: str | Path, against: str | None = None, language: Language = "en") -> Json:
+def report(
+    runs: str | Path | Iterable[str | Path], out: str | Path, against: str | None = None, language: Language = "en"
+) -> Json:
     """Writes `report.md`, `report.json`, `report.html` of run folders, results files, suites; returns the numbers.
 
     against: the arm that all others are tested against; None: the one scored on most tasks. language: `en` or `ko`.
@@ -288,18 +317,27 @@ def report(runs: Iterable[str | Path], out: str | Path, against: str | None = No
     """
     from multitask.reports.report import report as write
 
-    return write([Path(run) for run in runs], Path(out), against, language)
+    with showing(False):
+        return write([Path(run) for run in listed(runs)], Path(out), against, language)
 
 
 def preview(
     settings: Settings = None,
     *,
-    tasks: Iterable[str] | None = None,
-    tasks_dirs: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-) -> "Preview":
-    """What `train` with the same arguments would see; raises InputError as it would."""
-    config, chosen = chosen_tasks(settings, flags, tasks, tasks_dirs)
+    tasks: str | Iterable[str] | None = None,
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    flags: str | Iterable[str] = (),
+    **options: Any,
+) -> "ShownPreview":
+    """What `train` with the same arguments would see; raises InputError as it would.
+
+    The result prints as the command shows it (`print(found)`, or `found.text(num_rows=10)`), and has what it prints:
+    `found.rows()`, `found.to_frame()`, `found.rates`, `found.examples`, `found.estimate`.
+    """
+    flags = [*setting_flags(RunConfig, "preview", options), *listed(flags)]
+    config, chosen = chosen_tasks(settings, flags, names(tasks), listed(tasks_dirs))
+    from multitask.api.previews import ShownPreview
     from multitask.training.preview import preview as run
 
-    return run(config, chosen)
+    with showing(False):
+        return ShownPreview.of(run(config, chosen))

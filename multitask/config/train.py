@@ -13,6 +13,8 @@ from multitask.config.base import Settings
 class LoopConfig(Settings):
     """The one loop."""
 
+    replaces = {"epochs": ("max_steps",)}
+
     epochs: float = Field(3.0, gt=0)
     """Passes over as many rows as all tasks have together, counted in tokens of the mixture; over the text."""
     max_steps: int | None = Field(None, ge=1)

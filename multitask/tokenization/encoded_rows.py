@@ -67,7 +67,9 @@ class Examples:
         self.path = path
         self.report: Json = json.loads(path.with_suffix(".json").read_text("utf-8"))
         paths = self.report.pop("paths")
-        self._moved = [(old, new) for old, new in zip(paths, files or paths, strict=True) if old != new]
+        self._moved: list[tuple[str, str]] = [
+            (old, new) for old, new in zip(paths, files or paths, strict=True) if old != new
+        ]
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         self._batches = [self._reader.get_batch(n) for n in range(self._reader.num_record_batches)]
         for batch in self._batches:

@@ -92,7 +92,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
 
 
 def test_python_returns_what_the_results_file_holds(tmp_path: Path) -> None:
-    assert set(multitask.__all__) == {"train", "evaluate", "load_tasks"}
+    assert {"evaluate", "load_tasks", "train"} < set(multitask.__all__)
     given = settings("cls", data={"sources": {"nli": [SYNTHETIC]}})
     results = train(given, tasks=["nli"], flags=["train.max_steps=2"], out=tmp_path / "run")
     assert results == json.loads((tmp_path / "run" / "results.json").read_text())

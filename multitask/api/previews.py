@@ -1,10 +1,12 @@
-"""Prints a preview: rows coloured by loss weight, mixture, lengths, counts of rows, memory and time.
+"""A preview as text: rows coloured by loss weight, mixture, lengths, counts of rows, memory and time.
 
 A prompt is shown dim, a target bold, a marker reversed as the one token it is; `|` ends each token of a target
 (`||`: a character of two).
 """
 
-from typing import Any
+from dataclasses import dataclass, fields
+from io import StringIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE
@@ -12,11 +14,67 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from multitask.api.results import frame
 from multitask.pattern import markers
 from multitask.tokenization.encoded_rows import Examples
 from multitask.training.preview import Estimate, Preview
 
 _BARS = " ▁▂▃▄▅▆▇█"
+
+
+class TaskRow(NamedTuple):
+    """One line of the table: a task's training rows, their counts, and their lengths in tokens."""
+
+    task: str
+    rows: int
+    sampling_rate: float
+    truncated: int
+    dropped: int
+    skipped: int
+    chars_lost: int
+    mean_length: float
+    max_length: int
+
+
+@dataclass(frozen=True, repr=False)
+class ShownPreview(Preview):
+    """A preview that prints as the command shows it."""
+
+    @classmethod
+    def of(cls, found: Preview) -> "ShownPreview":
+        """The same preview."""
+        return cls(**{field.name: getattr(found, field.name) for field in fields(found)})
+
+    def text(self, num_rows: int = 3, width: int = 100) -> str:
+        """What `multitask preview` prints: so many rows of each task, the table, the estimate."""
+        console = Console(file=StringIO(), width=width)
+        show(self, num_rows, console)
+        written: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return written
+
+    def rows(self) -> list[TaskRow]:
+        """The table by task."""
+        return [
+            TaskRow(
+                name,
+                len(rows),
+                self.rates[name],
+                rows.report["num_truncated"],
+                rows.report["num_dropped"],
+                rows.report["num_skipped"],
+                rows.report["num_chars_lost"],
+                float(rows.lengths.mean()),
+                int(rows.lengths.max()),
+            )
+            for name, rows in self.examples.items()
+        ]
+
+    def to_frame(self) -> Any:
+        """The table as a pandas DataFrame; raises InputError where pandas is not installed."""
+        return frame(self.rows(), TaskRow._fields)
+
+    def __repr__(self) -> str:
+        return self.text()
 
 
 def show(found: Preview, num_rows: int, console: Console) -> None:
