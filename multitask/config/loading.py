@@ -16,6 +16,9 @@ from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
 
+RUN_START, RUN_END = "# All settings of a run, as used.", "# End of the settings."
+"""First and last line of a run's `config.yaml`: half of it would be settings too, other ones."""
+
 T = TypeVar("T", bound="Settings")
 
 
@@ -69,7 +72,7 @@ def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:
 def read_yaml(path: Path) -> Json:
     """One YAML mapping; raises InputError with file and line."""
     try:
-        loaded = yaml.load(path.read_text("utf-8-sig"), _Loader)
+        loaded = yaml.load(_whole(path.read_text("utf-8-sig"), path), _Loader)
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
         raise InputError(f"{path}: no such file; {near}") from None
@@ -84,6 +87,18 @@ def read_yaml(path: Path) -> Json:
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: a mapping of settings was expected, found {type(loaded).__name__}")
     return loaded
+
+
+def _whole(text: str, path: Path) -> str:
+    """The text of a settings file; raises InputError for an empty one, and for a run's own that was truncated."""
+    if not text:
+        raise InputError(f"{path}: the file is empty, expected settings; copy it again")
+    if (text.startswith(RUN_START) or RUN_START.startswith(text)) and RUN_END not in text:
+        raise InputError(
+            f"{path}: truncated: the settings of a run, without their last line `{RUN_END}`; copy the file again, or "
+            "take the settings from `config` in the run's results.json"
+        )
+    return text
 
 
 def override(kind: type[Settings], settings: Json, flags: list[str]) -> Json:

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
+from multitask.config.loading import RUN_END, RUN_START
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
@@ -57,7 +58,7 @@ def start(config: Config, out: Path, overwrite: bool, resume: bool | Path) -> tu
         _create_folder(config, out, overwrite, resume)
         settings = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
         try:
-            write_text(out / "config.yaml", settings)
+            write_text(out / "config.yaml", RUN_START + "\n" + settings + RUN_END + "\n")
         except BaseException:
             if not resume:
                 _restore_replaced(out)
