@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def text(path: Path) -> str | None:
     if problem := _not_the_file(raw, len(raw)):
         return problem
     try:
-        json.loads(raw)
+        json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         return f"truncated or damaged: not valid JSON ({error})"
     return None
@@ -95,7 +96,7 @@ def _missing_part(index: Path) -> str | None:
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         return "damaged: it has no weight_map, which says where each tensor is"
-    missing = [name for name in sorted(set(names.values())) if not (index.parent / name).is_file()]
+    missing = [name for name in sorted(set(names.values())) if not os.path.isfile(index.parent / name)]
     return f"names the file {', '.join(missing)}, which is not in the folder" if missing else None
 
 

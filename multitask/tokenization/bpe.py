@@ -127,6 +127,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
         vocabulary = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+        raise InputError(f"{path}: not usable JSON: {error}; expected an object of tokens and ids") from None
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise InputError(f"{path}:1: found {text[:20]!r}, expected an object of tokens and ids, as in {{'a': 0}}")
     owners: dict[int, str] = {}

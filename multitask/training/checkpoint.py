@@ -11,7 +11,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -51,6 +51,21 @@ class State(TypedDict):
     data: dict[str, list[str] | None]
     num_threads: int
     precision: str
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "cursor": list,
+    "num_tokens": int,
+    "elapsed_s": (int, float),
+    "best": (dict, type(None)),
+    "num_worse": int,
+    "sums": list,
+    "scaler": (dict, type(None)),
+    "num_threads": int,
+    "precision": str,
+}
+"""Of the keys of a `State`; `data` may be missing."""
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:
@@ -165,12 +180,23 @@ def _damage(path: Path) -> str | None:
     if (problem := damage.text(path / "state.json")) is not None:
         return f"{path / 'state.json'}: {problem}"
     state = json.loads((path / "state.json").read_bytes())
-    if not isinstance(state, dict) or State.__required_keys__ - {"data"} > state.keys():
+    if not _is_state(state):
         return f"{path / 'state.json'}: damaged: it does not say where the run was"
     tensors = [path / "model.safetensors", path / "optimizer.safetensors"]
     if isinstance(best := state["best"], dict):
         tensors.append(path.with_name(f"best-{best.get('step')}") / "model.safetensors")
     return next((f"{file}: {problem}" for file in tensors if (problem := damage.tensors(file))), None)
+
+
+def _is_state(found: Any) -> bool:
+    """Whether a JSON value is a `State`."""
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kinds) for key, kinds in _KINDS.items()):
+        return False
+    best = found["best"]
+    is_best = best is None or (type(best.get("step")) is int and isinstance(best.get("selection_score"), int | float))
+    sums = [number for pair in found["sums"] for number in (pair if isinstance(pair, list) and len(pair) == 2 else ())]
+    numbers = [*found["cursor"], *sums]
+    return is_best and len(sums) == 2 * len(found["sums"]) and all(isinstance(n, int | float) for n in numbers)
 
 
 def read_state(path: Path) -> State:
