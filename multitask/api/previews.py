@@ -1,9 +1,11 @@
-"""A preview as text: rows coloured by loss weight, mixture, lengths, counts of rows, memory and time.
+r"""A preview as text: rows coloured by loss weight, mixture, lengths, counts of rows, memory and time.
 
 A prompt is shown dim, a target bold, a marker reversed as the one token it is; `|` ends each token of a target
-(`||`: a character of two).
+(`||`: a character of two). A marker that a text merely spells has a backslash before it: `\<|end|>`.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
 from typing import Any, NamedTuple
@@ -86,27 +88,48 @@ def show(found: Preview, num_rows: int, console: Console) -> None:
         for number in range(min(num_rows, len(examples))):
             console.print(row_text(examples, number, found.tokenizer, special, found.config.train.prompt_weight))
     console.print(_summary(found))
+    console.print(_others(found))
     console.print(_estimate(found.estimate))
 
 
 def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int], prompt_weight: float) -> Text:
     """One row as the stream holds it, styled by loss weight."""
     text = Text(overflow="fold")
+    names = tokenizer.convert_ids_to_tokens(sorted(special))
+    plain: list[tuple[str, str, int]] = []  # text, style and tokens since the last marker
     waiting: list[int] = []  # a character of several byte tokens is shown when its last one has come
+    before: list[int] = []  # a token is read behind another one: some tokenizers drop a space at the beginning
     for place, token in enumerate(examples.ids(number).tolist()):
-        is_target, is_marker = place >= int(examples.num_prompts[number]), token in special
-        waiting.append(token)
-        word = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
-        if word.endswith("\ufffd") and place + 1 < int(examples.lengths[number]):
-            continue
+        is_target = place >= int(examples.num_prompts[number])
         style = "bold green" if is_target else "cyan" if prompt_weight else "dim"
-        text.append(word, f"{style} reverse" if is_marker else style)
-        if is_target and not is_marker:
-            text.append("|" * len(waiting), "dim green")
-        waiting = []
+        if token in special:
+            _append(text, plain, names)
+            plain = []
+            text.append(tokenizer.convert_ids_to_tokens(token), f"{style} reverse")
+            waiting, before = [], []
+            continue
+        waiting.append(token)
+        head, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (before, before + waiting))
+        if whole.endswith("\ufffd") and place + 1 < int(examples.lengths[number]):
+            continue
+        plain.append((whole.removeprefix(head), style, len(waiting) if is_target else 0))
+        waiting, before = [], waiting
+    _append(text, plain, names)
     truncated = ", truncated" if examples.is_truncated(number) else ""
     text.append(f"   {examples.row(number).where}{truncated}", "dim italic")
     return text
+
+
+def _append(text: Text, plain: Sequence[tuple[str, str, int]], names: Sequence[str]) -> None:
+    """Adds text between two markers: a bar behind each token of a target, a backslash before a spelled marker."""
+    whole = "".join(word for word, _, _ in plain)
+    spelled = {at.start() for name in names for at in re.finditer(re.escape(name), whole)}
+    place = 0
+    for word, style, num_bars in plain:
+        for character in word:
+            text.append("\\" + character if place in spelled else character, style)
+            place += 1
+        text.append("|" * num_bars, "dim green")
 
 
 def histogram(lengths: Any, num_bars: int = 16) -> str:
@@ -132,6 +155,21 @@ def _summary(found: Preview) -> Table:
             f"{rows.lengths.max()}",
             histogram(rows.lengths, 10),
         )
+    return table
+
+
+def _others(found: Preview) -> Table:
+    """Rows of the other splits as far as they are looked at, and how many are also training rows."""
+    heads = ("task", "split", "rows", "truncated", "dropped", "skipped", "chars\nlost", "also in\ntrain")
+    table = Table(*heads, box=SIMPLE, padding=0, show_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for split, each in found.others.items():
+        for name, rows in each.items():
+            counts = (rows.report[key] for key in ("num_truncated", "num_dropped", "num_skipped", "num_chars_lost"))
+            num_in_train = found.num_in_train[split][name]
+            numbers = (f"{number:,}" for number in (len(rows), *counts, num_in_train))
+            table.add_row(name, split, *numbers, style="yellow" if num_in_train else None)
     return table
 
 

@@ -327,9 +327,13 @@ def preview(
     tasks: str | Iterable[str] | None = None,
     tasks_dirs: str | Path | Iterable[str | Path] = (),
     flags: str | Iterable[str] = (),
+    out: str | Path | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> "ShownPreview":
     """What `train` with the same arguments would see; raises InputError as it would.
+
+    out, overwrite: the run folder that is checked; nothing is written into it.
 
     The result prints as the command shows it (`print(found)`, or `found.text(num_rows=10)`), and has what it prints:
     `found.rows()`, `found.to_frame()`, `found.rates`, `found.examples`, `found.estimate`.
@@ -340,4 +344,4 @@ def preview(
     from multitask.training.preview import preview as run
 
     with showing(False):
-        return ShownPreview.of(run(config, chosen))
+        return ShownPreview.of(run(config, chosen, Path(out) if out is not None else None, overwrite))

@@ -403,6 +403,8 @@ def get_model(name: str, out: Path | None) -> None:
 @shared_options
 @click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
 @click.option("--rows", default=3, show_default=True, help="Rows shown of each task.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder to check as `train` would.")
+@click.option("--overwrite", is_flag=True, help="As for `train`: the folder may hold a run.")
 def preview(
     flags: tuple[str, ...],
     device: str | None,

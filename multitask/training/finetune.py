@@ -16,7 +16,7 @@ import numpy as np
 
 from multitask.batching.collate import Ids
 from multitask.batching.mixture import Mixture, sampling_rates
-from multitask.batching.packing import BlockStream, check_window
+from multitask.batching.packing import BlockStream
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, read
 from multitask.errors import InputError
@@ -32,6 +32,7 @@ from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
+from multitask.training.checks import check_before_encoding, check_sizes
 from multitask.training.loop import Loop, TrainingInputs
 from multitask.training.run_dir import Run, open_run
 
@@ -58,13 +59,13 @@ def train(
     Raises InputError for settings, rows or folders that cannot be used, Interrupted after Ctrl-C or SIGTERM.
     """
     started = time.perf_counter()
-    tuned.check_metrics(tasks, config.eval)
+    check_before_encoding(config, tasks)
     with open_run(config, out, overwrite, resume) as run:
         config, out = run.config, run.out
         model, tokenizer = _model(run, tasks)
         tasks = with_answer_tokens(tasks, tokenizer, config.data)
         block_size = tuned.block_size_of(config.train, model)
-        check_window(block_size, max_positions(model))
+        check_sizes(tasks, block_size, max_positions(model))
         layout = prepare_attention(model, block_size, config.train.packing)
         if layout != config.train.packing:
             report({"event": "note", "text": UNPACKED.format(plain_model(model).config.model_type)})

@@ -6,7 +6,9 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 
@@ -14,16 +16,19 @@ from multitask.batching.collate import collate
 from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream, micro_steps
 from multitask.config.run import RunConfig
+from multitask.data.rows import Row
 from multitask.device import choose_device, choose_precision, peak_memory_bytes
-from multitask.evaluation.tuned import block_size_of
+from multitask.evaluation.tuned import block_size_of, examples_of, text_of
 from multitask.models.build import build
-from multitask.models.lora import add_lora, text_config
+from multitask.models.lora import add_lora, max_positions, text_config
 from multitask.models.loss import TokenNLL
 from multitask.models.support import prepare_attention
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
+from multitask.training.checks import check_before_encoding, check_sizes
 from multitask.training.finetune import tokenizer_texts
+from multitask.training.run_dir import check_folder
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Preview:
     """What `train` would see.
 
     examples: encoded training rows of each task. rates: sampling rate of each task. tokenizer: the run's own.
+    others: rows of validation, and of the split that is scored, by split and task.
+    num_in_train: how many of those are a training row of the same task, by split and task.
     """
 
     config: RunConfig
@@ -57,21 +64,62 @@ class Preview:
     examples: Mapping[str, Examples]
     rates: Mapping[str, float]
     estimate: Estimate
+    others: Mapping[str, Mapping[str, Examples]]
+    num_in_train: Mapping[str, Mapping[str, int]]
 
 
-def preview(config: RunConfig, tasks: Mapping[str, Task]) -> Preview:
-    """Trains nothing, writes nothing but the cache of encoded rows; raises InputError as `train` would."""
+def preview(config: RunConfig, tasks: Mapping[str, Task], out: Path | None = None, overwrite: bool = False) -> Preview:
+    """Trains nothing, writes nothing but the cache of encoded rows; raises InputError as `train` would.
+
+    out, overwrite: the run folder that is checked as `train` would check it; None: none.
+    """
+    check_before_encoding(config, tasks)
+    if out is not None:
+        check_folder(config, out, overwrite)
     device = choose_device(config.device)
     model, tokenizer, new_ids = build(config.model, tasks, tokenizer_texts(tasks, config), config.seed)
     tasks = with_answer_tokens(tasks, tokenizer, config.data)
     block_size = block_size_of(config.train, model)
+    check_sizes(tasks, block_size, max_positions(model))
     examples = {
         name: prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
         for name, task in tasks.items()
     }
+    parts = tokenizer, block_size, config.data
+    limits = {config.eval.split: config.eval.max_rows} | {"validation": config.train.eval_max_rows}
+    others: dict[str, dict[str, Examples]] = {
+        split: examples_of(tasks, split, *parts, limits[split])
+        for split in ("validation", config.eval.split)
+        if split != "train"
+    }
     learning: Any = add_lora(model, config.adapter, new_ids) if config.adapter.kind == "lora" else model
     found = estimate(learning, examples, config, block_size, device)
-    return Preview(config, tasks, tokenizer, block_size, examples, rates_of(examples, config), found)
+    return Preview(
+        config,
+        tasks,
+        tokenizer,
+        block_size,
+        examples,
+        rates_of(examples, config),
+        found,
+        others,
+        {split: _num_in_train(examples, each) for split, each in others.items()},
+    )
+
+
+def _num_in_train(train: Mapping[str, Examples], other: Mapping[str, Examples]) -> dict[str, int]:
+    """Rows of another split whose texts, in NFC, are those of a training row."""
+    found = {}
+    for name, rows in other.items():
+        texts = [_text(row) for row in rows.rows()]
+        wanted = set(texts)
+        met = {text for row in train[name].rows() if (text := _text(row)) in wanted}
+        found[name] = sum(text in met for text in texts)
+    return found
+
+
+def _text(row: Row) -> str:
+    return normalize("NFC", text_of(row))
 
 
 def rates_of(examples: Mapping[str, Examples], config: RunConfig) -> dict[str, float]:

@@ -172,11 +172,8 @@ def with_learning_rate(config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
-def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool | Path) -> None:
-    """Creates the run folder; raises InputError when it holds a run already."""
-    if resume:
-        _checkpoint(out, resume)
-        return
+def check_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool) -> None:
+    """Raises InputError for a folder that a new run cannot have, because it holds a run already or something else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a folder; choose another --out")
     if out.is_dir() and any(out.iterdir()):
@@ -194,6 +191,15 @@ def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: boo
                 raise InputError(
                     f"{out}: --overwrite would remove {name}, which this run starts from; choose another --out"
                 )
+
+
+def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool | Path) -> None:
+    """Creates the run folder; raises InputError when it holds a run already."""
+    if resume:
+        _checkpoint(out, resume)
+        return
+    check_folder(config, out, overwrite)
+    if out.is_dir() and any(out.iterdir()):
         _set_aside(out)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from multitask.cli import preview
+from multitask.api import previews as preview
 from multitask.cli.console import ProgressConsole
 from multitask.cli.tables import make_table
 

@@ -1,0 +1,63 @@
+"""What can be found wrong before any row is encoded: splits, first rows, metrics, mixture, window, answers.
+
+`check_before_encoding(config, tasks)` raises one InputError with a line for each problem: minutes of encoding must not
+end in an error that the first second could have told.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from multitask.batching.mixture import sampling_rates
+from multitask.batching.packing import check_window
+from multitask.config.run import RunConfig
+from multitask.data.rows import Counts, read_rows
+from multitask.data.sources import has_split, resolve
+from multitask.errors import InputError
+from multitask.evaluation.tuned import check_answer_length, check_metrics
+from multitask.task import Task
+
+
+def check_before_encoding(config: RunConfig, tasks: Mapping[str, Task]) -> None:
+    """Raises InputError with all that is wrong with metrics, mixture, splits and the first row of each source."""
+    train = config.train
+    checks: list[Callable[[], object]] = [
+        lambda: check_metrics(tasks, config.eval),
+        lambda: sampling_rates(
+            dict.fromkeys(tasks, 1), train.mixing_temperature, train.mixture_cap, train.mixture_weights
+        ),
+    ]
+    for task in tasks.values():
+        for split in dict.fromkeys(("train", "validation", config.eval.split)):
+            checks.append(lambda task=task, split=split: _check_split(task, split, config))  # type: ignore[misc]
+    _all(checks)
+
+
+def check_sizes(tasks: Mapping[str, Task], block_size: int, window: int | None) -> None:
+    """Raises InputError for a block that the model cannot take, and for answers that leave no tokens for a prompt.
+
+    window: the model's positions; None: any number.
+    """
+    check_window(block_size, window)
+    check_answer_length(tasks, block_size)
+
+
+def _check_split(task: Task, split: str, config: RunConfig) -> None:
+    """Reads the first usable row of each source."""
+    sources = [source for source in resolve(task, config.data) if has_split(source, split)]
+    if not sources:
+        raise InputError(
+            f"task '{task.name}' has no {split} rows: none of its sources has that split; "
+            f"give `files: {{{split}: ...}}`"
+        )
+    for source in sources:
+        next(read_rows(task, source, split, config.data, Counts()), None)
+
+
+def _all(checks: Iterable[Callable[[], object]]) -> None:
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))

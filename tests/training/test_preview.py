@@ -1,0 +1,138 @@
+"""A preview shows what training would see, and refuses what training would; both before any row is encoded."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from multitask import preview, train
+from multitask.api.previews import show
+from multitask.errors import InputError
+from multitask.tokenization import encoded_rows
+
+SMALL = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64, "vocab_size": 300}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    rows = [
+        {"text": "좋아요 <|end|> 끝", "label": "긍정"},
+        {"text": "별로에요", "label": "부정"},
+        {"text": "그저 그래요", "label": "부정"},
+    ]
+    others = {"train": rows, "validation": [rows[1], {"text": "새로운", "label": "긍정"}], "test": rows}
+    for split, found in others.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        (tmp_path / f"{split}.jsonl").write_text(text, "utf-8")
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in others}
+    source = {"files": files, "labels": ["긍정", "부정"], "language": "ko"}
+    return {
+        "tasks": ["cls"],
+        "device": "cpu",
+        "data": {"sources": {"cls": [source]}, "cache": str(tmp_path / "cache")},
+        "model": SMALL,
+        "train": {"max_steps": 1, "batch_tokens": 64, "micro_batch_tokens": 64},
+    }
+
+
+def shown(found: Any, width: int = 80) -> str:
+    console = Console(file=StringIO(), width=width)
+    show(found, 3, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_other_splits_and_rows_that_are_in_train(settings: dict[str, Any]) -> None:
+    found = preview(settings)
+    assert found.num_in_train == {"validation": {"cls": 1}, "test": {"cls": 3}}
+    assert {split: len(each["cls"]) for split, each in found.others.items()} == {"validation": 2, "test": 3}
+    lines = [line.split() for line in shown(found).splitlines()]
+    assert ["cls", "validation", "2", "0", "0", "0", "0", "1"] in lines
+    assert ["cls", "test", "3", "0", "0", "0", "0", "3"] in lines
+
+
+def test_a_marker_that_a_text_spells_is_told_from_a_real_one(settings: dict[str, Any]) -> None:
+    first = shown(preview(settings)).splitlines()[1]
+    assert "좋아요 \\<|end|> 끝<|classify|>" in first
+    assert "긍정|<|end|>" in first
+
+
+def test_spaces_of_a_tokenizer_that_writes_them_as_a_sign(settings: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    texts = ["좋아요 <|end|> 끝", "별로에요", "그저 그래요", "긍정 부정"]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=["<unk>", "</s>"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    settings["model"] = SMALL | {"tokenizer": str(tmp_path / "tokenizer")}
+    lines = shown(preview(settings), width=400).splitlines()
+    assert lines[3].startswith("그저 그래요<|classify|>")
+    assert "좋아요 \\<|end|> 끝<|classify|>" in lines[1]
+
+
+def changed(settings: dict[str, Any], **flags: Any) -> dict[str, Any]:
+    copy: dict[str, Any] = json.loads(json.dumps(settings))
+    for path, value in flags.items():
+        node, *parts = copy, *path.split("__")
+        for part in parts[:-1]:
+            node = node[int(part) if part.isdecimal() else part]
+        node[parts[-1]] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data__sources__cls__0__files__validation": "missing.jsonl"}, "missing.jsonl: no such file"),
+        ({"data__sources__cls__0__files__test": "missing.jsonl"}, "missing.jsonl: no such file"),
+        ({"data__sources__cls__0__labels": ["긍정"]}, "label '부정' is not one of 긍정"),
+        ({"eval__rouge_tokenizer": {"ko": "morphems"}}, "Input should be 'words'"),
+        ({"train__mixture_weights": {"qa": 1.0}}, "qa"),
+        ({"train__block_size": 128}, "128"),
+    ],
+)
+def test_what_training_refuses_is_refused_before_encoding(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    def encode(*_: Any, **__: Any) -> None:
+        raise AssertionError("rows were encoded")
+
+    monkeypatch.setattr(encoded_rows, "_write", encode)
+    settings = changed({"eval": {}, **settings}, **change)
+    for refuses in (lambda: preview(settings), lambda: train(settings, out=tmp_path / "run")):
+        with pytest.raises(InputError) as caught:
+            refuses()
+        assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_answer_as_long_as_the_window(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before encoding: once after four minutes of it."""
+    monkeypatch.setattr(encoded_rows, "_write", lambda *_, **__: pytest.fail("rows were encoded"))
+    long = {"labels": {"긍정": "긍정 " * 100, "부정": "부정"}}
+    for name, value in long.items():
+        settings["data"]["sources"]["cls"][0][name] = value
+    with pytest.raises(InputError, match=r"task 'cls' may answer with \d+ tokens, the window has 64"):
+        preview(settings)
+
+
+def test_problems_of_several_splits_are_told_at_once(settings: dict[str, Any]) -> None:
+    files = settings["data"]["sources"]["cls"][0]["files"]
+    files["validation"], files["test"] = "one.jsonl", "two.jsonl"
+    with pytest.raises(InputError) as caught:
+        preview(settings)
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["one.jsonl", "two.jsonl"]
+
+
+def test_the_run_folder(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("tasks: [cls]\n")
+    with pytest.raises(InputError, match="already holds files; continue with --resume"):
+        preview(settings, out=tmp_path / "run")
+    preview(settings, out=tmp_path / "run", overwrite=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"], "nothing is written or moved"
