@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from multitask.api import generator as generator
     from multitask.api import import_gguf as import_gguf
     from multitask.api import import_openai as import_openai
+    from multitask.api import init as init
     from multitask.api import list_models as list_models
     from multitask.api import pretrain as pretrain
     from multitask.api import preview as preview
@@ -36,6 +37,7 @@ __all__ = [
     "generator",
     "import_gguf",
     "import_openai",
+    "init",
     "list_models",
     "load_tasks",
     "pretrain",

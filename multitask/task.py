@@ -57,6 +57,8 @@ class Task:
     baselines: what a program without a model can do: `majority`, `lead1`, `lead3`, `random_span` (the last three of
         the `truncate` field). `unigram` and `bigram` perplexity are always added.
     max_new_tokens: the longest answer that generation may write, in tokens.
+    columns: for `init`, the columns that a data file has for this task, with other names that they often have; empty:
+        the fields of the stream.
     prepare: completes a row as read before its fields are taken; it may add `references` (list of accepted answers)
         and `keep` (start and end, in characters, of the stretch of the `truncate` field that training must keep).
         It raises ValueError for a row that it cannot use, and NoAnswer for one without an answer.
@@ -74,6 +76,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     max_new_tokens: int = 32
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     parse: Callable[[str], str] | None = None
     cut: InitVar[str | None] = None

@@ -27,4 +27,22 @@ TASK = Task(
     metrics=("accuracy", "macro_f1"),
     baselines=("majority",),
     max_new_tokens=8,
+    columns={
+        "text": (
+            "document",
+            "sentence",
+            "review",
+            "comment",
+            "content",
+            "title",
+            "리뷰",
+            "문장",
+            "댓글",
+            "글",
+            "본문",
+            "내용",
+            "제목",
+        ),
+        "label": (),
+    },
 )

@@ -26,4 +26,22 @@ TASK = Task(
     },
     metrics=("perplexity", "bits_per_byte"),
     max_new_tokens=64,
+    columns={
+        "text": (
+            "document",
+            "sentence",
+            "review",
+            "comment",
+            "content",
+            "title",
+            "리뷰",
+            "문장",
+            "댓글",
+            "글",
+            "본문",
+            "내용",
+            "제목",
+        ),
+        "label": (),
+    },
 )

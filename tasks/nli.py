@@ -50,4 +50,5 @@ TASK = Task(
     metrics=("accuracy", "macro_f1"),
     baselines=("majority",),
     max_new_tokens=8,
+    columns={"premise": ("sentence1", "전제"), "hypothesis": ("sentence2", "가설"), "label": ()},
 )

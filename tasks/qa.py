@@ -115,5 +115,10 @@ TASK = Task(
     metrics=("f1", "exact_match"),
     baselines=("random_span",),
     max_new_tokens=32,
+    columns={
+        "context": ("passage", "paragraph", "본문", "지문", "글"),
+        "question": ("query", "질문"),
+        "answers": ("answer", "답", "정답", "답변"),
+    },
     prepare=prepare,
 )

@@ -37,4 +37,8 @@ TASK = Task(
     metrics=("rougeL", "rouge1", "rouge2"),
     baselines=("lead1", "lead3"),
     max_new_tokens=96,
+    columns={
+        "document": ("article", "text", "dialogue", "본문", "원문", "문서", "글"),
+        "summary": ("highlights", "abstract", "요약", "요약문"),
+    },
 )

@@ -3,6 +3,7 @@
 `train(tasks=["summ", "qa"], out="runs/first")["tasks"]["qa"]["metrics"]["f1"]["value"]`
 """
 
+from multitask.api.files import init
 from multitask.api.runs import benchmark, evaluate, evaluate_text, fewshot, pretrain, preview, report, train
 from multitask.api.text import fetch_model, generate, generator, import_gguf, import_openai, list_models, tokenizer
 
@@ -16,6 +17,7 @@ __all__ = [
     "generator",
     "import_gguf",
     "import_openai",
+    "init",
     "list_models",
     "pretrain",
     "preview",

@@ -86,6 +86,9 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
 @click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
 @click.option("--adapter", type=click.Choice(["none", "lora"]), help="Train all weights, or LoRA.")
 @click.option("--merge", is_flag=True, default=None, help="With LoRA: write a plain model.")
+@click.option("--epochs", type=float, help="Passes over the rows (train.epochs).")
+@click.option("--lr", type=float, help="Peak learning rate (train.learning_rate).")
+@click.option("--batch-tokens", type=int, help="Tokens of one step (train.batch_tokens).")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<tasks>-<date>-<time>.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
 @click.option(
@@ -101,6 +104,9 @@ def train(
     model: str | None,
     adapter: str | None,
     merge: bool | None,
+    epochs: float | None,
+    lr: float | None,
+    batch_tokens: int | None,
     config: Path | None,
     **options: Any,
 ) -> None:
@@ -108,7 +114,15 @@ def train(
     from multitask import api
 
     named = dotted(
-        flags, device=device, data__limit=limit, model__name=model, adapter__kind=adapter, adapter__merge=merge
+        flags,
+        device=device,
+        data__limit=limit,
+        model__name=model,
+        adapter__kind=adapter,
+        adapter__merge=merge,
+        train__epochs=epochs,
+        train__learning_rate=lr,
+        train__batch_tokens=batch_tokens,
     )
     console = ProgressConsole()
     try:
@@ -397,6 +411,32 @@ def get_model(name: str, out: Path | None) -> None:
         click.echo(f"{name} is already in {found['folder']}")
     click.echo(f"terms: {found['license']} ({found['terms']})")
     click.echo(f"use it: --model {shlex.quote(found['folder'])}")
+
+
+@main.command("init")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--task", help="Name of the task; default: the one whose fields the columns have.")
+@click.option("--column", "columns", multiple=True, metavar="FIELD=NAME", help="Which column a field is; repeatable.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Settings file; default: the first file's name with .yaml."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a settings file.")
+@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
+def init(
+    files: tuple[Path, ...],
+    task: str | None,
+    columns: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    tasks_dirs: tuple[str, ...],
+) -> None:
+    """Look at data FILES (CSV, TSV, JSON, JSONL, Parquet) and write the settings that read them."""
+    from multitask import api
+
+    found, path = api.init(files, task=task, columns=columns, out=out, overwrite=overwrite, tasks_dirs=tasks_dirs)
+    shown = shlex.quote(str(path))
+    click.echo(found.rstrip())
+    click.echo(f"\nwritten to {shown}; next: {_program()} preview --config {shown}")
 
 
 @main.command()

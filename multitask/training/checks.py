@@ -10,7 +10,7 @@ from multitask.batching.mixture import sampling_rates
 from multitask.batching.packing import check_window
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, read_rows
-from multitask.data.sources import has_split, resolve
+from multitask.data.sources import has_split, resolve, source_name
 from multitask.errors import InputError
 from multitask.evaluation.tuned import check_answer_length, check_metrics
 from multitask.task import Task
@@ -49,7 +49,11 @@ def _check_split(task: Task, split: str, config: RunConfig) -> None:
             f"give `files: {{{split}: ...}}`"
         )
     for source in sources:
-        next(read_rows(task, source, split, config.data, Counts()), None)
+        if next(read_rows(task, source, split, config.data, Counts()), None) is None:
+            raise InputError(
+                f"task '{task.name}', {split}: no usable row in {source_name(source)}; every row is in another split "
+                "(raise `split_by`) or left out by `skip_labels` or `no_answer`"
+            )
 
 
 def _all(checks: Iterable[Callable[[], object]]) -> None:
