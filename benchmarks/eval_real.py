@@ -99,7 +99,7 @@ def _harness(work: Path, task: str, more: dict[str, Any]) -> tuple[dict[str, flo
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from multitask.models.io import model_folder
+    from multitask.models.names import model_folder
 
     result: dict[str, float] = {}
 

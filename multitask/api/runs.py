@@ -12,6 +12,7 @@ from multitask.api.arguments import listed, names, setting_flags
 from multitask.api.progress import Show, showing
 from multitask.api.results import RunResults
 from multitask.config.loading import load, read_yaml
+from multitask.config.model import ModelConfig
 from multitask.config.resolve import (
     Settings,
     check_unchanged,
@@ -24,6 +25,7 @@ from multitask.config.run import Language, PretrainConfig, RunConfig
 from multitask.errors import InputError
 from multitask.events import Json
 from multitask.files import shipped
+from multitask.models.names import checked_name, model_folder, run_of
 from multitask.registry import choose, load_tasks
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def train(
     config, chosen = chosen_tasks(settings, flags, names(tasks), listed(tasks_dirs))
     if out is not None and resume is not None:
         check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
+    _check_names(config.model)
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask.training.finetune import (
         train as run,  # heavy: after everything that can be wrong with names and settings
@@ -126,6 +129,7 @@ def pretrain(
     if resume is not None:
         path = Path(out or resume) / "config.yaml"
         check_unchanged(load(PretrainConfig, read_yaml(path), where=str(path)), config, path.parent)
+    _check_names(config.model)
     found = load_tasks(listed(tasks_dirs))
     wanted = config.tokenizer.tasks if resume is None else "none"  # the tokenizer is there
     tasks = found if wanted == "all" else {} if wanted == "none" else choose(found, wanted)
@@ -169,10 +173,11 @@ def evaluate(
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
-    path = Path(model)
-    homes = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").exists()]
-    if settings is None and homes:
-        settings = homes[0]
+    model_folder(str(model))
+    path = Path(model).expanduser()
+    home = run_of(path)
+    if settings is None and home is not None:
+        settings = home / "config.yaml"
     config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs))
     from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate as run
@@ -180,7 +185,7 @@ def evaluate(
 
     loaded, tokenizer = load_trained(path)
     loaded.to(choose_device(config.device))
-    kept = (homes[0].parent if homes else path) / "baselines"
+    kept = (home or path) / "baselines"
     into = Path(out) if out is not None else None
     with showing(report) as told:
         results = run(loaded, tokenizer, str(model), chosen, config, into, told, kept)
@@ -211,6 +216,7 @@ def evaluate_text(
     Raises:
         InputError: something given cannot be used; the message says what to do.
     """
+    model_folder(str(model))
     from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate_text as run
     from multitask.models.io import load_causal
@@ -253,6 +259,8 @@ def fewshot(
     if settings is None:
         settings = shipped("configs") / "fewshot.yaml"
     config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs))
+    if named := model or config.model.name:
+        model_folder(str(named))
     from multitask.device import choose_device
     from multitask.evaluation.fewshot import fewshot as run
     from multitask.models.io import load_causal
@@ -340,8 +348,17 @@ def preview(
     """
     flags = [*setting_flags(RunConfig, "preview", options), *listed(flags)]
     config, chosen = chosen_tasks(settings, flags, names(tasks), listed(tasks_dirs))
+    _check_names(config.model)
     from multitask.api.previews import ShownPreview
     from multitask.training.preview import preview as run
 
     with showing(False):
         return ShownPreview.of(run(config, chosen, Path(out) if out is not None else None, overwrite))
+
+
+def _check_names(config: ModelConfig) -> None:
+    """Raises InputError for a model or tokenizer that cannot be loaded, before anything heavy is imported."""
+    if config.name is not None:
+        model_folder(config.name)
+    if config.tokenizer is not None:
+        checked_name(config.tokenizer)

@@ -20,6 +20,7 @@ from multitask.config.resolve import (
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json, Report, ignore
+from multitask.models.names import check_source, model_folder
 from multitask.pattern import markers
 from multitask.registry import choose, load_tasks
 
@@ -43,6 +44,8 @@ def generator(
     settings, config = load(SamplingConfig, sampling, where="sampling"), load(RunConfig, {"device": device})
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+    model_folder(str(model))
+    model = Path(model).expanduser() if str(model).startswith("~") else model
     chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
     from multitask.device import choose_device
     from multitask.inference.generator import Generator
@@ -119,6 +122,7 @@ def import_openai(source: str | Path, out: str | Path) -> Json:
     source: the folder with `checkpoint`, `encoder.json`, `hparams.json`, `model.ckpt.*` and `vocab.bpe`. TensorFlow is
     not needed. Raises InputError for a file that is missing or damaged; nothing is written then.
     """
+    check_source(Path(source), is_file=False)
     from multitask.models.openai.weights import import_openai as run
 
     return asdict(run(Path(source), Path(out)))
@@ -134,6 +138,7 @@ def import_gguf(file: str | Path, out: str | Path) -> Json:
     Raises:
         InputError: the file is missing, damaged or not supported, or `out` cannot be written; nothing is written then.
     """
+    check_source(Path(file), is_file=True)
     from multitask.models.gguf.convert import import_gguf as run
 
     return asdict(run(Path(file), Path(out)))

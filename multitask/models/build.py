@@ -19,8 +19,9 @@ from transformers.utils.logging import disable_progress_bar
 from multitask.config.model import ModelConfig
 from multitask.errors import InputError
 from multitask.models.bigram import BigramConfig, BigramLMHeadModel
-from multitask.models.io import load_config, load_model, model_folder
+from multitask.models.io import load_config, load_model
 from multitask.models.lora import text_config
+from multitask.models.names import checked_name, model_folder
 from multitask.pattern import markers
 from multitask.task import Task
 from multitask.tokenization.tokenizer import add_markers, first_ids, load_tokenizer, probe_identity, train_tokenizer
@@ -41,7 +42,7 @@ def build(
     """
     special = markers(tasks)
     config = config.model_copy(update={"name": model_folder(config.name)})
-    source = config.tokenizer or config.name
+    source = checked_name(config.tokenizer) if config.tokenizer is not None else config.name
     tokenizer = (
         train_tokenizer(texts, config.vocab_size, special)
         if source is None

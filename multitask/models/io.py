@@ -17,30 +17,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from multitask.config.data import DataConfig
 from multitask.errors import InputError
-from multitask.files import cache_folder, cannot_write, filling, replacing
+from multitask.files import cannot_write, filling, replacing
 from multitask.models.cards import card, plain_card
-from multitask.models.gguf.catalog import CATALOG, is_written
 from multitask.models.lora import is_adapter, max_positions, plain_model
+from multitask.models.names import model_folder, nearest
 from multitask.task import Task
 from multitask.tokenization.tokenizer import load_tokenizer, not_found
-
-
-def model_folder(name: str | None) -> str | None:
-    """The model inside a run's folder, or the folder of a fetched model of the catalog; any other name as it is.
-
-    Raises InputError for a model of the catalog that was not fetched yet.
-    """
-    if name is None:
-        return None
-    inside = Path(name, "model")
-    if inside.is_dir() or name not in CATALOG or Path(name).exists():
-        return str(inside) if inside.is_dir() else name
-    folder = cache_folder(DataConfig()) / name
-    if not is_written(CATALOG[name], folder):
-        raise InputError(f"{name}: not fetched yet; run `multitask models get {name}`")
-    return str(folder)
 
 
 def save(
@@ -212,7 +195,7 @@ def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     """
     folder = Path(model_folder(str(path)) or "")
     if not folder.is_dir():
-        raise not_found(str(path), "model", FileNotFoundError("no such folder"))
+        raise InputError(f"{path}: no such folder; {nearest(path)}")
     tokenizer = load_tokenizer(str(folder))
     if (folder / "adapter_config.json").exists():
         return _load_adapter(folder, len(tokenizer)), tokenizer

@@ -21,7 +21,8 @@ from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, results_file
 from multitask.events import Report, ignore
 from multitask.files import shipped
-from multitask.models.io import load_causal, model_folder
+from multitask.models.io import load_causal
+from multitask.models.names import model_folder
 from multitask.registry import fingerprint
 from multitask.reports.report import report as write_report
 from multitask.source_hash import source_hash
@@ -136,6 +137,8 @@ def _base(suite: BenchmarkConfig, report: Report) -> str | None:
     """The base as a name that loads: a recipe is trained if it has not been."""
     if suite.base is not None and (shipped("configs") / f"{suite.base}.yaml").exists():
         return str(demo_model(suite.base, report))
+    if suite.base is not None:
+        model_folder(suite.base)
     return suite.base
 
 

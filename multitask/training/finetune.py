@@ -25,8 +25,9 @@ from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import Data, Results
 from multitask.events import Report, ValidationScores, ignore
 from multitask.models.build import build
-from multitask.models.io import model_files, model_folder, save
+from multitask.models.io import model_files, save
 from multitask.models.lora import add_lora, is_adapter, max_positions, merged, plain_model
+from multitask.models.names import model_folder
 from multitask.models.support import prepare_attention
 from multitask.signals import interruptible
 from multitask.task import Task

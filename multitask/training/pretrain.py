@@ -29,8 +29,9 @@ from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.bigram import BigramCounts, BigramLMHeadModel
 from multitask.models.build import build_model
-from multitask.models.io import model_folder, save_plain
+from multitask.models.io import save_plain
 from multitask.models.lora import max_positions, plain_model
+from multitask.models.names import model_folder
 from multitask.models.support import prepare_attention
 from multitask.pattern import markers
 from multitask.signals import interruptible

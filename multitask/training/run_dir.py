@@ -24,7 +24,7 @@ from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
 from multitask.files import write_text
-from multitask.models.io import model_folder
+from multitask.models.names import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop
 

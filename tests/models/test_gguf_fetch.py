@@ -223,14 +223,16 @@ def test_gemma3_writes_korean_after_its_first_token(tmp_path: Path) -> None:
 
 def test_a_model_of_the_catalog_is_used_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it was fetched; before that, the error says how."""
-    from multitask.models.io import load_causal, model_folder
+    from multitask.models.io import load_causal
+    from multitask.models.names import model_folder
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="not fetched yet; run `multitask models get smollm2-135m`"):
         load_causal("smollm2-135m")
-    monkeypatch.setattr("multitask.models.io.is_written", lambda model, out: True)
+    monkeypatch.setattr("multitask.models.names.is_written", lambda model, out: True)
     assert model_folder("smollm2-135m") == str(tmp_path / "cache" / "multitask" / "smollm2-135m")
     assert model_folder("another") == "another"
     (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert model_folder("smollm2-135m") == "smollm2-135m", "a folder of that name is meant"
