@@ -15,7 +15,6 @@ from multitask.config.loading import load
 from multitask.config.model import TokenizerConfig
 from multitask.config.resolve import (
     text_settings,
-    trained_block_size,
 )
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
@@ -35,26 +34,43 @@ def generator(
     task: str | None = None,
     *,
     max_new_tokens: int | None = None,
+    force: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     device: str = "auto",
     report: Report = ignore,
     **sampling: Any,
 ) -> "Generator":
-    """A loaded model that writes, once or many times; arguments as in `generate`."""
+    """A loaded model that generates, once or many times; arguments as in `generate`."""
     settings, config = load(SamplingConfig, sampling, where="sampling"), load(RunConfig, {"device": device})
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     model_folder(str(model))
-    model = Path(model).expanduser() if str(model).startswith("~") else model
     chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
+    from multitask.inference.trained_run import trained_run
+
+    run = trained_run(Path(model).expanduser())
+    if chosen is not None and run is not None and not force:
+        run.check_trained(str(model), chosen.name)
     from multitask.device import choose_device
     from multitask.inference.generator import Generator
     from multitask.models.io import load_causal
 
     loaded, tokenizer = load_causal(str(model))
     loaded.to(choose_device(config.device))
-    window = trained_block_size(Path(model)) if task is not None else None
-    return Generator(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, window, report=report)
+    if chosen is None or run is None:
+        return Generator(loaded, tokenizer, str(model), settings, chosen, max_new_tokens, report=report)
+    return Generator(
+        loaded,
+        tokenizer,
+        str(model),
+        settings,
+        chosen,
+        max_new_tokens,
+        run.window,
+        report=report,
+        columns=run.columns(chosen),
+        choices=run.choices(chosen),
+    )
 
 
 def generate(
@@ -67,6 +83,7 @@ def generate(
     picture: str | Path | None = None,
     out: str | Path | None = None,
     stream: Callable[[str], None] | None = None,
+    force: bool = False,
     tasks_dirs: Iterable[str | Path] = (),
     device: str = "auto",
     report: Report = ignore,
@@ -76,7 +93,8 @@ def generate(
 
     Args:
         model: a run or model folder, or the hub name of any causal language model.
-        prompts: one or several: free text, or with `task` mappings of its fields.
+        prompts: one or several: free text, or with `task` mappings of its fields (or of the data's columns), or the
+            text itself where the task needs one field.
         task: its prompts are encoded as in training, and its answers parsed; None: free text is continued until an
         end token.
         max_new_tokens: most tokens of a text; None: the task's; of free text 100, or as many as fit the window.
@@ -84,6 +102,7 @@ def generate(
         picture: a PNG of that, of one text.
         out: JSON lines. None: nothing is written.
         stream: called with parts of the one text as it is written.
+        force: accept a task that the model was not trained on.
         tasks_dirs: folders with further task plugins.
         device: auto, cpu, cuda or mps.
         report: called with warnings: what was truncated, what the tokenizer cannot write.
@@ -103,7 +122,13 @@ def generate(
         raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
     if out is not None:
         check_writable(Path(out))
-    where = {"max_new_tokens": max_new_tokens, "device": device, "tasks_dirs": tasks_dirs, "report": report}
+    where = {
+        "max_new_tokens": max_new_tokens,
+        "force": force,
+        "device": device,
+        "tasks_dirs": tasks_dirs,
+        "report": report,
+    }
     writer = generator(model, task, **(sampling | where))
     texts = writer.generate(asked, explain or (5 if picture is not None else 0), stream)
     records = [text.to_json() for text in texts]

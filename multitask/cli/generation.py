@@ -9,6 +9,8 @@ import click
 from multitask.errors import InputError
 from multitask.events import Event, Json
 
+_MOST_ANSWERS = 10  # shown of a closed task
+
 
 class GenerationConsole:
     """Shows texts: one as it comes, several under headings, steps as tables."""
@@ -24,7 +26,9 @@ class GenerationConsole:
 
     def streaming(self, is_fit: bool, asked: Any) -> Callable[[str], None] | None:
         """What shows a text as it comes, or None: it is shown when it is whole."""
-        is_own = self.task is None or self.task.parse is None  # a completion is the answer
+        is_own = self.task is None or (
+            self.task.parse is None and not self.task.is_closed
+        )  # a completion is the answer
         is_usual = is_fit and is_own and not self.top and sys.stdout.isatty()
         if not (is_usual if self.wants_stream is None else self.wants_stream):
             return None
@@ -42,9 +46,21 @@ class GenerationConsole:
             else:
                 self._part("")
                 click.echo()
+            if "probabilities" in record:
+                self._probabilities(record["probabilities"])
             if self.top:
                 self._steps(record["steps"])
-        unfinished = [record["num_tokens"] for record in records if not record["is_finished"]]
+        totals = [record["total_probability"] for record in records if "total_probability" in record]
+        if totals:
+            most, least = max(totals), min(totals)
+            shown = f"{least:.2f}" if len(totals) == 1 else f"{least:.2f} to {most:.2f}"
+            click.echo(
+                "note: probabilities among the answers of this task, which add up to 1; to all of them together the "
+                f"model gives {shown}, the rest to other texts",
+                err=True,
+            )
+        open_texts = [record for record in records if "probabilities" not in record]
+        unfinished = [record["num_tokens"] for record in open_texts if not record["is_finished"]]
         if unfinished:
             which = f"{len(unfinished)} of {len(records)} texts are" if len(records) > 1 else "the text is"
             click.echo(f"note: {which} unfinished, stopped at {max(unfinished)} tokens (--max-new-tokens)", err=True)
@@ -86,6 +102,15 @@ class GenerationConsole:
             part, self.begin = self.begin + part.lstrip() if self.task is not None else self.begin + part, None
         click.echo(part, nl=False)
         sys.stdout.flush()
+
+    def _probabilities(self, found: dict[str, float]) -> None:
+        """Answers of a closed task, the most likely first."""
+        shown = list(found.items())[:_MOST_ANSWERS]
+        for word, probability in shown:
+            click.echo(f"  {probability:.3f}  {word}")
+        if len(found) > len(shown):
+            rest = sum(found.values()) - sum(probability for _, probability in shown)
+            click.echo(f"  {rest:.3f}  {len(found) - len(shown)} others")
 
     def _steps(self, steps: list[Json]) -> None:
         from rich.console import Console

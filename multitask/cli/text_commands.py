@@ -17,8 +17,11 @@ from multitask.events import Json
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.option("--task", metavar="NAME", help="Answer this task's prompt; default: continue free text.")
-@click.option("--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task; repeatable.")
-@click.option("--file", type=click.Path(), help="Prompts by line: text, or JSON (.jsonl): `prompt`, or task fields.")
+@click.option(
+    "--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task, or its column; repeatable."
+)
+@click.option("--file", type=click.Path(), help="Prompts: lines of text, or rows (.jsonl, .csv, .tsv, .parquet).")
+@click.option("--force", is_flag=True, help="Use a task's prompt though the model was not trained on the task.")
 @click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file.")
 @click.option("--interactive", is_flag=True, help="Keep the model loaded and ask for prompts until an empty line.")
 @click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
@@ -53,21 +56,30 @@ def generate(
 ) -> None:
     """Let MODEL (a run, a model folder or a hub name) continue PROMPT, or answer a task's prompt.
 
-    The most likely token is taken each time (greedy), unless --temperature, --top-k or --top-p ask for tokens to be
-    drawn, or --beams for a search. PROMPT is read as the tokenizer reads it, markers included: a tuned model may be
-    asked with 'TEXT<|summarize|>'. `-` is standard input, a prompt a line. An empty PROMPT begins a text where the
-    tokenizer has a token for that. Texts of a task end at <|end|>, free text at the model's own end.
+    With --task, PROMPT is the text of a task that needs one field (a document to summarize); other tasks take --field
+    for each field, by the task's name or by the column of the data the run was trained on. A closed task prints its
+    most likely answer and the probabilities of all answers, which add up to 1.
+
+    `-` is standard input, a prompt a line. The most likely token is taken at each step (greedy), unless --temperature,
+    --top-k or --top-p sample, or --beams searches. Without --task, special tokens in PROMPT are parsed: a fine-tuned
+    model can be prompted with 'TEXT<|summarize|>'. An empty PROMPT starts a text where the tokenizer has a token for
+    that. Texts of a task end at <|end|>, free text at the model's own end token.
     """
     from multitask import api
-    from multitask.inference.prompt_input import flag_fields, read_prompts
+    from multitask.inference.prompt_input import PromptInput, flag_fields, prompt_values, read_prompts
+    from multitask.inference.trained_run import trained_run
+    from multitask.models.names import model_folder
     from multitask.registry import choose, load_tasks
 
+    model_folder(model)
     chosen = choose(load_tasks(options["tasks_dirs"]), [task])[task] if task is not None else None
     given = {"PROMPT": prompt is not None, "--file": file is not None, "--field": bool(flags)}
     sources = [name for name, is_given in {**given, "--interactive": interactive}.items() if is_given]
     if len(sources) != 1:
         found = " and ".join(sources) or "none"
-        raise InputError(f"found {found}, expected one of PROMPT, --file, --task with --field, --interactive")
+        raise InputError(
+            f"found {found}, expected one of PROMPT (- for standard input), --file, --task with --field, --interactive"
+        )
     named: Json = {name: value for name, value in options.items() if value is not None}
     writing = GenerationConsole(chosen, top if explain else 0, stream)
     if interactive:
@@ -79,9 +91,12 @@ def generate(
     if flags:
         if chosen is None:
             raise InputError("--field gives a field of a task; name the task with --task")
-        prompts = [flag_fields(chosen, flags)]
+        run = trained_run(Path(model).expanduser())
+        prompts = [flag_fields(chosen, flags, run.columns(chosen) if run is not None else ())]
     elif prompt == "-" or file is not None:
         prompts = read_prompts(Path(file) if file not in (None, "-") else sys.stdin.buffer, chosen, encoding)
+    elif chosen is not None:
+        prompt_values(chosen, PromptInput(prompt or "", "PROMPT"))  # an error before the model is loaded
     is_one = len(prompts) == named.get("num_samples", 1) == named.get("beams", 1) == 1
     to_stream = writing.streaming(is_one and out is None, prompts[0])
     named |= {"explain": writing.top, "picture": picture, "out": out, "stream": to_stream, "report": writing.report}

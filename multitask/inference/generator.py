@@ -5,7 +5,8 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,15 +15,17 @@ import numpy as np
 from torch import Tensor
 
 from multitask.config.evaluation import SamplingConfig
+from multitask.config.languages import language_code
 from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.events import Json, Report, ignore
 from multitask.inference.decoding import OnTokens, beam_search, generate, logits_processors_of
 from multitask.inference.explanation import Explanation, Step, TextStreamer
 from multitask.inference.prompt_input import PromptInput, checked_text, prompt_values
-from multitask.inference.scoring import choice_nll
+from multitask.inference.scoring import choice_nll, probabilities
+from multitask.inference.trained_run import Choices
 from multitask.models.lora import max_positions, plain_model
-from multitask.pattern import markers, render
+from multitask.pattern import markers, parse, render
 from multitask.task import END, Task
 from multitask.tokenization.row_encoder import RowEncoder
 from multitask.tokenization.tokenizer import lost_characters, plain_reader
@@ -42,6 +45,8 @@ class EncodedPrompt:
     fields: dict[str, str] | None = None
     """The field values of a task's prompt."""
     is_truncated: bool = False
+    language: str | None = None
+    """The language that a prompt names."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,18 @@ class TaskAnswer:
     """The completion as metrics compare it."""
     is_truncated: bool
     """Whether the prompt was truncated."""
+    classes: "ClassProbabilities | None" = None
+    """Of a closed task whose answers are known."""
+
+
+@dataclass(frozen=True)
+class ClassProbabilities:
+    """How likely each answer of a closed task is."""
+
+    among: dict[str, float]
+    """Among these answers, the most likely first; they add up to 1."""
+    total: float
+    """The probability that the model gives to all of them together; the rest is that of other texts."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ class GeneratedText:
         if self.answer is not None:
             record |= {"prediction": self.answer.prediction, "task": self.answer.task, "fields": self.answer.fields}
             record["is_cut"] = self.answer.is_truncated
+            if self.answer.classes is not None:
+                record |= {"probabilities": self.answer.classes.among, "total_probability": self.answer.classes.total}
         record |= {"is_finished": self.is_finished, "seed": self.seed, "sample": self.sample}
         record |= {"num_tokens": self.num_tokens, "nll": self.nll}
         return record | ({"steps": [asdict(step) for step in self.steps]} if self.steps is not None else {})
@@ -101,6 +120,9 @@ class Generator:
         window: most tokens of a prompt and its completion; None: the model's positions.
         batch_tokens: most tokens of all texts that are generated at the same time; a limit on memory.
         report: called with warnings.
+        columns: field -> column of the data that the model was trained on; prompts may use these names.
+        choices: the answers of a closed task, by language; their probabilities are measured. Without sampling and
+            beams the most likely one is the prediction.
 
     Raises:
         InputError: the tokenizer lacks the task's markers, or `max_new_tokens` leaves no tokens for a prompt.
@@ -117,7 +139,10 @@ class Generator:
         window: int | None = None,
         batch_tokens: int = 8192,
         report: Report = ignore,
+        columns: Sequence[Mapping[str, str]] = (),
+        choices: Sequence[Choices] = (),
     ) -> None:
+        self.columns, self.choices = columns, choices
         self.model, self.tokenizer, self.name, self.task = model, tokenizer, name, task
         self.sampling = sampling or SamplingConfig()
         self.batch_tokens, self.report = batch_tokens, report
@@ -190,6 +215,7 @@ class Generator:
         if stream:
             streamer.end()
         nats = self._nll(encoded, [ids for ids, _ in found])
+        classes = self._classes(encoded)
         texts = []
         for row, ((ids, is_finished), nll) in enumerate(zip(found, nats, strict=True)):
             prompt, sample = encoded[row // num], row % num
@@ -203,7 +229,7 @@ class Generator:
                 sample=sample,
                 num_tokens=len(ids),
                 nll=nll,
-                answer=self._answer(completion, prompt),
+                answer=self._answer(completion, prompt, classes[row // num]),
                 steps=explanation.steps[row] if explain else None,
             )
             texts.append(text)
@@ -250,7 +276,7 @@ class Generator:
 
     def _encode_fields(self, task: Task, prompt: PromptInput) -> EncodedPrompt:
         """The prompt of a task, encoded and truncated as for scoring."""
-        values = prompt_values(task, prompt)
+        values = prompt_values(task, prompt, self.columns)
         max_new_tokens = self.max_new_tokens or task.max_new_tokens
         self._warn_of_lost(values.values(), prompt.where)
         row = Row("", {**values, task.target: self._any_target()}, (), "", (), (), None, prompt.where)
@@ -273,13 +299,39 @@ class Generator:
         if encoded.is_truncated:
             text = f"{prompt.where}: {task.truncate} is truncated: the prompt had {length} tokens, {len(ids)} fit"
             self.report({"event": "warning", "text": text})
-        return EncodedPrompt(ids, self.tokenizer.decode(ids).strip(), max_new_tokens, values, encoded.is_truncated)
+        language = None
+        if isinstance(prompt.given, Mapping):
+            with suppress(ValueError):
+                language = language_code(str(prompt.given.get("language") or ""))
+        shown = self.tokenizer.decode(ids).strip()
+        return EncodedPrompt(ids, shown, max_new_tokens, values, encoded.is_truncated, language)
 
-    def _answer(self, completion: str, prompt: EncodedPrompt) -> TaskAnswer | None:
+    def _answer(self, completion: str, prompt: EncodedPrompt, classes: ClassProbabilities | None) -> TaskAnswer | None:
         if self.task is None:
             return None
         prediction = (self.task.parse or str.strip)(completion)
-        return TaskAnswer(self.task.name, prompt.fields or {}, prediction, prompt.is_truncated)
+        if classes is not None and not self.sampling.is_sampled and self.sampling.beams == 1:
+            prediction = next(iter(classes.among))
+        return TaskAnswer(self.task.name, prompt.fields or {}, prediction, prompt.is_truncated, classes)
+
+    def _classes(self, prompts: Sequence[EncodedPrompt]) -> list[ClassProbabilities | None]:
+        """How likely each answer of a closed task is, in the language in which answers are most likely."""
+        if self.task is None or not self.choices:
+            return [None] * len(prompts)
+        literal, (end_id,) = parse(self.task.stream)[-2].literal, self.end_ids
+        words = list(dict.fromkeys(word for choices in self.choices for word in choices.words))
+        ids = [[*self.plain.encode(literal + word, add_special_tokens=False).ids, end_id] for word in words]
+        kept = self.window - max(map(len, ids))
+        nats = choice_nll(self.model, [(prompt.ids[-kept:], ids) for prompt in prompts], self.batch_tokens)
+        found: list[ClassProbabilities | None] = []
+        for prompt, row in zip(prompts, nats, strict=True):
+            nats_of = dict(zip(words, row, strict=True))
+            own = [choices for choices in self.choices if choices.language == prompt.language] or self.choices
+            scored = [(choices, *probabilities([nats_of[word] for word in choices.words])) for choices in own]
+            choices, among, total = max(scored, key=lambda one: one[2])
+            ranked = sorted(zip(choices.words, among, strict=True), key=lambda one: -one[1])
+            found.append(ClassProbabilities({word: round(p, 6) for word, p in ranked}, round(total, 6)))
+        return found
 
     def _uniform(self, row: int, step: int) -> float:
         number, sample = divmod(row, self.sampling.num_samples)

@@ -5,17 +5,22 @@ A line `{"context": "Ada has a cat.", "question": "What has Ada?"}` of `rows.jso
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.data.readers import RawRecord, file_records, short
+from multitask.data.sources import column_value
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
 from multitask.task import Task
+
+_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_TEXT = "\0text"  # no column has this name
 
 
 @dataclass(frozen=True)
@@ -29,24 +34,26 @@ class PromptInput:
 def read_prompts(
     source: Path | BinaryIO, task: Task | None = None, encoding: Literal["utf-8", "cp949"] = "utf-8"
 ) -> list[PromptInput]:
-    """The prompts of a file or of standard input, one a line: free text, or JSON.
+    """The prompts of a file or of standard input.
 
-    A line of `.jsonl` has the field `prompt`, or with `task` the task's fields; with a task any input is JSON. Empty
-    lines are skipped. Raises InputError with the place of a line that cannot be used, or when there is none.
+    Text has a prompt in each line. A row of a JSONL, CSV, TSV or Parquet file has the field `prompt`, or with `task`
+    the task's fields. With a task, other input is text if the task has one field and the first line does not begin
+    with `{`, else JSON. Empty lines are skipped. Raises InputError with the place of a line that cannot be used, or
+    when there is none.
     """
-    is_json = task is not None
+    has_fields = task is not None and plain_field(task) is None  # text is not enough
     if isinstance(source, Path):
-        is_json = is_json or source.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
-        kind: Literal["jsonl", "text"] = "jsonl" if is_json else "text"
-        settings = SourceConfig(files={"test": [str(source)]}, format=kind, encoding=[encoding])
-        lines, name = file_records(str(source), settings, DataConfig(root=Path())), str(source)
+        name, lines = str(source), _file_lines(source, has_fields, task is not None, encoding)
     else:
-        lines, name = _lines(source, is_json, encoding), "standard input"
+        name, lines = "standard input", _lines(source, has_fields, task is not None, encoding)
     prompts = []
     for _, where, found in lines:
         if isinstance(found, RowError):
             raise found
-        given: Any = found if task is not None else found.get("prompt" if is_json else "text")
+        if _TEXT in found:
+            prompts.append(PromptInput(found[_TEXT], where))
+            continue
+        given: Any = found if task is not None else found.get("prompt")
         if not isinstance(given, str | Mapping):
             wrong = (
                 f"is {short(given)}, expected text" if "prompt" in found else f"is missing, found {', '.join(found)}"
@@ -58,7 +65,31 @@ def read_prompts(
     return prompts
 
 
-def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[RawRecord]:
+def _file_lines(
+    path: Path, has_fields: bool, has_task: bool, encoding: Literal["utf-8", "cp949"]
+) -> Iterator[RawRecord]:
+    """The records of a file; those of text have the one field `_TEXT`."""
+
+    def records(kind: Literal["jsonl", "text"] | None) -> Iterator[RawRecord]:
+        settings = SourceConfig(files={"test": [str(path)]}, format=kind, encoding=[encoding])
+        return file_records(str(path), settings, DataConfig(root=Path()))
+
+    if path.name.lower().removesuffix(".gz").endswith(_TABLES):
+        yield from records(None)
+        return
+    is_json = has_fields
+    if has_task and not has_fields:
+        first = next(records("text"), None)
+        is_json = first is not None and not isinstance(first.found, RowError) and _is_json(first.found["text"])
+    for number, where, found in records("jsonl" if is_json else "text"):
+        if not is_json and isinstance(found, dict):
+            found = {_TEXT: found["text"]}
+        yield RawRecord(number, where, found)
+
+
+def _lines(stream: BinaryIO, has_fields: bool, has_task: bool, encoding: str) -> Iterator[RawRecord]:
+    """The lines of standard input; those of text have the one field `_TEXT`."""
+    is_json = True if has_fields else None if has_task else False
     for number, raw in enumerate(stream, 1):
         where = f"standard input:{number}"
         try:
@@ -67,8 +98,9 @@ def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[RawRecord
             raise InputError(f"{where}: byte 0x{raw[error.start]:02x} is not valid {encoding}") from None
         if not text.strip():
             continue
+        is_json = _is_json(text) if is_json is None else is_json
         try:
-            found = json.loads(text) if is_json else {"text": text}
+            found = json.loads(text) if is_json else {_TEXT: text}
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not valid JSON: {error}; with --task each line is a JSON object") from None
         if not isinstance(found, dict):
@@ -76,18 +108,36 @@ def _lines(stream: BinaryIO, is_json: bool, encoding: str) -> Iterator[RawRecord
         yield RawRecord(where, where, found)
 
 
+def _is_json(first_line: str) -> bool:
+    return first_line.lstrip().startswith("{")
+
+
 def prompt_fields(task: Task) -> list[str]:
     """Fields of the stream that are part of the prompt."""
     return [name for name in fields(task.stream) if name != task.target]
 
 
-def prompt_values(task: Task, prompt: PromptInput) -> dict[str, str]:
-    """The checked fields of a task's prompt."""
+def plain_field(task: Task) -> str | None:
+    """The one field that a prompt of the task needs, which may be given as plain text; None where it needs several."""
+    all_fields = prompt_fields(task)
+    needed = [name for name in all_fields if name not in task.optional] or all_fields
+    return needed[0] if len(needed) == 1 else None
+
+
+def prompt_values(task: Task, prompt: PromptInput, columns: Sequence[Mapping[str, str]] = ()) -> dict[str, str]:
+    """The checked fields of a task's prompt; columns: as `renamed` takes them."""
     given, needed = prompt.given, prompt_fields(task)
     if not isinstance(given, Mapping):
-        raise InputError(
-            f"{prompt.where}: found text, expected the fields of task '{task.name}': {', '.join(needed) or 'none'}"
-        )
+        field = plain_field(task)
+        if field is None:
+            flags = " ".join(f"--field {name}=..." for name in needed)
+            raise InputError(
+                f"{prompt.where}: found text, expected the fields of task '{task.name}': {', '.join(needed) or 'none'}"
+                + (f"; give them as {flags}" if needed else "")
+            )
+        given = {field: given}
+    else:
+        given = renamed(task, {normalize("NFC", name): value for name, value in given.items()}, columns)
     if task.prepare is not None:  # it may raise for the missing answer, which a prompt does not have
         with suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
             given = task.prepare(dict(given))
@@ -98,14 +148,38 @@ def prompt_values(task: Task, prompt: PromptInput) -> dict[str, str]:
             if name in task.optional:
                 continue
             found = f"found {', '.join(map(str, given)) or 'nothing'}"
+            required = [_with_column(one, columns) for one in needed if one not in task.optional]
             raise InputError(
                 f"{prompt.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
-                f"task '{task.name}' needs {', '.join(n for n in needed if n not in task.optional)}"
+                f"task '{task.name}' needs {', '.join(required)}"
             )
         if not isinstance(value, str):
             raise InputError(f"{prompt.where}: field '{name}' is {short(value)}, expected text")
         values[name] = checked_text(value, prompt.where)
     return values
+
+
+def renamed(task: Task, given: Mapping[str, Any], columns: Sequence[Mapping[str, str]]) -> Mapping[str, Any]:
+    """A prompt's fields by the task's names, where it was given by the columns of the training data.
+
+    columns: field -> column of each source. The first source whose columns hold all fields that the prompt needs is
+    used, as in training; without one the names stay as they are. A field whose column is absent may have its own name.
+    """
+    for names in columns:
+        found = {field: column_value(given, column) for field, column in names.items()}
+        for field in names:
+            if found[field] is None and field not in names.values():
+                found[field] = given.get(field)
+        needed = [name for name in prompt_fields(task) if name in names and name not in task.optional]
+        if all(found[name] is not None for name in needed) and any(found[name] is not None for name in found):
+            rest = {name: value for name, value in given.items() if name not in names}
+            return {**rest, **{field: value for field, value in found.items() if value is not None}}
+    return given
+
+
+def _with_column(field: str, columns: Sequence[Mapping[str, str]]) -> str:
+    named = dict.fromkeys(names[field] for names in columns if field in names)
+    return f"{field} (or its column {' or '.join(named)})" if named else field
 
 
 def checked_text(text: str, where: str) -> str:
@@ -119,22 +193,29 @@ def checked_text(text: str, where: str) -> str:
     return text
 
 
-def flag_fields(task: Task, flags: Iterable[str]) -> dict[str, str]:
-    """Fields of a task from `name=text` flags; raises InputError for an invalid one."""
+def flag_fields(task: Task, flags: Iterable[str], columns: Sequence[Mapping[str, str]] = ()) -> dict[str, str]:
+    """Fields of a task from `name=text` flags, named as in the task or by their columns.
+
+    Raises InputError for an invalid one.
+    """
+    known = {name: name for name in (*prompt_fields(task), task.target)}
+    known |= {column: field for names in columns for field, column in names.items() if field in known}
     given: dict[str, str] = {}
+    seen = set()
     for flag in flags:
         name, sign, text = flag.partition("=")
+        name = normalize("NFC", name)
         if not sign:
             raise InputError(f"--field {flag}: expected name=text, for instance {prompt_fields(task)[0]}=...")
-        if name == task.target:
+        if known.get(name) == task.target:
             raise InputError(
                 f"--field {name}: this is the target of task '{task.name}', which the model generates; leave it out"
             )
-        if name not in prompt_fields(task):
-            raise InputError(
-                f"--field {name}: task '{task.name}' has no such field; {suggest(name, prompt_fields(task))}"
-            )
-        if name in given:
+        if name not in known:
+            valid = [one for one, field in known.items() if field != task.target]
+            raise InputError(f"--field {name}: task '{task.name}' has no such field; {suggest(name, valid)}")
+        if known[name] in seen:
             raise InputError(f"--field {name}: found twice, expected once")
+        seen.add(known[name])
         given[name] = text
     return given

@@ -155,3 +155,10 @@ def _nll(model: Any, hidden: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
 def choose(model: Any, rows: Iterable[tuple[Ids, Sequence[Ids]]], batch_tokens: int) -> list[tuple[int, list[float]]]:
     """The number of the most likely choice and the nats of all, for each (prompt ids, choices' ids with end marker)."""
     return [(int(np.argmin(nats)), nats) for nats in choice_nll(model, list(rows), batch_tokens)]
+
+
+def probabilities(nats: Sequence[float]) -> tuple[list[float], float]:
+    """Probabilities of the choices among themselves, which add up to 1, and what the model gives to all together."""
+    likelihoods = np.exp(-(np.asarray(nats) - min(nats)))
+    total = float(np.exp(-np.asarray(nats)).sum())
+    return (likelihoods / likelihoods.sum()).tolist(), total

@@ -14,7 +14,6 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from multitask.config.model import ModelConfig
 from multitask.errors import InputError
@@ -28,8 +27,6 @@ from multitask.tokenization.tokenizer import add_markers, first_ids, load_tokeni
 
 _DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout")
 """What architectures call it."""
-
-disable_progress_bar()  # of loading and saving: they would interleave with our progress
 
 
 def build(

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from multitask.errors import InputError
 from multitask.files import cannot_write, filling, replacing
@@ -24,6 +25,8 @@ from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.models.names import model_folder, nearest
 from multitask.task import Task
 from multitask.tokenization.tokenizer import load_tokenizer, not_found
+
+disable_progress_bar()  # of loading and saving: they would interleave with our progress
 
 
 def save(
