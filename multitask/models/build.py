@@ -23,7 +23,14 @@ from multitask.models.lora import text_config
 from multitask.models.names import checked_name, model_folder
 from multitask.pattern import markers
 from multitask.task import Task
-from multitask.tokenization.tokenizer import add_markers, first_ids, load_tokenizer, probe_identity, train_tokenizer
+from multitask.tokenization.tokenizer import (
+    add_markers,
+    first_ids,
+    load_tokenizer,
+    pad_left,
+    probe_identity,
+    train_tokenizer,
+)
 
 _DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout")
 """What architectures call it."""
@@ -46,6 +53,7 @@ def build(
         else load_tokenizer(source, config.revision if config.tokenizer is None else None)
     )
     num_own = len(tokenizer)
+    pad_left(tokenizer)
     added = add_markers(tokenizer, special)
     probe_identity(tokenizer, special)
     first_ids(tokenizer)

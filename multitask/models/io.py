@@ -24,7 +24,9 @@ from multitask.models.cards import card, plain_card
 from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.models.names import model_folder, nearest
 from multitask.task import Task
-from multitask.tokenization.tokenizer import load_tokenizer, not_found
+from multitask.tokenization.tokenizer import load_tokenizer, not_found, pad_left
+
+_BASE = "../base"  # of an adapter in the same run, from the adapter's folder
 
 disable_progress_bar()  # of loading and saving: they would interleave with our progress
 
@@ -38,13 +40,12 @@ def save(
 ) -> None:
     """Writes weights or adapter, tokenizer, generation settings and card.
 
-    examples: one row's fields of each task, for the card. With LoRA the base that the adapter names must exist already.
+    examples: one row's fields of each task, for the card. With LoRA the base that the adapter names must exist already;
+    a base in the same run is named by a path relative to the adapter's folder, so that the run can be moved.
     """
     base = None
     if is_adapter(model):
-        named = model.peft_config["default"].base_model_name_or_path
-        is_beside = Path(named) == (folder.parent / "base").resolve()
-        base = 'FOLDER + "/../base"' if is_beside else repr(named)
+        base = f'FOLDER + "/{_BASE}"' if _has_base_beside(model, folder) else repr(_base_name(model))
     _save(model, tokenizer, folder, card(tasks, examples, base) if tasks else None)
 
 
@@ -56,6 +57,9 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, text: st
         with model_files(folder) as aside:
             plain.config._attn_implementation = None
             model.save_pretrained(aside)
+            if is_adapter(model) and _has_base_beside(model, folder):
+                _write_base(aside, _BASE)
+            pad_left(tokenizer)
             tokenizer.save_pretrained(aside)
             plain.generation_config.save_pretrained(aside)
             if text is not None:
@@ -72,6 +76,22 @@ def model_files(folder: Path) -> Iterator[Path]:
             yield aside
     except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error
+
+
+def _base_name(model: Any) -> str:
+    return str(model.peft_config["default"].base_model_name_or_path)
+
+
+def _has_base_beside(model: Any, folder: Path) -> bool:
+    return Path(_base_name(model)) == (folder.parent / "base").resolve()
+
+
+def _write_base(folder: Path, base: str) -> None:
+    """Changes what an adapter names as its base."""
+    path = folder / "adapter_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base}, indent=2), "utf-8"
+    )
 
 
 def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str) -> None:
@@ -215,8 +235,13 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise not_found(str(folder), "adapter", error) from error
     beside = folder.parent / "base"  # preferred: a run may have been moved or copied, and replaced at its old path
-    base_name = str(beside) if beside.is_dir() else named
-    base = load_model(base_name)
+    relative = folder / named
+    base_name = str(beside) if beside.is_dir() else str(relative.resolve()) if relative.is_dir() else named
+    if named.startswith("..") and not Path(base_name).is_dir():
+        raise InputError(
+            f"{folder}: the adapter's base '{named}' is not there; copy the base/ folder of its run beside this folder"
+        )
+    base = load_model(model_folder(base_name) or base_name)
     num_rows = base.get_input_embeddings().weight.shape[0]
     if num_rows < num_tokens:
         raise InputError(

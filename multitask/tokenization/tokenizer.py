@@ -197,6 +197,12 @@ def add_markers(tokenizer: PreTrainedTokenizerFast, special: list[str]) -> list[
     return list(range(before, len(tokenizer)))
 
 
+def pad_left(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Pads batches on the left, in saved copies too: generated tokens continue the prompt, never padding."""
+    tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # what save_pretrained writes
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """A fast tokenizer from a folder or the hub.
 

@@ -24,7 +24,14 @@ from multitask.events import Report, ignore
 from multitask.files import cannot_write, temporary
 from multitask.tokenization import bpe
 from multitask.tokenization.bpe import Bpe
-from multitask.tokenization.tokenizer import assemble, lost_characters, plain_reader, probe_identity, train_bpe
+from multitask.tokenization.tokenizer import (
+    assemble,
+    lost_characters,
+    pad_left,
+    plain_reader,
+    probe_identity,
+    train_bpe,
+)
 
 REPORT, CURVE = "tokenizer_report.json", "curve.png"
 _FILES = ("tokenizer.json", "tokenizer_config.json", CURVE, REPORT)
@@ -341,6 +348,7 @@ def _save(made: PreTrainedTokenizerFast, found: TokenizerReport, out: Path) -> N
     aside = temporary(out)
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this number
     try:
+        pad_left(made)
         made.save_pretrained(aside)
         (aside / REPORT).write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
         if "curve" in found:

@@ -331,6 +331,45 @@ def test_a_moved_run_finds_its_base(adapted: tuple[Path, Any], tmp_path: Path) -
     torch.testing.assert_close(logits(moved), logits(finished), atol=1e-5, rtol=1e-5)
 
 
+_MOVED = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AutoPeftModelForCausalLM, PeftModel
+run, ids = sys.argv[1], torch.arange(int(sys.argv[2])).view(2, -1)
+model = AutoModelForCausalLM.from_pretrained(run + "/base")
+model = PeftModel.from_pretrained(model, run + "/model")
+print(model(ids).logits.sum().item())
+import os
+os.chdir(run + "/model")  # the base is named relative to the adapter's folder
+print(AutoPeftModelForCausalLM.from_pretrained(".")(ids).logits.sum().item())
+print(len(AutoTokenizer.from_pretrained(".")) == model.get_input_embeddings().weight.shape[0])
+code = open("README.md", encoding="utf-8").read().split("```python\\n")[1].split("```")[0]
+os.chdir("/")
+exec(code.replace('FOLDER = "."', f'FOLDER = "{run}/model"'))
+assert not any(name.startswith("multitask") for name in sys.modules)
+"""
+
+
+def test_a_moved_run_is_loaded_by_transformers_and_peft_alone(adapted: tuple[Path, Any], tmp_path: Path) -> None:
+    run, finished = adapted
+    named = json.loads((run / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == "../base"
+    assert str(run) not in "".join(p.read_text("utf-8") for p in run.glob("model/*") if p.suffix in (".json", ".md"))
+    shutil.copytree(run, tmp_path / "moved")
+    shutil.move(run, tmp_path / "away")
+    try:
+        done = python(_MOVED, str(tmp_path / "moved"), "40", cwd=tmp_path)
+    finally:
+        shutil.move(tmp_path / "away", run)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second, fits, answer = done.stdout.splitlines()
+    with torch.no_grad():
+        expected = float(finished.eval()(torch.arange(40).view(2, -1)).logits.sum())
+    assert float(first) == float(second) == pytest.approx(expected, abs=0.05)
+    assert fits == "True"
+    assert answer
+
+
 def test_a_copied_run_uses_its_own_base(adapted: tuple[Path, Any], tmp_path: Path) -> None:
     """At the path where the adapter was trained there may be another run."""
     run, finished = adapted
@@ -348,7 +387,7 @@ def test_a_copied_run_uses_its_own_base(adapted: tuple[Path, Any], tmp_path: Pat
 def test_a_base_that_was_not_resized_is_named(base: Path, adapted: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copytree(adapted[0] / "model", tmp_path / "model")
     config = tmp_path / "model" / "adapter_config.json"
-    config.write_text(config.read_text().replace(str((adapted[0] / "base").resolve()), str(base)))
+    config.write_text(config.read_text().replace('"../base"', json.dumps(str(base))))
     with pytest.raises(InputError, match=rf"base {base} has \d+ token rows, its tokenizer \d+; the base was not resiz"):
         io.load_trained(tmp_path)
 
@@ -424,6 +463,22 @@ def test_the_example_of_the_card_leaves_tokens_for_the_answer(tmp_path: Path, mo
     assert FACTS[1]["question"] in snippet(tmp_path / "run" / "model")
     monkeypatch.chdir(tmp_path / "run" / "model")
     exec(snippet(tmp_path / "run" / "model"), {})
+
+
+def test_a_padded_batch_is_generated_as_its_rows_alone() -> None:
+    """With plain transformers: padding on the left, where no generated token has to continue it."""
+    tokenizer = AutoTokenizer.from_pretrained(learned() / "model")
+    model = AutoModelForCausalLM.from_pretrained(learned() / "model")
+    assert tokenizer.padding_side == "left"
+    prompts = ["{context}<|question|>{question}<|answer|>".format(**row) for row in FACTS]
+    prompts.append(f"Cho has a dog. {prompts[0]}")
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    assert len(set(batch["attention_mask"].sum(1).tolist())) > 2, "lengths differ"
+    found = model.generate(**batch, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
+    for prompt, row in zip(prompts, found, strict=True):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        alone = model.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+        assert tokenizer.decode(row, skip_special_tokens=True) == tokenizer.decode(alone, skip_special_tokens=True)
 
 
 def test_the_saved_config_names_no_attention_of_this_package(tmp_path: Path) -> None:

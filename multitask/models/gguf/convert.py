@@ -28,6 +28,7 @@ from multitask.errors import InputError
 from multitask.models.cards import from_template
 from multitask.models.gguf.header import Header, read_header
 from multitask.models.io import check_new_folder, whole_folder
+from multitask.tokenization.tokenizer import pad_left
 
 _CARD = Path(__file__).parent / "card.md.j2"
 _TEXTS = (
@@ -96,6 +97,7 @@ def _import(header: Header, out: Path, extra: Mapping[str, bytes], facts: Mappin
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
+        pad_left(tokenizer)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, "utf-8")
         for name, content in extra.items():

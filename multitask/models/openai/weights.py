@@ -29,6 +29,7 @@ from multitask.models.openai.text_files import (
     read_shape,
     read_vocabulary,
 )
+from multitask.tokenization.tokenizer import pad_left
 
 _CARD = Path(__file__).parent / "card.md.j2"
 _NUM_SHOWN = 5  # problems in an error message
@@ -77,6 +78,7 @@ def import_openai(source: Path, out: Path) -> Imported:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
         GenerationConfig(**ends).save_pretrained(folder)
+        pad_left(tokenizer)
         tokenizer.save_pretrained(folder)
         card = from_template(_CARD, shape=shape, num_parameters=num_parameters)
         (folder / "README.md").write_text(card, "utf-8")
