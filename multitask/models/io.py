@@ -4,6 +4,8 @@
 """
 
 import json
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +21,16 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from multitask.errors import InputError
-from multitask.files import cannot_write, filling, replacing
-from multitask.models.cards import card, plain_card
+from multitask.files import cannot_write, filling, replacing, write_text
+from multitask.models.cards import CardFacts, card, plain_card
 from multitask.models.lora import is_adapter, max_positions, plain_model
 from multitask.models.names import model_folder, nearest
 from multitask.task import Task
 from multitask.tokenization.tokenizer import load_tokenizer, not_found, pad_left
 
+_ADAPTER = "adapter_config.json"
 _BASE = "../base"  # of an adapter in the same run, from the adapter's folder
+_TERMS = re.compile(r"(?i)(licen[cs]e|notice|.*terms)")
 
 disable_progress_bar()  # of loading and saving: they would interleave with our progress
 
@@ -43,27 +47,25 @@ def save(
     examples: one row's fields of each task, for the card. With LoRA the base that the adapter names must exist already;
     a base in the same run is named by a path relative to the adapter's folder, so that the run can be moved.
     """
-    base = None
-    if is_adapter(model):
-        base = f'FOLDER + "/{_BASE}"' if _has_base_beside(model, folder) else repr(_base_name(model))
-    _save(model, tokenizer, folder, card(tasks, examples, base) if tasks else None)
+    _save(model, tokenizer, folder)
+    if tasks:
+        write_card(folder, tasks, examples)
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, text: str | None) -> None:
-    """Writes the files of a model, each whole; text: of the card. Raises InputError when they cannot be written."""
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the files of a model but its card, each whole; raises InputError when they cannot be written."""
     plain = plain_model(model)
     attention = plain.config._attn_implementation
     try:
         with model_files(folder) as aside:
             plain.config._attn_implementation = None
             model.save_pretrained(aside)
-            if is_adapter(model) and _has_base_beside(model, folder):
-                _write_base(aside, _BASE)
+            if is_adapter(model) and Path(_base_of(aside)) == (folder.parent / "base").resolve():
+                named = json.loads((aside / _ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": _BASE}
+                (aside / _ADAPTER).write_text(json.dumps(named, indent=2), "utf-8")
             pad_left(tokenizer)
             tokenizer.save_pretrained(aside)
             plain.generation_config.save_pretrained(aside)
-            if text is not None:
-                (aside / "README.md").write_text(text, "utf-8")
     finally:
         plain.config._attn_implementation = attention
 
@@ -78,20 +80,35 @@ def model_files(folder: Path) -> Iterator[Path]:
         raise cannot_write(folder, error) from error
 
 
-def _base_name(model: Any) -> str:
-    return str(model.peft_config["default"].base_model_name_or_path)
+def write_card(
+    folder: Path,
+    tasks: Mapping[str, Task],
+    examples: Mapping[str, Mapping[str, str]],
+    facts: CardFacts | None = None,
+) -> None:
+    """Writes the card of a saved model, and copies licence texts of its base; facts: None before it was scored."""
+    base = None
+    if (folder / _ADAPTER).exists():
+        named = _base_of(folder)
+        base = f'FOLDER + "/{_BASE}"' if named == _BASE else repr(named)
+    write_text(folder / "README.md", card(tasks, examples, base, facts))
+    _copy_terms(facts, folder)
 
 
-def _has_base_beside(model: Any, folder: Path) -> bool:
-    return Path(_base_name(model)) == (folder.parent / "base").resolve()
+def _base_of(folder: Path) -> str:
+    return str(json.loads((folder / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"])
 
 
-def _write_base(folder: Path, base: str) -> None:
-    """Changes what an adapter names as its base."""
-    path = folder / "adapter_config.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base}, indent=2), "utf-8"
-    )
+def _copy_terms(facts: CardFacts | None, folder: Path) -> None:
+    """Copies the licence texts of a local base, which bind a model made from it."""
+    if facts is None or facts.base is None or facts.base.folder is None:
+        return
+    try:
+        for path in facts.base.folder.iterdir():
+            if path.is_file() and _TERMS.match(path.name):
+                shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str) -> None:
@@ -99,10 +116,19 @@ def save_plain(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, pro
 
     prompt: what the card's snippet continues.
     """
+    _save(model, tokenizer, folder)
+    write_plain_card(model, tokenizer, folder, prompt)
+
+
+def write_plain_card(
+    model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, prompt: str, facts: CardFacts | None = None
+) -> None:
+    """Writes the card of a model of plain text; facts: None before it was scored."""
     start = prompt or tokenizer.bos_token or tokenizer.eos_token or ""
     num_new = min(40, (max_positions(model) or 80) // 2)
-    text = plain_card(start, num_new, needs_import=model.config.model_type != "gpt2")
-    _save(model, tokenizer, folder, text)
+    text = plain_card(start, num_new, needs_import=model.config.model_type != "gpt2", facts=facts)
+    write_text(folder / "README.md", text)
+    _copy_terms(facts, folder)
 
 
 def load_config(name: str, revision: str | None = None) -> Any:
@@ -220,7 +246,7 @@ def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder; {nearest(path)}")
     tokenizer = load_tokenizer(str(folder))
-    if (folder / "adapter_config.json").exists():
+    if (folder / _ADAPTER).exists():
         return _load_adapter(folder, len(tokenizer)), tokenizer
     model = load_model(str(folder))
     _check_rows(model, tokenizer, str(path))
@@ -231,7 +257,7 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     from peft import PeftModel
 
     try:
-        named = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        named = _base_of(folder)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise not_found(str(folder), "adapter", error) from error
     beside = folder.parent / "base"  # preferred: a run may have been moved or copied, and replaced at its old path

@@ -25,7 +25,7 @@ from multitask.evaluation.evaluator import EncodedPrompt
 from multitask.evaluation.schema import Data, Results
 from multitask.events import Report, ValidationScores, ignore
 from multitask.models.build import build
-from multitask.models.io import model_files, save
+from multitask.models.io import model_files, save, write_card
 from multitask.models.lora import add_lora, is_adapter, max_positions, merged, plain_model
 from multitask.models.names import model_folder
 from multitask.models.support import prepare_attention
@@ -94,7 +94,8 @@ def train(
         with interruptible(out):
             loop.load_best()
             finished = merged(model) if config.adapter.merge else model
-            save(finished, tokenizer, out / "model", tasks, {n: _shown(found) for n, found in rows.validation.items()})
+            examples = {name: _shown(found) for name, found in rows.validation.items()}
+            save(finished, tokenizer, out / "model", tasks, examples)
             fitted = {
                 name: tuned.fitted_baselines(task, tokenizer, block_size, config, out / "baselines", keeps=True)
                 for name, task in tasks.items()
@@ -108,6 +109,7 @@ def train(
             cost = loop.cost.model_copy(update={"sampling_rates": shown_rates, "wall_s": wall_s})
             parts = config, "train", arm or _arm(config, tasks), str(out / "model"), data, scores
             results = results_file.results_of(*parts, cost=cost)
+            write_card(out / "model", tasks, examples, results_file.card_facts(results, out.name, tasks, config))
             results_file.write_results(out / "results.json", results)
         report({"event": "done", "out": str(out), "results": results.to_json()})
         return results

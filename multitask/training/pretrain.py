@@ -29,7 +29,7 @@ from multitask.inference.decoding import generate
 from multitask.inference.scoring import example_nll
 from multitask.models.bigram import BigramCounts, BigramLMHeadModel
 from multitask.models.build import build_model
-from multitask.models.io import save_plain
+from multitask.models.io import save_plain, write_plain_card
 from multitask.models.lora import max_positions, plain_model
 from multitask.models.names import model_folder
 from multitask.models.support import prepare_attention
@@ -109,6 +109,8 @@ def pretrain(
             cost = loop.cost.model_copy(update={"wall_s": round(time.perf_counter() - started, 1)})
             parts = config, "pretrain", arm or config.model.arch, str(out / "model"), {NAME: data}, {NAME: scores}
             results = results_file.results_of(*parts, cost=cost)
+            facts = results_file.card_facts(results, out.name, {}, config)
+            write_plain_card(model, tokenizer, out / "model", config.sample_prompt, facts)
             results_file.write_results(out / "results.json", results)
         report({"event": "done", "out": str(out), "results": results.to_json()})
         return results
