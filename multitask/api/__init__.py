@@ -4,6 +4,7 @@
 """
 
 from multitask.api.files import init
+from multitask.api.hub import push
 from multitask.api.runs import benchmark, evaluate, evaluate_text, fewshot, pretrain, preview, report, train
 from multitask.api.text import fetch_model, generate, generator, import_gguf, import_openai, list_models, tokenizer
 
@@ -21,6 +22,7 @@ __all__ = [
     "list_models",
     "pretrain",
     "preview",
+    "push",
     "report",
     "tokenizer",
     "train",

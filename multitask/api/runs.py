@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitask.api.arguments import listed, names, setting_flags
+from multitask.api.hub import check_push, push
 from multitask.api.progress import Show, showing
 from multitask.api.results import RunResults
 from multitask.config.loading import load, read_yaml
@@ -41,6 +42,8 @@ def train(
     overwrite: bool = False,
     tasks_dirs: str | Path | Iterable[str | Path] = (),
     flags: str | Iterable[str] = (),
+    push_to_hub: str | None = None,
+    private: bool | None = None,
     report: Show = None,
     **options: Any,
 ) -> RunResults:
@@ -55,6 +58,8 @@ def train(
         overwrite: replace a run that `out` holds.
         tasks_dirs: folders with further task plugins.
         flags: settings by dotted name, `train.learning_rate=3e-4`.
+        push_to_hub: name of the repository that the finished model is uploaded to, as in `push`; None: none.
+        private: as in `push`.
         report: None: a progress bar on a terminal and in a notebook; True or False: always or never; or a function,
             called with progress events.
         options: settings of `train` by name, `epochs=1, learning_rate=3e-4`; `model`, `tokenizer`, `adapter`, `limit`,
@@ -72,6 +77,8 @@ def train(
     if out is not None and resume is not None:
         check_unchanged(settings_of(Path(out) / "config.yaml"), config, Path(out))
     _check_names(config.model)
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     folder = Path(out) if out is not None else Path("runs") / f"{'-'.join(chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
     from multitask.training.finetune import (
         train as run,  # heavy: after everything that can be wrong with names and settings
@@ -80,6 +87,9 @@ def train(
     resumes = _resumed(resume, folder)
     with showing(report) as told:
         results = run(config, chosen, folder, overwrite=overwrite, resume=resumes, report=told)
+        if push_to_hub is not None and results is not None:
+            pushed = push(folder, push_to_hub, private=private)
+            told({"event": "note", "text": f"uploaded to {pushed['url']}"})
     return RunResults(results.to_json() if results is not None else {})
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from multitask.cli.console import ProgressConsole
+from multitask.cli.hub_commands import push
 from multitask.cli.options import dotted, shared_options, split_names
 from multitask.cli.text_commands import generate, tokenizer
 from multitask.errors import InputError, Interrupted
@@ -97,6 +98,8 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
     metavar="DIR",
     help="Continue an interrupted run (or from RUN/checkpoints/step-N).",
 )
+@click.option("--push-to-hub", metavar="NAME", help="Upload the finished model to the Hugging Face hub, as `push`.")
+@click.option("--private", is_flag=True, default=None, help="With --push-to-hub: others cannot see it.")
 def train(
     flags: tuple[str, ...],
     device: str | None,
@@ -465,4 +468,5 @@ def preview(
 
 
 main.add_command(generate)
+main.add_command(push)
 main.add_command(tokenizer)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
@@ -247,6 +248,26 @@ def _license_text(base: Base | None, own: License | None, terms: License | None)
 def with_license(facts: CardFacts, license: str | None) -> CardFacts:
     """The facts with another licence; None: as they are."""
     return facts if license is None else replace(facts, license=License(license))
+
+
+def hub_card(text: str, repo_id: str, license: str | None, is_merged: bool) -> str:
+    """A run's card as it is uploaded: the snippet names the repository, and a licence may be given.
+
+    is_merged: an adapter was merged into its base; the snippet then loads a plain model.
+    """
+    found = ModelCard(text)
+    data: Any = found.data
+    body = found.text.replace('FOLDER = "."  # this folder', f'FOLDER = "{repo_id}"')
+    if license is not None:
+        data.license, data.license_name, data.license_link = license, None, None
+        body = re.sub(r"(?m)^- Licence: .*$", f"- Licence: {license}", body)
+    if is_merged:
+        data.library_name = "transformers"
+        body = body.replace("from peft import PeftModel\n", "")
+        body = body.replace("model = PeftModel.from_pretrained(model, FOLDER)\n", "")
+        plain = "model = AutoModelForCausalLM.from_pretrained(FOLDER)"
+        body = re.sub(r"(?m)^model = AutoModelForCausalLM.*$", plain, body)
+    return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
 def from_template(template: Path, **values: object) -> str:
