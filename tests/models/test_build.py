@@ -334,10 +334,9 @@ def test_a_moved_run_finds_its_base(adapted: tuple[Path, Any], tmp_path: Path) -
 _MOVED = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM
 run, ids = sys.argv[1], torch.arange(int(sys.argv[2])).view(2, -1)
-model = AutoModelForCausalLM.from_pretrained(run + "/base")
-model = PeftModel.from_pretrained(model, run + "/model")
+exec(sys.argv[3].replace("moved/run", run))
 print(model(ids).logits.sum().item())
 import os
 os.chdir(run + "/model")  # the base is named relative to the adapter's folder
@@ -355,10 +354,12 @@ def test_a_moved_run_is_loaded_by_transformers_and_peft_alone(adapted: tuple[Pat
     named = json.loads((run / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == "../base"
     assert str(run) not in "".join(p.read_text("utf-8") for p in run.glob("model/*") if p.suffix in (".json", ".md"))
+    pages = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text("utf-8"), re.DOTALL)
+    (documented,) = [code for code in pages if "PeftModel" in code]
     shutil.copytree(run, tmp_path / "moved")
     shutil.move(run, tmp_path / "away")
     try:
-        done = python(_MOVED, str(tmp_path / "moved"), "40", cwd=tmp_path)
+        done = python(_MOVED, str(tmp_path / "moved"), "40", documented, cwd=tmp_path)
     finally:
         shutil.move(tmp_path / "away", run)
     assert done.returncode == 0, done.stderr[-2000:]
