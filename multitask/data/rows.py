@@ -386,7 +386,9 @@ def closed_choices(task: Task, source: SourceConfig) -> dict[str, tuple[str, ...
     """The answers of a closed task by language, in every language in which each label of the source has a word."""
     labels = list(_labels(task, source).values())
     named = [words for words in labels if isinstance(words, dict)]
-    languages = dict.fromkeys(language for words in named for language in words) if named else [source.language or LANGUAGE]
+    languages = (
+        dict.fromkeys(language for words in named for language in words) if named else [source.language or LANGUAGE]
+    )
     schema, where = _Schema(task, source), source_name(source)
     return {
         language: schema._closed(language, where).choices

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from multitask import files
-from multitask.config.data import SourceConfig
+from multitask.config.data import LANGUAGE, SourceConfig
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.data.sources import resolve
 from multitask.data.synthetic.dataset import LANGUAGES
@@ -152,7 +152,7 @@ def _languages(results: Results, sources: Mapping[str, list[SourceConfig]]) -> t
     """Codes of two or three letters, as metadata of the hub has them."""
     named = {language for found in results.tasks.values() for language in found.by_language}
     for source in (source for found in sources.values() for source in found):
-        named |= set(LANGUAGES) if source.synthetic is not None else {source.language}
+        named |= set(LANGUAGES) if source.synthetic is not None else {source.language or LANGUAGE}
     codes = {language.lower().split("-")[0] for language in named}
     return tuple(sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code)))
 

@@ -1,6 +1,7 @@
 """Generation with a run: plain text for tasks of one field, the data's columns, probabilities of answers, its tasks."""
 
 import json
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from multitask import api, train
 from multitask.cli import main as cli_main
 from multitask.errors import InputError
-from multitask.inference.prompt_input import PromptInput, flag_fields, plain_field, read_prompts, renamed
+from multitask.inference.prompt_input import PromptInput, flag_fields, plain_field, prompt_values, read_prompts, renamed
 from multitask.inference.scoring import probabilities
 from multitask.inference.trained_run import Choices, trained_run
 
@@ -153,6 +154,22 @@ def test_columns_are_renamed_as_in_training(
     if not any(isinstance(value, dict) for value in given.values()):
         flags = [f"{name}={text}" for name, text in given.items() if text != "other"]
         assert flag_fields(TASKS["nli"], flags, [columns]) == {k: v for k, v in given.items() if v != "other"}
+
+
+def test_names_of_columns_are_compared_in_nfc() -> None:
+    columns = [{"text": "리뷰"}]
+    theirs = unicodedata.normalize("NFD", "리뷰")
+    assert theirs != "리뷰"
+    assert prompt_values(TASKS["cls"], PromptInput({theirs: "좋다"}, "here"), columns) == {"text": "좋다"}
+    assert flag_fields(TASKS["cls"], [f"{theirs}=좋다"], columns) == {"리뷰": "좋다"}
+
+
+def test_a_field_that_training_left_out_is_no_column(tmp_path: Path) -> None:
+    source = {"files": {"train": "a.jsonl"}, "columns": {"text": "body", "label": "none"}}
+    (tmp_path / "config.yaml").write_text(json.dumps({"tasks": ["gen"], "data": {"sources": {"gen": [source]}}}))
+    run = trained_run(tmp_path)
+    assert run is not None
+    assert run.columns(TASKS["gen"]) == ({"text": "body"},)
 
 
 def test_each_source_has_its_own_columns() -> None:
