@@ -12,6 +12,8 @@ from multitask.cli.options import split_names
 from multitask.errors import InputError
 from multitask.events import Json
 
+_MARKER = "<|"  # a prompt with special tokens is that of a task already
+
 
 @click.command()
 @click.argument("model")
@@ -87,11 +89,14 @@ def generate(
             raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")
         writing.converse(api.generator(model, task, report=writing.report, **named))
         return
+    run = trained_run(Path(model).expanduser())
+    if chosen is None and run is not None and run.tasks and _MARKER not in (prompt or ""):
+        known = " or ".join(f"--task {name}" for name in run.tasks)
+        click.echo(f"note: the prompt is continued as free text; for the prompt of a task give {known}", err=True)
     prompts: list[Any] = [prompt]
     if flags:
         if chosen is None:
             raise InputError("--field gives a field of a task; name the task with --task")
-        run = trained_run(Path(model).expanduser())
         prompts = [flag_fields(chosen, flags, run.columns(chosen) if run is not None else ())]
     elif prompt == "-" or file is not None:
         prompts = read_prompts(Path(file) if file not in (None, "-") else sys.stdin.buffer, chosen, encoding)

@@ -263,9 +263,10 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
     beside = folder.parent / "base"  # preferred: a run may have been moved or copied, and replaced at its old path
     relative = folder / named
     base_name = str(beside) if beside.is_dir() else str(relative.resolve()) if relative.is_dir() else named
-    if named.startswith("..") and not Path(base_name).is_dir():
+    if (named == _BASE or Path(named).is_absolute()) and not Path(base_name).is_dir():
         raise InputError(
-            f"{folder}: the adapter's base '{named}' is not there; copy the base/ folder of its run beside this folder"
+            f"{folder}: the adapter's base '{named}' is not there; put it back, or copy the base as a folder base/ "
+            "beside this folder"
         )
     base = load_model(model_folder(base_name) or base_name)
     num_rows = base.get_input_embeddings().weight.shape[0]

@@ -284,6 +284,14 @@ def test_a_task_that_the_model_was_not_trained_on_is_an_error() -> None:
     assert "no <|start|>, a marker of task 'gen'" in said
 
 
+def test_free_text_for_a_run_of_tasks_says_how_to_name_one() -> None:
+    said = "note: the prompt is continued as free text; for the prompt of a task give --task cls\n"
+    assert said in command(reviews(), "영화가", "--max-new-tokens", 2).stderr
+    assert said not in command(reviews(), "영화가<|classify|>", "--max-new-tokens", 2).stderr
+    assert said not in command(reviews(), "영화가", "--task", "cls").stderr
+    assert said not in command(reviews().parent / "base", "영화가", "--max-new-tokens", 2).stderr
+
+
 def test_tasks_of_the_run_before_count(tmp_path: Path) -> None:
     later = tmp_path / "later"
     later.mkdir()

@@ -393,6 +393,15 @@ def test_a_base_that_was_not_resized_is_named(base: Path, adapted: tuple[Path, A
         io.load_trained(tmp_path)
 
 
+@pytest.mark.parametrize("named", ["../base", "/nothing/of/this/name"])
+def test_a_base_that_is_gone_is_named(named: str, adapted: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(adapted[0] / "model", tmp_path / "model")
+    config = tmp_path / "model" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"../base"', json.dumps(named)))
+    with pytest.raises(InputError, match=rf"the adapter's base '{named}' is not there; put it back, or copy the base"):
+        io.load_trained(tmp_path / "model")
+
+
 def test_an_adapter_as_a_base_is_an_error(adapted: tuple[Path, Any]) -> None:
     with pytest.raises(InputError, match=r"this is an adapter, not a model; name its base, or .* --merge"):
         built(adapted[0] / "model")
