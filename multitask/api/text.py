@@ -89,7 +89,7 @@ def generate(
     report: Report = ignore,
     **sampling: Any,
 ) -> list[Json]:
-    """Lets a model write; returns a record for each text, as `out` holds them.
+    """Generates texts; returns a record for each, as `out` holds them.
 
     Args:
         model: a run or model folder, or the hub name of any causal language model.
@@ -98,14 +98,15 @@ def generate(
         task: its prompts are encoded as in training, and its answers parsed; None: free text is continued until an
         end token.
         max_new_tokens: most tokens of a text; None: the task's; of free text 100, or as many as fit the window.
-        explain: of each step this many of the most likely tokens, before and after reshaping, as `steps`.
+        explain: of each step this many of the most likely tokens, with their probabilities before and after
+            temperature, top_k and top_p, as `steps`.
         picture: a PNG of that, of one text.
         out: JSON lines. None: nothing is written.
-        stream: called with parts of the one text as it is written.
+        stream: called with parts of the one text while it is generated.
         force: accept a task that the model was not trained on.
         tasks_dirs: folders with further task plugins.
         device: auto, cpu, cuda or mps.
-        report: called with warnings: what was truncated, what the tokenizer cannot write.
+        report: called with warnings: what was truncated, characters that the tokenizer loses.
         sampling: as in `SamplingConfig`: temperature, top_k, top_p, repetition_penalty, beams, num_samples, seed.
 
     Raises:
@@ -117,8 +118,10 @@ def generate(
     given = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     if not given:
         raise InputError("there are no prompts, expected at least one")
-    asked = [one if isinstance(one, PromptInput) else PromptInput(one, f"prompt {n}") for n, one in enumerate(given, 1)]
-    if picture is not None and (len(asked) != 1 or sampling.get("num_samples", 1) != 1):
+    inputs = [
+        one if isinstance(one, PromptInput) else PromptInput(one, f"prompt {n}") for n, one in enumerate(given, 1)
+    ]
+    if picture is not None and (len(inputs) != 1 or sampling.get("num_samples", 1) != 1):
         raise InputError("--picture draws the steps of one text; give one prompt, and one sample of it")
     if out is not None:
         check_writable(Path(out))
@@ -129,8 +132,8 @@ def generate(
         "tasks_dirs": tasks_dirs,
         "report": report,
     }
-    writer = generator(model, task, **(sampling | where))
-    texts = writer.generate(asked, explain or (5 if picture is not None else 0), stream)
+    made = generator(model, task, **(sampling | where))
+    texts = made.generate(inputs, explain or (5 if picture is not None else 0), stream)
     records = [text.to_json() for text in texts]
     if picture is not None:
         from multitask.plots import save_steps

@@ -1,4 +1,4 @@
-"""What `generate` shows: texts as they come, candidates of each step, a conversation."""
+"""What `generate` shows: texts, streamed or finished, class probabilities, candidates of each step, a conversation."""
 
 import sys
 from collections.abc import Callable
@@ -13,30 +13,30 @@ _MOST_ANSWERS = 10  # shown of a closed task
 
 
 class GenerationConsole:
-    """Shows texts: one as it comes, several under headings, steps as tables."""
+    """Shows generated texts: one without a heading, several under headings, steps as tables."""
 
     def __init__(self, task: Any, top: int, wants_stream: bool | None) -> None:
         self.task, self.top, self.wants_stream = task, top, wants_stream
-        self.begin: str | None = None  # of the text on the screen; None once it stands there
+        self.begin: str | None = None  # the prompt of a streamed text; None once it was printed
 
     def report(self, record: Event) -> None:
         """A warning."""
         if record["event"] == "warning":
             click.echo(f"warning: {record['text']}", err=True)
 
-    def streaming(self, is_fit: bool, asked: Any) -> Callable[[str], None] | None:
-        """What shows a text as it comes, or None: it is shown when it is whole."""
+    def streaming(self, is_fit: bool, prompt: Any) -> Callable[[str], None] | None:
+        """The callback that shows parts of a text while it is generated; None: the finished text is shown."""
         is_own = self.task is None or (
             self.task.parse is None and not self.task.is_closed
         )  # a completion is the answer
         is_usual = is_fit and is_own and not self.top and sys.stdout.isatty()
         if not (is_usual if self.wants_stream is None else self.wants_stream):
             return None
-        self.begin = "" if self.task is not None else asked if isinstance(asked, str) else asked.given
+        self.begin = "" if self.task is not None else prompt if isinstance(prompt, str) else prompt.given
         return self._part
 
     def show(self, records: list[Json], is_streamed: bool = False) -> None:
-        """Finished texts: free ones with their prompts."""
+        """Shows finished texts, free ones with their prompts."""
         samples = any(record["sample"] for record in records)
         for record in records:
             if len(records) > 1:
@@ -66,10 +66,10 @@ class GenerationConsole:
             click.echo(f"note: {which} unfinished, stopped at {max(unfinished)} tokens (--max-new-tokens)", err=True)
 
     def converse(self, generator: Any) -> None:
-        """Asks for prompts and answers them; Ctrl-C stops a text and stays, an empty line or Ctrl-D ends it all."""
+        """Reads prompts and shows their texts; Ctrl-C stops a text, an empty line or Ctrl-D ends the conversation."""
         from multitask.inference.prompt_input import PromptInput
 
-        while (given := self._asked()) is not None:
+        while (given := self._next_prompt()) is not None:
             to_stream = self.streaming(generator.sampling.num_samples == generator.sampling.beams == 1, given)
             try:
                 texts = generator.generate([PromptInput(given, "prompt")], self.top, to_stream)
@@ -79,8 +79,8 @@ class GenerationConsole:
             except InputError as error:
                 click.echo(f"error: {error}", err=True)
 
-    def _asked(self) -> Any:
-        """A prompt, or the fields of one; None: no more are wanted."""
+    def _next_prompt(self) -> Any:
+        """A prompt or its fields; None at the end of the conversation."""
         from multitask.inference.prompt_input import prompt_fields
 
         try:
@@ -91,13 +91,13 @@ class GenerationConsole:
                 values[name] = input(f"{name}: ")
                 if not values[name] and name not in self.task.optional:
                     return None
-            return values if values else input("Enter writes, Ctrl-D ends ") and {}
+            return values if values else input("Enter generates, Ctrl-D ends ") and {}
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return None
 
     def _part(self, part: str) -> None:
-        """A part of a text; before the first one stands the prompt."""
+        """Prints a part of a text, before the first one the prompt."""
         if self.begin is not None:
             part, self.begin = self.begin + part.lstrip() if self.task is not None else self.begin + part, None
         click.echo(part, nl=False)

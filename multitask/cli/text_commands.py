@@ -18,27 +18,33 @@ _MARKER = "<|"  # a prompt with special tokens is that of a task already
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
-@click.option("--task", metavar="NAME", help="Answer this task's prompt; default: continue free text.")
+@click.option("--task", metavar="NAME", help="Use the prompt of this task; default: continue free text.")
 @click.option(
     "--field", "flags", multiple=True, metavar="NAME=TEXT", help="A field of the task, or its column; repeatable."
 )
 @click.option("--file", type=click.Path(), help="Prompts: lines of text, or rows (.jsonl, .csv, .tsv, .parquet).")
 @click.option("--force", is_flag=True, help="Use a task's prompt though the model was not trained on the task.")
-@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file.")
-@click.option("--interactive", is_flag=True, help="Keep the model loaded and ask for prompts until an empty line.")
+@click.option(
+    "--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file or standard input."
+)
+@click.option("--interactive", is_flag=True, help="Read prompts from the terminal until an empty line.")
 @click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
 @click.option("--temperature", type=float, help="Sample tokens; below 1 favours likely ones; default when sampling: 1.")
 @click.option("--top-k", type=int, help="Sample from the K most likely tokens.")
 @click.option("--top-p", type=float, help="Sample from the most likely tokens that together reach probability P.")
-@click.option("--repetition-penalty", type=float, help="Above 1: tokens seen before become less likely.")
+@click.option("--repetition-penalty", type=float, help="Above 1: tokens that occurred before become less likely.")
 @click.option("--beams", type=int, help="Beam search with this many beams; no sampling.")
 @click.option("--num-samples", type=int, help="Texts for each prompt; default: 1.")
 @click.option("--seed", type=int, help="The same seed, the same text; default: 0.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON lines, one for each text.")
-@click.option("--explain", is_flag=True, help="Show the candidates of each step, before and after reshaping.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show the candidates of each step, before and after sampling options.",
+)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates shown of a step.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the steps of one text (PNG).")
-@click.option("--stream/--no-stream", default=None, help="Show text as it comes; default: one text on a terminal.")
+@click.option("--stream/--no-stream", default=None, help="Show parts of a text at once; default: on a terminal.")
 @click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute.")
 def generate(
@@ -56,7 +62,7 @@ def generate(
     picture: Path | None,
     **options: Any,
 ) -> None:
-    """Let MODEL (a run, a model folder or a hub name) continue PROMPT, or answer a task's prompt.
+    """Generate text with MODEL (a run, a model folder or a hub name): continue PROMPT, or answer a task's prompt.
 
     With --task, PROMPT is the text of a task that needs one field (a document to summarize); other tasks take --field
     for each field, by the task's name or by the column of the data the run was trained on. A closed task prints its
@@ -83,11 +89,11 @@ def generate(
             f"found {found}, expected one of PROMPT (- for standard input), --file, --task with --field, --interactive"
         )
     named: Json = {name: value for name, value in options.items() if value is not None}
-    writing = GenerationConsole(chosen, top if explain else 0, stream)
+    console = GenerationConsole(chosen, top if explain else 0, stream)
     if interactive:
         if out is not None or picture is not None:
             raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")
-        writing.converse(api.generator(model, task, report=writing.report, **named))
+        console.converse(api.generator(model, task, report=console.report, **named))
         return
     run = trained_run(Path(model).expanduser())
     if chosen is None and run is not None and run.tasks and _MARKER not in (prompt or ""):
@@ -103,13 +109,13 @@ def generate(
     elif chosen is not None:
         prompt_values(chosen, PromptInput(prompt or "", "PROMPT"))  # an error before the model is loaded
     is_one = len(prompts) == named.get("num_samples", 1) == named.get("beams", 1) == 1
-    to_stream = writing.streaming(is_one and out is None, prompts[0])
-    named |= {"explain": writing.top, "picture": picture, "out": out, "stream": to_stream, "report": writing.report}
+    to_stream = console.streaming(is_one and out is None, prompts[0])
+    named |= {"explain": console.top, "picture": picture, "out": out, "stream": to_stream, "report": console.report}
     records = api.generate(model, prompts, task, **named)
     if to_stream is None and out is not None:
         click.echo(f"{len(records)} texts written to {out}")
     else:
-        writing.show(records, to_stream is not None)
+        console.show(records, to_stream is not None)
 
 
 @click.command()

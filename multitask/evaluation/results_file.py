@@ -104,6 +104,7 @@ def card_facts(results: Results, name: str, tasks: Mapping[str, Task], config: R
 
     Only names of files are given, without their folders.
     """
+    name = re.sub(r"\.\d+\.tmp$", "", name)  # of a folder that is renamed when all of it is there
     sources = (
         {task: resolve(tasks[task], config.data) for task in results.tasks} if isinstance(config, RunConfig) else {}
     )
