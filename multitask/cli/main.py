@@ -3,6 +3,7 @@
 0: done. 1: our own failure. 2: wrong usage or input. 130: interrupted, everything saved.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -30,6 +31,11 @@ else:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # peft asks transformers by the old name; nothing that a user could do about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+# Small models are often saved with GPT-2's default ids (50256) beside a smaller vocabulary: `bos_token_id must be ...
+# within the vocabulary`. Runs take these ids from the tokenizer, so they are never used.
+logging.getLogger("transformers.configuration_utils").addFilter(
+    lambda record: not record.getMessage().startswith("Model config: ")
+)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

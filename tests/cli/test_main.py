@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -355,3 +356,10 @@ def test_a_plain_text_has_no_tasks(tmp_path: Path) -> None:
 
 def test_a_wrong_name_after_set_is_not_blamed_on_a_file_that_nobody_named() -> None:
     assert refused("train", "--set", "trian.lr=1").startswith("error: --set trian.lr=1: trian: no such setting")
+
+
+@pytest.mark.parametrize(("first", "is_said"), [("import multitask.cli.main", False), ("", True)])
+def test_default_ids_of_a_small_model_are_no_noise(first: str, is_said: bool) -> None:
+    code = f"{first}\nfrom transformers import GPT2Config\nGPT2Config(vocab_size=100, n_layer=1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ("Model config: bos_token_id" in done.stdout + done.stderr) == is_said
