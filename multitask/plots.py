@@ -50,7 +50,7 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     by_epochs: passes over the rows below, in place of steps; tokens are above in either case.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
     if not lines:
@@ -77,7 +77,9 @@ def draw_loss(metrics: Path, picture: Path, by_epochs: bool = False) -> None:
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     per_unit = lines[-1]["tokens"] / (max(1, lines[-1]["step"]) * per_step)
-    axes.secondary_xaxis("top", functions=(lambda x: x * per_unit, lambda x: x / per_unit)).set_xlabel("tokens")
+    above = axes.secondary_xaxis("top", functions=(lambda x: x * per_unit, lambda x: x / per_unit))
+    above.set_xlabel("training tokens")
+    above.xaxis.set_major_formatter(EngFormatter(sep=""))
     try:
         _save(figure, picture)
     except OSError as error:

@@ -92,8 +92,8 @@ class ComparedTask:
         into.runs.append((rows, sample(numbers)))
 
     def _row(self, record: Mapping[str, Any], seen: Counter[tuple[str, ...]]) -> int:
-        """The number of a row by its id and references; of rows that a file has twice, also by their order."""
-        same = (str(record["id"]), *map(str, record["references"]))
+        """The number of a row by its id (of different files also its references) and, if repeated, its order."""
+        same = (str(record["id"]), *map(str, record["references"] if len(self.row_sets) > 1 else ()))
         key = (*same, str(seen[same]))
         seen[same] += 1
         if key not in self._numbers:

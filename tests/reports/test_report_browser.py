@@ -13,7 +13,7 @@ from multitask.reports.report import report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra dev)")
 from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -250,7 +250,38 @@ def test_it_reads_well_at_any_width(page: Any, tmp_path: Path, width: int, schem
     )
     assert abs(ink - paper) > 180
     assert (paper < 60) == (scheme == "dark")
+    frames = page.execute_script(
+        """
+        return [...document.querySelectorAll(".frame")].filter((part) => part.checkVisibility()).map((part) => {
+          const scroll = part.querySelector(".scroll");
+          const cue = getComputedStyle(part, "::before").content;
+          return [scroll.scrollWidth > scroll.clientWidth + 1, cue.includes("scroll sideways"), part.matches(".more")];
+        });
+        """
+    )
+    assert frames
+    assert all(is_wide == has_cue == is_shaded for is_wide, has_cue, is_shaded in frames)
+    assert any(is_wide for is_wide, _, _ in frames) or width > 390, "of these tables some are wider than a phone"
+    used = page.execute_script("return document.querySelector('#score-table').getBoundingClientRect().width")
+    assert used > 0.9 * width, "the whole width is used"
     assert page.save_screenshot(str(tmp_path / f"{width}-{scheme}.png"))
+
+
+def test_the_cue_goes_where_the_last_column_is_seen(page: Any) -> None:
+    wide(page, 390)
+    frame = page.find_element(By.CSS_SELECTOR, ".frame.more")
+    page.execute_script("const s = arguments[0].querySelector('.scroll'); s.scrollLeft = s.scrollWidth", frame)
+    WebDriverWait(page, 5).until(lambda _: "more" not in frame.get_attribute("class").split())
+    assert "wide" in frame.get_attribute("class").split()
+
+
+def test_a_korean_page(browser: Any, folder: Path, tmp_path: Path) -> None:
+    report([folder.parent / "many-7.json", folder.parent / "one-7.json"], tmp_path, language="ko")
+    wide(browser, 1280)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.find_element(By.ID, "example-count").text.endswith("행")
+    mark = browser.find_element(By.CSS_SELECTOR, '#score-table tr[data-arm="single-nli"] td[data-task="nli"] .mark')
+    assert (mark.text, mark.get_attribute("title")) == ("▼", "multitask보다 더 나쁨")
 
 
 def test_paper_holds_what_was_folded_and_no_controls(page: Any) -> None:
