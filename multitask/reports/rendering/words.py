@@ -48,7 +48,7 @@ def sentence(said: Words, content: dict[str, Any]) -> str:
 
 def singular(text: str) -> str:
     """`1 tasks` -> `1 task`; Korean has no such forms."""
-    return re.sub(r"\b1 (arm|task|results file)s\b", r"1 \1", text)
+    return re.sub(r"\b1 (arm|task|results file|answer)s\b", r"1 \1", text)
 
 
 def notes(said: Words, point: dict[str, Any]) -> list[str]:
@@ -58,4 +58,4 @@ def notes(said: Words, point: dict[str, Any]) -> list[str]:
         found.append(said["best_by_validation"].format(f"{point['validation']:.3f}"))
     found += point["notes"]
     counts = (("unfinished", point["num_unfinished"]), ("empty", point["num_empty"]))
-    return found + [said[name].format(f"{count:,}") for name, count in counts if count]
+    return found + [singular(said[name].format(f"{count:,}")) for name, count in counts if count]
