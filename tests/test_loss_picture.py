@@ -28,7 +28,10 @@ def test_training_and_validation_in_the_picture(
     by_epochs: bool, scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **named: (drawn.append(self), savefig(self, *args, **named))
+    )
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, LINES)))
     draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png", by_epochs)
     (figure,) = drawn
