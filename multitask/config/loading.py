@@ -16,6 +16,7 @@ from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
 
+_BRACKET, _MAX_DEPTH = re.compile(r"[\[\]{}]"), 100
 RUN_START, RUN_END = "# All settings of a run, as used.", "# End of the settings."
 """First and last line of a run's `config.yaml`: half of it would be settings too, other ones."""
 
@@ -82,6 +83,8 @@ def read_yaml(path: Path) -> Json:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+        raise InputError(f"{path}: not usable YAML: {error}; expected a mapping of settings") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -90,7 +93,7 @@ def read_yaml(path: Path) -> Json:
 
 
 def _whole(text: str, path: Path) -> str:
-    """The text of a settings file; raises InputError for an empty one, and for a run's own that was truncated."""
+    """The text of a settings file; raises InputError for one that is empty or nested too deep, or a truncated run's."""
     if not text:
         raise InputError(f"{path}: the file is empty, expected settings; copy it again")
     if (text.startswith(RUN_START) or RUN_START.startswith(text)) and RUN_END not in text:
@@ -98,6 +101,11 @@ def _whole(text: str, path: Path) -> str:
             f"{path}: truncated: the settings of a run, without their last line `{RUN_END}`; copy the file again, or "
             "take the settings from `config` in the run's results.json"
         )
+    depth = 0
+    for bracket in _BRACKET.findall(text):  # PyYAML takes seconds for thousands of levels
+        depth += 1 if bracket in "[{" else -1
+        if depth > _MAX_DEPTH:
+            raise InputError(f"{path}: more than {_MAX_DEPTH} brackets inside one another; expected settings")
     return text
 
 
@@ -113,7 +121,7 @@ def override(kind: type[Settings], settings: Json, flags: list[str]) -> Json:
             raise InputError(f"--set {flag}: expected name=value, for instance train.learning_rate=3e-4")
         try:
             value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"--set {flag}: '{text}' is not a YAML value; put quotes around it") from None
         parts = path.split(".")
         result = _with_value(result, parts, value, flag)

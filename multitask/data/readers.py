@@ -340,5 +340,5 @@ def _parquet_records(path: Path) -> Iterator[RawRecord]:
                 for found in batch.to_pylist():
                     number += 1
                     yield RawRecord(f"{path.name}:{number}", f"{path}: row {number}", found)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({next(iter(str(error).splitlines()), '')})") from None

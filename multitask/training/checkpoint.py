@@ -190,7 +190,9 @@ def _damage(path: Path) -> str | None:
 
 def _is_state(found: Any) -> bool:
     """Whether a JSON value is a `State`."""
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), kinds) for key, kinds in _KINDS.items()):
+    if not isinstance(found, dict) or not found.keys() >= _KINDS.keys():
+        return False
+    if not all(isinstance(found[key], kinds) for key, kinds in _KINDS.items()):
         return False
     best = found["best"]
     is_best = best is None or (type(best.get("step")) is int and isinstance(best.get("selection_score"), int | float))

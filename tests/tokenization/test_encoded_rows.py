@@ -57,7 +57,10 @@ class Shelf:
         **options: Any,
     ) -> Examples:
         task = TASKS[task] if isinstance(task, str) else task
-        sources = [SourceConfig(files={"train": [name]}, labels=labels if task.label else {}) for name in files]
+        sources = [
+            SourceConfig(files={"train": [name]}, labels={} if task.label in (None, *task.optional) else labels)
+            for name in files
+        ]
         config = DataConfig(
             root=self.folder, cache=self.folder / "cache", sources={task.name: [*sources]}, on_bad_row=on_bad_row
         )  # type: ignore[arg-type]
