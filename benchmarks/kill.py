@@ -1,8 +1,8 @@
 """Killed runs: SIGKILL at random moments, resume, and compare with a run that nothing stopped, bit for bit.
 
-`python benchmarks/kill.py --kills 50` trains tiny models (full fine-tuning, LoRA, pretraining) on synthetic data, each
-in a process that is killed once, anywhere between its imports and its last line, and prints a table. A run that is
-killed before its first checkpoint begins anew with `overwrite`; every other one continues with `resume`.
+`python benchmarks/kill.py --kills 50` trains tiny models (full fine-tuning, LoRA, pretraining) on synthetic data. Each
+run is killed once, anywhere between its first checkpoint and its last line, and resumed. Some more are killed before
+their first checkpoint and begin anew with `overwrite`.
 """
 
 import argparse
@@ -10,12 +10,16 @@ import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import time
+import traceback
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 _SYNTHETIC = {"synthetic": {"train": 120, "validation": 12, "test": 16}}
@@ -52,21 +56,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Settings of each kind of run; what has a section `text` is pretraining."""
 
-_ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONPATH": str(Path(__file__).parents[1]),
-}
-_READY = "imported"
-
 
 def train(kind: str, out: Path, how: str) -> None:
     """One run in this process; how: new, resume or overwrite."""
     import multitask
-    from multitask.training import finetune, pretrain  # noqa: F401  # so that they are not what is killed
 
-    print(_READY, flush=True)
     settings = json.loads(json.dumps(KINDS[kind]))
     settings["text" if "text" in settings else "data"]["cache"] = str(out.with_suffix(".cache"))
     run = multitask.pretrain if "text" in settings else multitask.train
@@ -76,20 +70,41 @@ def train(kind: str, out: Path, how: str) -> None:
         run(settings, out=out, overwrite=how == "overwrite", report=False)
 
 
-def start(kind: str, out: Path, how: str) -> "subprocess.Popen[str]":
-    """A process that trains; returns once its imports are done."""
-    command = [sys.executable, __file__, "--child", kind, how, str(out)]
-    process = subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while (line := process.stdout.readline()) and line.strip() != _READY:
-        pass
-    return process
+def start(kind: str, out: Path, how: str) -> int:
+    """A process that trains: a copy of this one, in which all is imported and nothing was computed; its number."""
+    number = os.fork()
+    if number:
+        return number
+    status = 1
+    try:
+        train(kind, out, how)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
-def finish(process: "subprocess.Popen[str]") -> str:
-    """Waits for the end; the last lines of its errors, empty when there were none."""
-    _, errors = process.communicate()
-    return "" if process.returncode == 0 else errors[-2000:] or f"exit code {process.returncode}"
+def is_done(number: int) -> bool:
+    """Whether a process has ended; it stays to be waited for."""
+    return os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def finish(number: int) -> str:
+    """Waits for the end; what is wrong, empty when nothing is."""
+    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    return "" if code == 0 else f"exit code {code}"
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run can be resumed."""
+    return any((out / "checkpoints").glob("step-*"))
+
+
+def wait_for_checkpoint(number: int, out: Path) -> None:
+    """Returns when a run has its first checkpoint, or has ended."""
+    while not has_checkpoint(out) and not is_done(number):
+        time.sleep(0.002)
 
 
 def content(run: Path) -> dict[str, object]:
@@ -117,17 +132,22 @@ def differing(run: Path, whole: dict[str, object]) -> list[str]:
     return [name for name in {**whole, **found} if found.get(name) != whole.get(name)]
 
 
-def trial(kind: str, work: Path, number: int, wait_s: float, whole: dict[str, object]) -> tuple[str, str]:
-    """Kills a run after so many seconds, lets it end; how it went on (resumed, begun anew, done), and what is wrong."""
-    out = work / f"run-{number}"
+def trial(kind: str, out: Path, wait_s: float, is_early: bool, whole: dict[str, object]) -> tuple[str, str]:
+    """Kills a run so many seconds after its first checkpoint (early: its start), and lets it end.
+
+    Returns how (resume, overwrite, new; done: it was faster than the kill), and what is wrong.
+    """
     process = start(kind, out, "new")
+    if not is_early:
+        wait_for_checkpoint(process, out)
     time.sleep(wait_s)
-    was_done = process.poll() is not None
-    process.kill()
-    process.communicate()
-    is_begun = any((out / "checkpoints").glob("step-*"))
-    how = "done" if was_done else "resume" if is_begun else "overwrite" if (out / "config.yaml").exists() else "new"
-    errors = "" if was_done else finish(start(kind, out, how))
+    if is_done(process):
+        how, errors = "done", finish(process)
+    else:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        how = "resume" if has_checkpoint(out) else "overwrite" if (out / "config.yaml").exists() else "new"
+        errors = finish(start(kind, out, how))
     if not errors and (differences := differing(out, whole)):
         errors = f"differs in {', '.join(differences)}"
     if not errors:
@@ -136,43 +156,57 @@ def trial(kind: str, work: Path, number: int, wait_s: float, whole: dict[str, ob
     return how, errors
 
 
+def trials(kind: str, work: Path, num_late: int, num_early: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """How killed runs of a kind ended, and what is wrong; as many as asked for are killed after their checkpoint."""
+    rng = random.Random(f"{seed}:{kind}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    started_s = time.perf_counter()
+    process = start(kind, work / "whole", "new")
+    wait_for_checkpoint(process, work / "whole")
+    saved_s = time.perf_counter()
+    if errors := finish(process):
+        raise RuntimeError(f"{kind}: {errors}")
+    early_s, late_s = saved_s - started_s, time.perf_counter() - saved_s
+    whole, counts, failures = content(work / "whole"), Counter[str](), []
+    number = 0
+    while counts["resume"] < num_late or counts["anew"] < num_early:
+        number += 1
+        is_early = counts["resume"] >= num_late
+        wait_s = rng.random() * (early_s if is_early else late_s)
+        how, errors = trial(kind, work / f"run-{number}", wait_s, is_early, whole)
+        counts[how if how in ("resume", "done") else "anew"] += 1
+        counts["same"] += not errors and how != "done"
+        if errors:
+            failures.append(f"{kind}, {work / f'run-{number}'}: {errors}")
+    return counts, failures
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=50, help="of all kinds")
+    parser.add_argument("--kills", type=int, default=50, help="after the first checkpoint, of all kinds")
+    parser.add_argument("--early", type=int, default=9, help="before it, of all kinds")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="repeatable; default: all")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--work", type=Path, default=Path("runs/kill"), help="folder; what fails stays in it")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child is not None:
-        train(given.child[0], Path(given.child[2]), given.child[1])
-        return
-    rng, names = random.Random(given.seed), given.kind or list(KINDS)
-    print("| run | SIGKILLs | resumed | begun anew | the same, bit for bit |\n| --- | ---: | ---: | ---: | ---: |")
-    failures = []
+    import torch
+
+    from multitask.training import finetune, pretrain  # noqa: F401  # before the processes are copied
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of other packages
+    names, failures = given.kind or list(KINDS), []
+    print(
+        "| run | killed and resumed | killed early, begun anew | the same, bit for bit |\n| --- | ---: | ---: | ---: |"
+    )
     for place, kind in enumerate(names):
-        work = given.work.resolve() / kind.replace(" ", "-")
-        shutil.rmtree(work, ignore_errors=True)
-        process = start(kind, work / "whole", "new")
-        started_s = time.perf_counter()
-        if errors := finish(process):
-            raise RuntimeError(f"{kind}: {errors}")
-        whole_s, whole = time.perf_counter() - started_s, content(work / "whole")
-        num = given.kills // len(names) + (place < given.kills % len(names))
-        counts = {"resume": 0, "overwrite": 0, "new": 0}
-        same = number = 0
-        while sum(counts.values()) < num:
-            number += 1
-            how, errors = trial(kind, work, number, rng.random() * whole_s, whole)
-            if how == "done" and not errors:  # it was faster than the first one; nothing was killed
-                continue
-            counts[how] = counts.get(how, 0) + 1
-            same += not errors
-            if errors:
-                failures.append(f"{kind}, {work / f'run-{number}'}: {errors}")
-        anew = counts["overwrite"] + counts["new"]
-        print(f"| {kind} | {num} | {counts['resume']} | {anew} | {same} |", flush=True)
+        late, early = (num // len(names) + (place < num % len(names)) for num in (given.kills, given.early))
+        counts, wrong = trials(kind, given.work.resolve() / kind.replace(" ", "-"), late, early, given.seed)
+        failures += wrong
+        killed = counts["resume"] + counts["anew"]
+        print(f"| {kind} | {counts['resume']} | {counts['anew']} | {counts['same']} of {killed} |", flush=True)
     for failure in failures:
         print(failure, file=sys.stderr)
     sys.exit(1 if failures else 0)
