@@ -11,6 +11,7 @@ import pytest
 from helpers import FACTS, ROOT, files, learned, settings
 
 from multitask import evaluate, train
+from multitask.training import finetune
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 CALL = re.compile(r"^\| \d+ \| `([\w/]+\.py)` `([\w.]+)` \|", re.MULTILINE)
@@ -61,7 +62,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return files(tmp_path_factory.mktemp("rows"), train=FACTS, validation=FACTS, test=FACTS)
 
 
-def test_a_row_reaches_a_loss_by_the_calls_named(source: dict[str, Any], tmp_path: Path) -> None:
+def test_a_row_reaches_a_loss_by_the_calls_named(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "check_before_encoding", lambda *_: None)  # reads first rows by the same calls
     given = settings(
         "qa",
         model={"name": str(learned()), "vocab_size": 2000},

@@ -152,7 +152,11 @@ def fit(task: Task, config: RunConfig) -> Fitted | None:
 def scores_of(numbers: Mapping[str, metrics.Numbers], task: Task, config: RunConfig) -> dict[str, Score]:
     """Scores with 95 % intervals; perplexity and bits per byte come from the same nats."""
     settings = config.eval.num_bootstrap, config.seed
-    found = {name: score_of(name, rows, *settings) for name, rows in numbers.items() if rows and name != "nll"}
+    found = {
+        name: score_of(name, rows.measured(), *settings)
+        for name, rows in numbers.items()
+        if rows.columns and name != "nll"
+    }
     if numbers.get("nll") and numbers["nll"].columns:
         measured = numbers["nll"].measured()
         names = [name for name in metrics.FROM_NLL if name != "word_perplexity" or not task.is_closed]

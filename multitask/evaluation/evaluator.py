@@ -38,6 +38,10 @@ from multitask.models.support import scoring_tokens
 from multitask.task import Task
 from multitask.tokenization.tokenizer import lost_characters
 
+NO_WORDS = (
+    "{task}: {num} of {of} rows: no reference has a word under ROUGE's text tokenizer of the row's language, so ROUGE "
+    "leaves them out; correct the `language` of the source, or set eval.rouge_tokenizer"
+)
 _Kind = tuple[object, ...]  # a prompt format, demonstrations, a language and its choices
 _CHUNK = 256  # rows whose prompts are in memory at a time
 
@@ -135,7 +139,7 @@ class ArmScores:
         self.classes: dict[str, None] = {}
         self.texts: tuple[list[str], list[list[str]]] = ([], [])  # predictions and references, for metrics of the hub
         self.num_rows = self.num_fitted = self.num_tokens = 0
-        self.num_unfinished = self.num_unscored = self.num_empty = 0
+        self.num_unfinished = self.num_unscored = self.num_empty = self.num_without_words = 0
 
     def add(self, found: Prediction, has_likelihood: bool) -> None:
         """Adds one row; fills its `scores`."""
@@ -158,12 +162,13 @@ class ArmScores:
         self.num_fitted += len(found.prompt.demonstrations)
         self.num_tokens += found.prompt.num_tokens
         self.num_unscored += has_likelihood and not found.nll
+        self.num_without_words += any(not numbers for numbers in found.scores.values())
         self.num_unfinished += not found.is_finished
         self.num_empty += found.prediction == ""
 
     def named(self) -> Iterator[tuple[str, metrics.Numbers]]:
         """Metrics that have numbers, with their numbers; those from likelihoods share theirs."""
-        yield from ((name, self.numbers[name]) for name in self.text_metrics if self.numbers[name])
+        yield from ((name, self.numbers[name]) for name in self.text_metrics if self.numbers[name].columns)
         if self.numbers["nll"].columns:
             names = [name for name in metrics.FROM_NLL if name != "word_perplexity" or not self.task.is_closed]
             yield from ((name, self.numbers["nll"]) for name in names)
@@ -243,6 +248,9 @@ class Evaluator:
             _rewrite(path, later)
         self.counts.num_skipped = counts.num_skipped
         self.format.require_rows(self.counts.num_rows, self.counts.num_dropped, self.config.eval.split)
+        if num := max(total.num_without_words for total in scores):
+            text = NO_WORDS.format(task=self.task.name, num=num, of=scores[0].num_rows)
+            report({"event": "warning", "text": text})
         return scores, baselines
 
     def _kept(self, chunk: Sequence[Row], formats: Sequence[PromptFormat]) -> list[tuple[Row, EncodedPrompt]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.config.loading import load, read_yaml
 from multitask.config.resolve import trained_block_size
-from multitask.data.rows import NO_COLUMN, closed_choices
+from multitask.data.row_schema import NO_COLUMN, closed_choices
 from multitask.data.sources import resolve
 from multitask.errors import InputError
 from multitask.models.names import run_of

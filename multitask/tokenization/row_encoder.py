@@ -11,7 +11,8 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from multitask.config.data import DataConfig
-from multitask.data.rows import Row, answer_words
+from multitask.data.row_schema import answer_words
+from multitask.data.rows import Row
 from multitask.pattern import Piece, parse, render
 from multitask.task import Task
 from multitask.tokenization.tokenizer import first_ids, plain_reader

@@ -12,6 +12,7 @@ from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, read_rows
 from multitask.data.sources import has_split, resolve, source_name
 from multitask.errors import InputError
+from multitask.evaluation.metrics import ROUGE, TOKENIZERS
 from multitask.evaluation.tuned import check_answer_length, check_metrics
 from multitask.task import Task
 
@@ -49,10 +50,17 @@ def _check_split(task: Task, split: str, config: RunConfig) -> None:
             f"give `files: {{{split}: ...}}`"
         )
     for source in sources:
-        if next(read_rows(task, source, split, config.data, Counts()), None) is None:
+        row = next(read_rows(task, source, split, config.data, Counts()), None)
+        if row is None:
             raise InputError(
                 f"task '{task.name}', {split}: no usable row in {source_name(source)}; every row is in another split "
                 "(raise `split_by`) or left out by `skip_labels` or `no_answer`"
+            )
+        tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
+        if any(name in ROUGE for name in task.metrics) and not any(map(TOKENIZERS[tokenizer], row.references)):
+            raise InputError(
+                f"{row.where}: {task.target} has no word that ROUGE could count: its text tokenizer '{tokenizer}' is "
+                f"that of language '{row.language}'; correct `language` (ko for Korean), or set eval.rouge_tokenizer"
             )
 
 

@@ -66,7 +66,10 @@ def build(name: str, language: str, rouge_tokenizer: str = "eojeol") -> Metric:
     if name == "accuracy":
         key, measure = "correct", operator.eq
     elif name in ROUGE:
-        key, measure = name, partial(rouge, name, rouge_tokenizer)
+        per_example = partial(
+            _with_words, TOKENIZERS[rouge_tokenizer], partial(_best, name, partial(rouge, name, rouge_tokenizer))
+        )
+        return Metric(name, per_example, partial(mean, name), higher_is_better=True)
     elif name == "exact_match":
         key, measure = name, partial(exact_match, korquad_words if language == "ko" else squad_words)
     else:
@@ -79,6 +82,17 @@ def _best(
 ) -> dict[str, float]:
     """The most that `measure(prediction, reference)` gives over the references."""
     return {key: float(max(measure(prediction, r) for r in checked_references(references))), "count": 1.0}
+
+
+def _with_words(
+    tokenize: Callable[[str], Sequence[str]],
+    per_example: Callable[[str, Sequence[str]], dict[str, float]],
+    prediction: str,
+    references: Sequence[str],
+) -> dict[str, float]:
+    """Numbers of an example; none where no reference has a word: a score of 0 would say that the answer is wrong."""
+    found = per_example(prediction, references)
+    return found if any(tokenize(reference) for reference in references) else {}
 
 
 def _reject_text(name: str, prediction: str, references: Sequence[str]) -> dict[str, float]:

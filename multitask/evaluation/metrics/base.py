@@ -27,9 +27,9 @@ class Metric:
     """One score: two pure functions and which way is up.
 
     name: as in `NAMES`; also its key in results.
-    per_example: prediction and references to named numbers, which add up over examples. It raises InputError without
-        a reference (`DESCRIPTORS` need none), and for `FROM_NLL`, whose numbers (`nll` in nats, `tokens`, `words`,
-        `bytes`, each summed over the target) come from the model.
+    per_example: prediction and references to named numbers, which add up over examples; none: not scored. It raises
+        InputError without a reference (`DESCRIPTORS` need none), and for `FROM_NLL`, whose numbers (`nll` in nats,
+        `tokens`, `words`, `bytes`, each summed over the target) come from the model.
     finish: the sums to the score. It divides by no zero: without anything to divide by, the score is 0 (perplexity: 1).
     higher_is_better: false for `FROM_NLL` and repetition; None for length, which is neither good nor bad.
     """
