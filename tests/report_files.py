@@ -35,7 +35,7 @@ def answers(predicted: Sequence[str], gold: Sequence[str], **changes: Any) -> Ro
 
 
 def accuracy(rows: Rows) -> float:
-    """The share of right answers."""
+    """The fraction of right answers."""
     return sum(row["scores"]["accuracy"]["correct"] for row in rows) / len(rows)
 
 

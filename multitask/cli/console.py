@@ -43,10 +43,10 @@ class ProgressConsole:
     def _start(self, record: StartEvent) -> None:
         self.first_step, self.max_steps = record["step"], record["max_steps"]
         self.started = time.perf_counter()
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in record["sampling_rates"].items())
+        rates = ", ".join(f"{name} {rate:.0%}" for name, rate in record["sampling_rates"].items())
         self.console.print(
             f"{record['parameters']:,} parameters, {record['trainable_parameters']:,} train, {record['device']} "
-            f"{record['precision']}; steps of {record['tokens_per_step']:,} tokens; mixture: {shares}"
+            f"{record['precision']}; steps of {record['tokens_per_step']:,} tokens; mixture: {rates}"
         )
         for name, data in record["data"].items():
             if "num_rows" not in data:

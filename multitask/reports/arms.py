@@ -36,7 +36,7 @@ class Arm:
     """What is compared: a way to get a model, scored on some tasks, once or with several seeds.
 
     shots: the number of demonstrations where that is what makes the arm; None otherwise.
-    group: of few-shot arms, what they share: one curve.
+    group: of few-shot arms, what they have in common: one curve.
     scores: by task and metric; a task's first metric is its score.
     by_num_rows: of a trivial baseline, scores by task, metric and number of rows, where files were scored on different
         rows.
@@ -91,7 +91,7 @@ def _shots_of(run: Run) -> set[int]:
 
 
 def _named(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ by seed alone under the name of their arm; the file's name is added where arms share a name."""
+    """Runs that differ by seed alone, by the name of their arm; of two arms with one name also the file's."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         config = {key: value for key, value in run.results.config.items() if key not in ("seed", "device")}
@@ -181,7 +181,7 @@ def _over_rows_and_runs(mean: float, low: float, high: float, sd: float, num: in
 def _baselines(runs: Sequence[Run]) -> list[Arm]:
     """What every file says of programs without a model; the same value said by several files is said once.
 
-    Where tokenizers differ, so do unigram and bigram scores: the hardest one stands, in bits per byte; perplexities of
+    Where tokenizers differ, so do unigram and bigram scores: the best one is kept, in bits per byte; perplexities of
     different tokens are left out.
     """
     found: dict[str, dict[str, dict[str, dict[float, Score]]]] = defaultdict(

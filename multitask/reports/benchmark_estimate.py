@@ -93,10 +93,10 @@ def _measure(
     has_chat = bool(tokenizer.chat_template)
     if s_per_token is not None:
         sizes = {name: len(each) for name, each in rows.items()}
-        share = sampling_rates(
+        rates = sampling_rates(
             sizes, config.train.mixing_temperature, config.train.mixture_cap, config.train.mixture_weights
         )
-        mean = sum(share[name] * lengths[name] for name in rows)
+        mean = sum(rates[name] * lengths[name] for name in rows)
         steps = config.train.max_steps
         trained = steps * config.train.batch_tokens if steps else config.train.epochs * sum(sizes.values()) * mean
         return _Tokens(trained, lengths, has_chat), s_per_token

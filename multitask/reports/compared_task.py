@@ -16,7 +16,7 @@ from multitask.reports.arms import Arm, Score
 from multitask.reports.results import json_lines, row_sets
 
 NUM_RESAMPLES = 10_000
-"""With 1,000, an interval that 25 others share the level of would end at the rarest resample."""
+"""With 1,000, the joint intervals of 25 comparisons would end at the most extreme resamples."""
 
 
 @dataclass
@@ -170,5 +170,5 @@ def compared_tasks(compared: Sequence[Arm]) -> list[ComparedTask]:
 
 
 def abridged(text: str, most: int) -> str:
-    """A long text without its middle: a passage is known by its beginning, a question stands at the end."""
+    """A long text without its middle: a passage is known by its beginning, a question is at the end."""
     return text if len(text) <= most else f"{text[: most // 3]} […] {text[-(most - most // 3) :]}"

@@ -204,7 +204,7 @@ def model_name(arm: Arm) -> str:
 
 
 def _contamination(compared: Sequence[Arm]) -> list[Content]:
-    """Counts of rows by task and split; arms whose tokenizers and windows led to the same counts share a line."""
+    """Counts of rows by task and split; arms whose tokenizers and windows led to the same counts are on one line."""
     lines: dict[str, tuple[Content, list[str]]] = {}
     for arm in compared:
         name = model_name(arm)
@@ -232,7 +232,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
 
 
 def _settings(compared: Sequence[Arm]) -> Content:
-    """Settings in which arms differ, and all settings of each; seeds are told elsewhere."""
+    """Settings in which arms differ, and all settings of each; seeds are listed with the runs."""
     flat = {model_name(arm): _flat(arm.runs[0].results.config) for arm in compared if arm.runs}
     for settings in flat.values():
         settings.pop("seed", None)

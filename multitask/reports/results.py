@@ -172,7 +172,7 @@ def _check_same_words(runs: Sequence[Run]) -> None:
 
 
 class RowSet(NamedTuple):
-    """Which rows a file scored; two windows that drop different rows of one set are told apart by no field."""
+    """Which rows a file scored; rows that a window dropped make no other set."""
 
     sha256: tuple[str, ...]
     split: str

@@ -28,8 +28,8 @@ def right(*answers: float) -> Sample:
     return sample([{"correct": answer, "count": 1.0} for answer in answers])
 
 
-def drawn(rng: np.random.Generator, share: float, num: int) -> Sample:
-    return right(*(rng.random(num) < share).astype(float))
+def drawn(rng: np.random.Generator, probability: float, num: int) -> Sample:
+    return right(*(rng.random(num) < probability).astype(float))
 
 
 def test_the_first_score_is_that_of_the_rows_as_they_are() -> None:
@@ -89,8 +89,8 @@ def test_the_difference_agrees_with_the_normal_approximation() -> None:
     Resamples without a difference count on both sides: up to 1 / (200 x 0.05 x sqrt(2 pi)) = 0.04 more.
     """
     rng = np.random.default_rng(5)
-    for share in (0.55, 0.62, 0.68):
-        first, second = drawn(rng, share, 200), drawn(rng, 0.52, 200)
+    for probability in (0.55, 0.62, 0.68):
+        first, second = drawn(rng, probability, 200), drawn(rng, 0.52, 200)
         differences = first.values[:, 0] - second.values[:, 0]
         error = differences.std() / math.sqrt(200)
         found = compared([first], [second], 20000)

@@ -136,10 +136,10 @@ def test_a_suite_keeps_what_has_not_changed(tmp_path: Path, base: Path) -> None:
         values = [
             {
                 n: {m: s["value"] for m, s in scores.items()}
-                for n, scores in floor.items()
+                for n, scores in baseline.items()
                 if n not in ("unigram", "bigram")
             }
-            for floor in baselines
+            for baseline in baselines
         ]
         assert values == [values[0]] * len(values)
         assert values[0]
@@ -157,7 +157,11 @@ def test_other_rows_are_another_arm(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     line = {"text": "좋다", "label": "a"}
     rows.write_text("".join(json.dumps(line | {"id": str(n)}) + "\n" for n in range(6)), "utf-8")
-    source = {"files": dict.fromkeys(("train", "validation", "test"), str(rows)), "labels": {"a": "a", "b": "b"}}
+    source = {
+        "files": dict.fromkeys(("train", "validation", "test"), str(rows)),
+        "language": "ko",
+        "labels": {"a": "a", "b": "b"},
+    }
     run = settings("cls", data={"cache": str(tmp_path / "cache"), "sources": {"cls": [source]}})
     path, out = write(tmp_path, run=run, arms=["trivial"]), tmp_path / "out"
     assert [arm["kept"] for arm in api.benchmark(path, out=out)["arms"]] == [False]

@@ -86,6 +86,6 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
     assert figures.MAX_POINTS // 2 < len(marks) < figures.MAX_POINTS + 40
 
 
-def test_long_names_leave_room() -> None:
+def test_long_names_are_truncated() -> None:
     assert figures.short("x" * 30) == "x" * 25 + "…"
     assert figures.short("x" * 26) == "x" * 26

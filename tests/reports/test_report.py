@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
 
 def suite(folder: Path) -> list[Path]:
-    """Two arms of two seeds, one of them taught one task alone, and prompts with 0 and 4 demonstrations."""
+    """Two arms of two seeds, one of them trained on one task alone, and prompts with 0 and 4 demonstrations."""
     for seed, many, one in ((7, GOOD, POOR), (8, GOOD[::-1][1:] + "b", POOR)):
         write(folder / f"many-{seed}.json", "multitask", {"nli": answers(many, GOLD)}, seed=seed)
         write(folder / f"one-{seed}.json", "single-nli", {"nli": answers(one, GOLD)}, seed=seed)
@@ -107,7 +107,7 @@ def test_runs_as_train_and_evaluate_leave_them(tmp_path: Path) -> None:
     assert all(f"figures/{name}.svg" in markdown for name in figures)
 
 
-def test_a_report_again_is_the_same_bytes_and_leaves_nothing_old(tmp_path: Path) -> None:
+def test_a_repeated_report_has_the_same_bytes_and_no_old_files(tmp_path: Path) -> None:
     paths = suite(tmp_path)
     report(paths, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.*") if path.is_file()}
@@ -182,7 +182,7 @@ def test_examples_are_those_of_the_first_seed(tmp_path: Path) -> None:
 
 
 def test_less_is_better_of_bits_per_byte(tmp_path: Path) -> None:
-    """Perplexity gives way to bits per byte, which compare across tokenizers; the lower arm is the better one."""
+    """Bits per byte replace perplexity, because they compare across tokenizers; the lower arm is the better one."""
     for name, nats in (("low", 1.0), ("high", 2.0)):
         rows = [{**row, "nll": {"nll": nats + n % 3, "tokens": 3.0, "bytes": 4.0}, "scores": {}, "prediction": None}
                 for n, row in enumerate(answers(GOLD, GOLD))]  # fmt: skip
@@ -219,7 +219,7 @@ def test_few_shot_keeps_its_two_uncertainties_apart(tmp_path: Path) -> None:
     assert (four["num_unfinished"], four["num_empty"]) == (2000, 4)
     assert "| 2,000 answers unfinished; 4 answers empty |" in markdown
     assert "| sd over draws | 95 % interval over rows |" in markdown
-    assert ["0-shot", "4-shot"] in [run["arms"] for run in content["runs"]], "one file, told once"
+    assert ["0-shot", "4-shot"] in [run["arms"] for run in content["runs"]], "one file, listed once"
     assert "prompted" in content["contamination"][0]["arms"]
 
 
@@ -418,14 +418,14 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     for text in ours:
         assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|XMLHttpRequest|import\(|WebSocket", text)
     shown = page.replace("https://example.org/x.png", "")
-    assert "http" not in shown, "an address stands there only where a row holds one"
+    assert "http" not in shown, "an address appears only where a row has one"
     assert 'name="viewport"' in page
     assert "@media print" in page
     assert "prefers-color-scheme: dark" in page
 
 
 def test_a_large_suite_stays_small(tmp_path: Path) -> None:
-    """8 arms, 2,000 long rows each: examples make way, and what was left out is said."""
+    """8 arms, 2,000 long rows each: fewer examples are shown, and the page says how many."""
     gold = ["ab"[n % 2] for n in range(2000)]
     for arm in range(8):
         said = [f"{'ab'[(n * (arm + 3)) % 5 % 2]}" for n in range(2000)]
@@ -441,7 +441,7 @@ def test_a_large_suite_stays_small(tmp_path: Path) -> None:
     assert ids[-1] > 1800, "from the whole set, not from its beginning"
 
 
-def test_examples_make_way_for_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_without_space_has_no_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = suite(tmp_path)
     content, page, _ = made(paths, tmp_path / "out")
     assert content["examples"]["counts"]["nli"]["shown"] > 0

@@ -39,7 +39,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # were an address asked for, it would not be found
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # no address resolves
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
@@ -190,12 +190,12 @@ def test_what_a_model_wrote_is_shown_and_never_run(page: Any) -> None:
     assert page.execute_script("return window.taken") is None
 
 
-def asked_for(browser: Any) -> list[str]:
+def requested(browser: Any) -> list[str]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
-def test_no_address_outside_is_asked_for(page: Any, folder: Path, tmp_path: Path) -> None:
+def test_no_outside_address_is_requested(page: Any, folder: Path, tmp_path: Path) -> None:
     own = (folder / "report.html").as_uri()
     for part in page.find_elements(By.TAG_NAME, "summary"):
         page.execute_script("arguments[0].click()", part)
@@ -203,13 +203,13 @@ def test_no_address_outside_is_asked_for(page: Any, folder: Path, tmp_path: Path
         choose(page, "example-task", task)
     page.execute_script("window.scrollTo(0, document.body.scrollHeight)")
     ours = ("data:", "chrome://")  # within the page, and the browser's own first tab
-    addresses = {address for address in asked_for(page) if not address.startswith(ours)}
+    addresses = {address for address in requested(page) if not address.startswith(ours)}
     assert addresses == {own}
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
     other = tmp_path / "other.html"  # the same log would show it
     other.write_text("<img src='https://example.org/x.png'>")
     page.get(other.as_uri())
-    assert "https://example.org/x.png" in asked_for(page)
+    assert "https://example.org/x.png" in requested(page)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -87,7 +87,7 @@ def test_numbers_of_demonstrations_are_arms(tmp_path: Path) -> None:
 
 
 def test_unigram_scores_of_other_tokens(tmp_path: Path) -> None:
-    """The hardest floor stands in bits per byte; perplexities of different tokens have no mean."""
+    """The best baseline is kept in bits per byte; perplexities of different tokens have no mean."""
     for number, bits in enumerate((1.9, 1.7)):
         path = one(tmp_path / f"{number}.json", seed=number)
         tasks = json.loads(path.read_text())["tasks"]
@@ -108,7 +108,7 @@ def test_unigram_scores_of_other_tokens(tmp_path: Path) -> None:
         ("tuned", "evaluate", ["nli"], None),
     ],
 )
-def test_how_many_tasks_an_arm_was_taught(tmp_path: Path, arm: str, kind: str, tasks: list[str], num: Any) -> None:
+def test_how_many_tasks_an_arm_was_trained_on(tmp_path: Path, arm: str, kind: str, tasks: list[str], num: Any) -> None:
     path = one(tmp_path / "a.json", arm=arm, kind=kind, config={"tasks": tasks})
     assert by_name([path])[arm].num_tasks_trained == num
 
@@ -116,7 +116,7 @@ def test_how_many_tasks_an_arm_was_taught(tmp_path: Path, arm: str, kind: str, t
 # ---------------------------------------------------------------- bad input
 
 
-def refused(*paths: Path) -> str:
+def rejected(*paths: Path) -> str:
     with pytest.raises(InputError) as raised:
         read(list(paths))
     return str(raised.value)
@@ -124,8 +124,8 @@ def refused(*paths: Path) -> str:
 
 def test_another_schema(tmp_path: Path) -> None:
     path = edited(one(tmp_path / "a.json"), schema=3)
-    assert f"{path}: results of schema 3, this version reads 1 and 2; score the model again" in refused(path)
-    assert "results of schema 3" in refused(tmp_path), "also when it was only come across"
+    assert f"{path}: results of schema 3, this version reads 1 and 2; score the model again" in rejected(path)
+    assert "results of schema 3" in rejected(tmp_path), "also inside a folder"
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,15 @@ def test_another_schema(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_results(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    assert f"{path}: {message}" in refused(path)
+    assert f"{path}: {message}" in rejected(path)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    assert "no such file or folder" in refused(tmp_path / "a.json")
-    assert f"{tmp_path}: no results in this folder; expected a run that train finished" in refused(tmp_path)
-    assert "no results were named" in refused()
+    assert "no such file or folder" in rejected(tmp_path / "a.json")
+    assert f"{tmp_path}: no results in this folder; expected a run that train finished" in rejected(tmp_path)
+    assert "no results were named" in rejected()
     (tmp_path / "a.json").write_bytes(b"\xff\xfe{")
-    assert "cannot be read as text" in refused(tmp_path / "a.json")
+    assert "cannot be read as text" in rejected(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(("number", "shown"), [("NaN", "nan"), ("Infinity", "inf"), ("-1e999", "-inf")])
@@ -159,7 +159,7 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path, number: str, show
     path = one(tmp_path / "a.json")
     path.write_text(path.read_text().replace('{"value": 1.0', f'{{"value": {number}', 1))
     key = "tasks.nli.metrics.accuracy.value"
-    assert f"{path}: {key} is {shown}, a finite number was expected" in refused(path)
+    assert f"{path}: {key} is {shown}, a finite number was expected" in rejected(path)
 
 
 def test_a_file_without_its_parts_says_all_that_is_missing(tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_a_file_without_its_parts_says_all_that_is_missing(tmp_path: Path) -> No
     del content["seed"]
     content["tasks"]["nli"]["metrics"]["accuracy"] = {"low": 0}
     path.write_text(json.dumps(content))
-    message = refused(path)
+    message = rejected(path)
     assert f"{path}: seed: Field required" in message
     assert f"{path}: tasks.nli.metrics.accuracy.value: Field required" in message
-    assert "data.nli is missing" in refused(edited(one(tmp_path / "b.json"), data={}))
+    assert "data.nli is missing" in rejected(edited(one(tmp_path / "b.json"), data={}))
 
 
 @pytest.mark.parametrize("change", [{"sha256": ["cd"]}, {"split": "validation"}, {"num_rows": 7}])
@@ -197,4 +197,4 @@ def test_rouge_counted_in_other_words(tmp_path: Path) -> None:
         tasks = json.loads(path.read_text())["tasks"]
         tasks["nli"]["metrics"]["rougeL"] = report_files.score(0.5)
         edited(path, tasks=tasks)
-    assert "eval.rouge_tokenizer: {'en': 'words'} there, {'en': 'chars'} here" in refused(tmp_path)
+    assert "eval.rouge_tokenizer: {'en': 'words'} there, {'en': 'chars'} here" in rejected(tmp_path)

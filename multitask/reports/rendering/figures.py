@@ -21,7 +21,7 @@ from multitask.reports.rendering.words import Words
 INK = "#123457"
 """Drawn in this colour, then written as `currentColor`: dark on paper, light on a dark screen."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#a05fd0", "#7f7f7f")
-"""Okabe and Ito's palette, told apart by colour-blind readers, without its yellow and black, which one page hides."""
+"""Okabe and Ito's palette, for colour-blind readers, without yellow and black, which a page hides."""
 MAX_POINTS = 150
 WIDTH = 4.0
 GREY = -1
@@ -78,7 +78,7 @@ def _color(place: int) -> str:
 
 
 def short(text: str, most: int = 26) -> str:
-    """A label that leaves room for the figure."""
+    """A label, truncated so that the figure keeps its width."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
