@@ -163,8 +163,9 @@ def test_other_rows_are_another_arm(tmp_path: Path) -> None:
         "labels": {"a": "a", "b": "b"},
     }
     run = settings("cls", data={"cache": str(tmp_path / "cache"), "sources": {"cls": [source]}})
-    path, out = write(tmp_path, run=run, arms=["trivial"]), tmp_path / "out"
+    path, out = write(tmp_path, run=run, arms=["trivial"], report={"language": "ko"}), tmp_path / "out"
     assert [arm["kept"] for arm in api.benchmark(path, out=out)["arms"]] == [False]
+    assert "## 점수" in (out / "report.md").read_text("utf-8"), "in the language of the suite"
     assert [arm["kept"] for arm in api.benchmark(path, out=out)["arms"]] == [True]
     with rows.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line | {"id": "7"}) + "\n")
