@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80: tables are as wide as without it
 
 import pytest
 import torch

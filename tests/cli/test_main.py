@@ -126,8 +126,7 @@ def test_help_is_quick() -> None:
         )
 
 
-def test_tasks_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_tasks_are_listed(tmp_path: Path) -> None:
     result = command("tasks", "--tasks-dir", TRANSLATE)
     assert result.exit_code == 0
     for shown in ("{premise}<|sep|>{hypothesis}<|nli|>{label}<|end|>", "f1, exact_match", "translate", "nli.py"):

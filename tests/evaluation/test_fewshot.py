@@ -630,8 +630,7 @@ def command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli_main.main, ["fewshot", *map(str, arguments)])
 
 
-def test_the_command(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+def test_the_command(llama: Path, tmp_path: Path) -> None:
     given = ("--model", llama, "--tasks", "cls,arithmetic,closed_qa", "--tasks-dir", EXAMPLES, "--set", "device=cpu")
     out = tmp_path / "out" / "few.json"
     few = ("--shots", "0,2", "--draws", "2", "--max-rows", "8", "--set", "eval.num_bootstrap=20", "--balanced")
