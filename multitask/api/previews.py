@@ -25,17 +25,22 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class TaskRow(NamedTuple):
-    """One line of the table: a task's training rows, their counts, and their lengths in tokens."""
+    """One line of the table: a task's rows of a split, their counts, and their lengths in tokens.
+
+    sampling_rate: of training rows. also_in_train: of other splits, how many are training rows too.
+    """
 
     task: str
+    split: str
     rows: int
-    sampling_rate: float
+    sampling_rate: float | None
     truncated: int
     dropped: int
     skipped: int
     chars_lost: int
     mean_length: float
     max_length: int
+    also_in_train: int | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,24 +60,27 @@ class ShownPreview(Preview):
         return written
 
     def rows(self) -> list[TaskRow]:
-        """The table by task."""
+        """The tables by task and split."""
         return [
             TaskRow(
                 name,
+                split,
                 len(rows),
-                self.rates[name],
+                self.rates[name] if split == "train" else None,
                 rows.report["num_truncated"],
                 rows.report["num_dropped"],
                 rows.report["num_skipped"],
                 rows.report["num_chars_lost"],
                 float(rows.lengths.mean()),
                 int(rows.lengths.max()),
+                None if split == "train" else self.num_in_train[split][name],
             )
-            for name, rows in self.examples.items()
+            for split, each in {"train": self.examples, **self.others}.items()
+            for name, rows in each.items()
         ]
 
     def to_frame(self) -> Any:
-        """The table as a pandas DataFrame; raises InputError where pandas is not installed."""
+        """The tables as a pandas DataFrame; raises InputError where pandas is not installed."""
         return frame(self.rows(), TaskRow._fields)
 
     def __repr__(self) -> str:

@@ -139,9 +139,12 @@ def test_a_preview_holds_what_it_prints() -> None:
     assert found.examples["qa"].row(0).fields["question"] in found.text(width=10_000)
     assert text.count("synthetic:train:") == 3
     assert found.text(num_rows=1).count("synthetic:train:") == 1
-    (row,) = found.rows()
-    assert (row.task, row.rows, row.sampling_rate) == ("qa", len(found.examples["qa"]), 1.0)
-    assert list(found.to_frame()["max_length"]) == [int(found.examples["qa"].lengths.max())]
+    row = found.rows()[0]
+    assert (row.task, row.split, row.rows, row.sampling_rate) == ("qa", "train", len(found.examples["qa"]), 1.0)
+    table = found.to_frame().set_index("split")
+    assert list(table.index) == ["train", "validation", "test"]
+    assert table["max_length"]["train"] == found.examples["qa"].lengths.max()
+    assert table["also_in_train"]["test"] == found.num_in_train["test"]["qa"]
 
 
 # ---------------------------------------------------------------- progress
