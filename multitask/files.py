@@ -175,10 +175,10 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def cannot_cache(path: Path, error: Exception, setting: str) -> InputError:
-    """What to say of a file of the cache that cannot be written; setting: the one that names the folder."""
+def cannot_cache(path: Path, error: Exception, setting: str | None) -> InputError:
+    """What to say of a file of the cache that cannot be written; setting: the one that names the folder, if any."""
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return InputError(
         f"{path}: the cache cannot be written ({reason}); name a folder on a disk with space, where you may write: "
-        f"`--set {setting}=FOLDER`, or the environment's XDG_CACHE_HOME"
+        f"{f'`--set {setting}=FOLDER`, or ' if setting else ''}the environment's XDG_CACHE_HOME"
     )

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from multitask import damage
 from multitask.errors import InputError
 from multitask.files import cannot_write, filling, replacing, write_text
 from multitask.models.cards import CardFacts, card, plain_card
@@ -172,6 +173,10 @@ def load_model(name: str, revision: str | None = None, config: Any = None) -> An
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise not_found(name, "model", error) from error
+    # transformers passes over a damaged one, and generates to another end.
+    generation = Path(name, "generation_config.json")
+    if generation.is_file() and damage.text(generation):
+        raise not_found(name, "model", ValueError("generation_config.json"))
     missing = sorted({parameter for parameter, _ in model.named_parameters()} & set(found["missing_keys"]))
     if missing:
         raise InputError(

@@ -10,11 +10,12 @@ import os
 import shutil
 from pathlib import Path
 
+from multitask import damage
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import RunConfig
 from multitask.errors import Interrupted
 from multitask.events import Report, ignore
-from multitask.files import cache_folder, shipped
+from multitask.files import cache_folder, cannot_cache, shipped, temporary
 from multitask.registry import choose, fingerprint, load_tasks
 from multitask.source_hash import source_hash
 from multitask.task import Task
@@ -27,13 +28,22 @@ def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path
     A training that was stopped is resumed. The folder appears under its name only when it is whole, so
     processes that train at the same time do not collide: the folder is that of the first to finish.
 
-    Raises InputError for a recipe that does not exist, KeyboardInterrupt when it is stopped, after all was saved.
+    A damaged folder is trained anew. Raises InputError for a recipe that does not exist and a cache that cannot be
+    written, KeyboardInterrupt when it is stopped, after all was saved.
     """
     path = shipped("configs") / f"{config_name}.yaml"
     config = load(RunConfig, read_yaml(path), where=str(path))
     tasks = choose(load_tasks(), config.tasks)
     folder = cache_folder(config.data) / f"{config_name}-{_key(config, tasks)}"
+    if folder.exists() and (problem := damage.of_model(folder)):
+        report({"event": "warning", "text": f"{problem.rpartition('; ')[0]}; the demo model is trained anew"})
+        shutil.rmtree(folder)
     if not folder.exists():
+        try:
+            temporary(folder).mkdir(parents=True, exist_ok=True)
+            temporary(folder).rmdir()
+        except OSError as error:
+            raise cannot_cache(folder, error, None) from None
         _train(config, tasks, folder, report)
     return folder
 

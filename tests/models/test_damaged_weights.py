@@ -69,7 +69,7 @@ def test_damaged_weights_are_named(act: Callable[[Path], object], said: str, fol
 
 
 @pytest.mark.parametrize("act", [halve, point])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_damaged_settings_of_a_model_are_named(name: str, act: Callable[[Path], None], folder: Path) -> None:
     act(folder / name)
     with pytest.raises(InputError, match=rf"{name}: (truncated or damaged: not valid JSON|a Git LFS pointer)"):

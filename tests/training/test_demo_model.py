@@ -125,3 +125,26 @@ def test_shipped_recipes_train_on_documents_alone(name: str) -> None:
             assert source.synthetic
             assert source.columns == {"text": "document"}
     assert set(config.data.sources) == set(config.tasks)
+
+
+def test_a_damaged_demo_model_is_trained_anew_and_said(make: Make) -> None:
+    folder = make()
+    before = {name: value.clone() for name, value in weights(folder).items()}
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.unlink()  # a loaded model maps the file
+    path.write_bytes(content[:1000])
+    records: list[dict[str, Any]] = []
+    assert make(records.append) == folder
+    (warning,) = [record["text"] for record in records if record["event"] == "warning"]
+    assert warning.startswith(f"{path}: truncated: 1,000 bytes")
+    assert warning.endswith("; the demo model is trained anew")
+    after = weights(folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_cache_that_cannot_be_written_is_told(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    said = r"tiny-\w+: the cache cannot be written \(.*; .* the environment's XDG_CACHE_HOME"
+    with pytest.raises(InputError, match=said):
+        make()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from multitask import damage
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -99,9 +101,9 @@ CATALOG = {model.name: model for model in _MODELS}
 
 
 def is_written(model: CatalogModel, out: Path) -> bool:
-    """Whether a folder has this model: its card names the SHA-256 of the GGUF file, and the weights are there."""
+    """Whether a folder has this model: its card names the SHA-256 of the GGUF file, and its files are whole."""
     try:
         card = (out / "README.md").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    return model.sha256 in card and (out / "model.safetensors").is_file()
+    return model.sha256 in card and (out / "model.safetensors").is_file() and damage.of_model(out) is None
