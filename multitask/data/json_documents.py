@@ -96,8 +96,10 @@ class _Text:
             self.text = self.text[self.at :] + self.decoder.decode(raw, final=self.is_done)
         except UnicodeDecodeError as error:
             line = self.line + self.text.count("\n", self.at) + raw.count(b"\n", 0, error.start)
+            other = "cp949" if self.encoding == "utf-8" else "utf-8"
+            remedy = f"; the file may be {other}: set `encoding: {other}`" if _fits(raw, other) else ""
             raise InputError(
-                f"{self.path}:{line}: byte 0x{error.object[error.start]:02x} is not valid {self.encoding}"
+                f"{self.path}:{line}: byte 0x{error.object[error.start]:02x} is not valid {self.encoding}{remedy}"
             ) from None
         self.at = 0
         if len(self.text) > MAX_ITEM_CHARS:
@@ -147,6 +149,15 @@ class _Text:
             f"{self.path}:{self.line + num_lines}: not valid JSON at column {column}: {message}, "
             f"found {repr(rest) if rest else 'the end of the file'}"
         )
+
+
+def _fits(raw: bytes, encoding: str) -> bool:
+    """Whether bytes are text in an encoding; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(raw)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def items(stream: BinaryIO, path: object, encoding: str, shape: Shape) -> Iterator[Item]:

@@ -13,13 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 
-from multitask.config.loading import RUN_END, RUN_START
+from multitask.config.loading import RUN_END, RUN_START, written_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
@@ -56,7 +55,7 @@ def start(config: Config, out: Path, overwrite: bool, resume: bool | Path) -> tu
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
         _create_folder(config, out, overwrite, resume)
-        settings = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        settings = written_yaml(config.model_dump(mode="json"))
         try:
             write_text(out / "config.yaml", RUN_START + "\n" + settings + RUN_END + "\n")
         except BaseException:

@@ -11,7 +11,7 @@ import pytest
 from multitask.config.base import Settings
 from multitask.config.data import DataConfig, SourceConfig, SplitConfig, TextConfig
 from multitask.config.evaluation import FewshotConfig, PromptConfig, SamplingConfig
-from multitask.config.loading import describe, load, override, read_yaml
+from multitask.config.loading import describe, load, override, read_yaml, written_yaml
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.config.train import BlockConfig
 from multitask.data.sources import resolve
@@ -81,6 +81,36 @@ def test_yaml_is_read_as_yaml_1_2(tmp_path: Path) -> None:
         "inf": -math.inf,
         "empty": None,
     }
+
+
+def test_settings_are_read_back_as_written(tmp_path: Path) -> None:
+    words = [
+        "1e-3",
+        "010",
+        "0o17",
+        "yes",
+        "no",
+        "~",
+        "null",
+        "",
+        ".5",
+        "1.0",
+        "1:30",
+        "2020-01-02",
+        "<<",
+        "=",
+        "- a",
+        "a: b",
+        "#",
+        "'",
+        "긍정",
+    ]
+    settings: dict[str, Any] = {
+        "labels": {word: word for word in words},
+        "list": [*words, 1, 0.5, None, True, 1e-3, 1e20],
+    }
+    (tmp_path / "a.yaml").write_text(written_yaml(settings), "utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == settings
 
 
 @pytest.mark.parametrize(
