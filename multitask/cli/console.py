@@ -140,17 +140,19 @@ class ProgressConsole:
 
     def table(self, results: Json) -> None:
         """Tasks and metrics with intervals, beside the best trivial baseline."""
+        from multitask.evaluation import metrics
+
         table = make_table(self.console, "task", "rows", "metric", "score", "95 % interval", "best baseline", "verdict")
         for name, task in results["tasks"].items():
             first = True
             for metric, score in task["metrics"].items():
-                down = metric in ("perplexity", "word_perplexity", "bits_per_byte", "repetition")
+                down = metrics.build(metric, "en").higher_is_better is False
                 known = [(b[metric]["value"], n) for n, b in task["baselines"].items() if metric in b]
                 best = (min if down else max)(known) if known else None
                 table.add_row(
                     name if first else "",
                     f"{task['num_examples']:,}" if first else "",
-                    metric,
+                    metrics.shown(metric),
                     _number(score["value"]),
                     f"{_number(score['low'])} - {_number(score['high'])}",
                     f"{_number(best[0])} {best[1]}" if best else "",
@@ -217,6 +219,8 @@ class ProgressConsole:
 
         Below, chosen templates and rules, and counts of answers that are unfinished or empty.
         """
+        from multitask.evaluation import metrics
+
         heads = ("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
         table = make_table(self.console, *heads)
         notes = []
@@ -225,16 +229,18 @@ class ProgressConsole:
                 baselines = [
                     (b[found["metric"]]["value"], n) for n, b in task["baselines"].items() if found["metric"] in b
                 ]
+                down = metrics.build(found["metric"], "en").higher_is_better is False
+                best = (min if down else max)(baselines, default=None)
                 fitted = sum(draw["num_fitted"] for draw in found["draws"]) / len(found["draws"])
                 table.add_row(
                     name if shots == next(iter(task["per_shot"])) else "",
                     shots,
-                    found["metric"],
+                    metrics.shown(found["metric"]),
                     f"{found['mean']:.3f}",
                     "" if found["sd"] is None else f"{found['sd']:.3f}",
                     f"{found['low']:.3f} - {found['high']:.3f}",
                     f"{fitted:.1f}",
-                    f"{max(baselines)[0]:.3f} {max(baselines)[1]}" if baselines else "",
+                    f"{best[0]:.3f} {best[1]}" if best else "",
                     end_section=shots == list(task["per_shot"])[-1],
                 )
                 if noted := _notes(found):

@@ -32,6 +32,9 @@ class EvalConfig(Settings):
     max_free_rows: int = Field(200, ge=1)
     """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
     metrics, one sampled text each, to be described."""
+    metrics: dict[str, list[str]] = {}
+    """Further metrics by task, beside the task's own: a Python function, `my_metrics.py:length_ratio` or
+    `module:function`, with `:lower` behind where less is better; or the name of one of ours."""
     hub_metrics: list[str] = []
     """Further metrics of texts, by hub name or path of a script, through `evaluate.load`; their code is run."""
     num_bootstrap: int = Field(1000, ge=10)

@@ -21,6 +21,7 @@ from multitask import damage
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.data.sources import has_split, provenance, resolve
+from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.evaluation.bootstrap import interval
 from multitask.evaluation.schema import Data, Score, TaskScores
@@ -218,9 +219,12 @@ def measure_with(text_metrics: Sequence[str], config: RunConfig) -> Measure:
             elif is_none:
                 prediction = ""
         tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
-        return {
-            name: metrics.build(name, row.language, tokenizer).per_example(prediction, references)
-            for name in text_metrics
-        }
+        try:
+            return {
+                name: metrics.build(name, row.language, tokenizer).per_example(prediction, references)
+                for name in text_metrics
+            }
+        except InputError as error:
+            raise InputError(f"{row.where}: {error}") from error
 
     return measure

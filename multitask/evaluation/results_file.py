@@ -119,7 +119,7 @@ def card_facts(results: Results, name: str, tasks: Mapping[str, Task], config: R
         scores += [
             ScoreFacts(
                 task,
-                metric,
+                metrics.shown(metric),
                 score.value,
                 score.low,
                 score.high,

@@ -62,7 +62,7 @@ def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:
     for language, tokenizer in config.rouge_tokenizer.items():
         metrics.build("rouge1", language, tokenizer)
     for name, task in tasks.items():
-        unknown = [metric for metric in task.metrics if metric not in metrics.NAMES]
+        unknown = [metric for metric in task.metrics if not metrics.is_known(metric)]
         if unknown:
             raise InputError(f"task '{name}': no metric '{unknown[0]}'; {suggest(unknown[0], metrics.NAMES)}")
         if task.metrics and metrics.build(task.metrics[0], "en").higher_is_better is None:
@@ -70,6 +70,8 @@ def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:
                 f"task '{name}': its first metric is its score, and '{task.metrics[0]}' has no better or worse; put "
                 "another one first"
             )
+        for metric in task.metrics:
+            metrics.check_function(metric)
         if not task.metrics:
             raise InputError(f"task '{name}' has no metrics; its score needs one of {', '.join(metrics.NAMES)}")
 

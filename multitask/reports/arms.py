@@ -12,6 +12,8 @@ from multitask.evaluation.bootstrap import interval_over_runs
 from multitask.evaluation.schema import Shots, Spread
 from multitask.reports.results import Run
 
+_ANY = (-float("inf"), float("inf"))
+
 
 @dataclass(frozen=True)
 class Score:
@@ -126,7 +128,7 @@ def _prompted(run: Run, num_shots: int) -> dict[str, dict[str, Score]]:
     for task, scores in run.results.tasks.items():
         if (shots := scores.per_shot.get(num_shots)) is not None:
             num = max(1, len(shots.draws))
-            found[task] = {name: _of_draws(spread, num, _most(name)) for name, spread in spreads(shots).items()}
+            found[task] = {name: _of_draws(spread, num, _range(name)) for name, spread in spreads(shots).items()}
     return found
 
 
@@ -135,11 +137,11 @@ def spreads(shots: Shots) -> dict[str, Spread]:
     return {shots.metric: shots} | shots.metrics | {shots.metric: shots}
 
 
-def _of_draws(spread: Spread, num: int, most: float) -> Score:
+def _of_draws(spread: Spread, num: int, limits: tuple[float, float]) -> Score:
     """The score over draws of demonstrations; results files hold the interval over rows alone."""
     low, high = spread.low, spread.high
     if low is not None and high is not None and spread.sd is not None and num > 1:
-        low, high = _over_rows_and_runs(spread.mean, low, high, spread.sd, num, most)
+        low, high = _over_rows_and_runs(spread.mean, low, high, spread.sd, num, limits)
     return Score(spread.mean, low, high, spread.sd, num, "draws")
 
 
@@ -150,16 +152,18 @@ def _over_runs(parts: Sequence[dict[str, dict[str, Score]]]) -> dict[str, dict[s
         for task, scores in part.items():
             for name, score in scores.items():
                 found[task][name].append(score)
-    return {task: {name: _mean(same, _most(name)) for name, same in scores.items()} for task, scores in found.items()}
+    return {task: {name: _mean(same, _range(name)) for name, same in scores.items()} for task, scores in found.items()}
 
 
-def _most(metric: str) -> float:
-    """The largest value of a metric."""
-    return 1.0 if metric in metrics.NAMES and metric not in (*metrics.FROM_NLL, "length") else float("inf")
+def _range(metric: str) -> tuple[float, float]:
+    """The smallest and the largest value of a metric; of functions of the user nothing is known."""
+    if metric not in metrics.NAMES:
+        return _ANY
+    return 0.0, float("inf") if metric in (*metrics.FROM_NLL, "length") else 1.0
 
 
-def _mean(scores: Sequence[Score], most: float = float("inf")) -> Score:
-    """Of several runs their mean; `most` is the largest value of the metric."""
+def _mean(scores: Sequence[Score], limits: tuple[float, float] = _ANY) -> Score:
+    """Of several runs their mean; `limits` are those of the metric's values."""
     if len(scores) == 1:
         return scores[0]
     values = [score.value for score in scores]
@@ -168,14 +172,16 @@ def _mean(scores: Sequence[Score], most: float = float("inf")) -> Score:
     low = high = None
     if len(lows) == len(highs) == len(values):
         # Runs share their rows, so the half-widths are averaged: of their mean they are no wider.
-        low, high = _over_rows_and_runs(mean, statistics.fmean(lows), statistics.fmean(highs), sd, len(values), most)
+        low, high = _over_rows_and_runs(mean, statistics.fmean(lows), statistics.fmean(highs), sd, len(values), limits)
     return Score(mean, low, high, sd, len(values), "seeds")
 
 
-def _over_rows_and_runs(mean: float, low: float, high: float, sd: float, num: int, most: float) -> tuple[float, float]:
-    """The interval within the metric's range, 0 to `most`: of few runs it may be wider."""
+def _over_rows_and_runs(
+    mean: float, low: float, high: float, sd: float, num: int, limits: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval within the metric's range: of few runs it may be wider."""
     low, high = interval_over_runs(mean, low, high, sd, num)
-    return max(0.0, low), min(most, high)
+    return max(limits[0], low), min(limits[1], high)
 
 
 def _baselines(runs: Sequence[Run]) -> list[Arm]:
@@ -202,7 +208,9 @@ def _baselines(runs: Sequence[Run]) -> list[Arm]:
             [],
             scores={
                 task: {
-                    metric: values[min(values)] if metric == "bits_per_byte" else _mean(list(values.values()))
+                    metric: values[min(values)]
+                    if metric == "bits_per_byte"
+                    else _mean(list(values.values()), (_range(metric)[0], float("inf")))
                     for metric, values in measured.items()
                     if metric != "perplexity" or len(values) == 1
                 }

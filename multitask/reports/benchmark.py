@@ -18,7 +18,7 @@ from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.sources import has_split, provenance, resolve
 from multitask.device import choose_device, reset_peak
 from multitask.errors import InputError, Interrupted, suggest
-from multitask.evaluation import baselines, fewshot, results_file
+from multitask.evaluation import baselines, fewshot, metrics, results_file
 from multitask.events import Report, ignore
 from multitask.files import shipped
 from multitask.models.io import load_causal
@@ -153,9 +153,10 @@ def _key(arm: ArmRun, tasks: Mapping[str, Task], base: str | None) -> str:
     ]
     parts = [
         arm.name,
-        arm.config.model_dump_json(exclude={"data": {"cache"}}),
+        arm.config.model_dump_json(exclude={"data": {"cache"}, "tasks_dirs": True}),
         json.dumps(rows, sort_keys=True),
         *(fingerprint(tasks[name]) for name in arm.tasks),
+        *(metrics.source(metric) for name in arm.tasks for metric in tasks[name].metrics),
         _content(base),
         source_hash(_CODE.get(arm.kind, "multitask.training.finetune")),
     ]

@@ -45,7 +45,7 @@ class ComparedTask:
         self.metric = measured[0][0]
         if self.metric == "perplexity" and all("bits_per_byte" in names for names in measured):
             self.metric = "bits_per_byte"
-        has_numbers = self.metric in metrics.NAMES and self.metric not in metrics.DESCRIPTORS
+        has_numbers = metrics.is_known(self.metric) and self.metric not in metrics.DESCRIPTORS
         self.measure = metrics.build(self.metric, "en") if has_numbers else None
         self.texts: list[dict[str, object]] = []
         self.row_sets = row_sets((run for arm in compared for run in arm.runs), name)

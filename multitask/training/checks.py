@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from multitask.batching.mixture import sampling_rates
 from multitask.batching.packing import check_window
 from multitask.config.run import RunConfig
-from multitask.data.rows import Counts, read_rows
+from multitask.data.rows import Counts, Row, read_rows
 from multitask.data.sources import has_split, resolve, source_name
 from multitask.errors import InputError
-from multitask.evaluation.metrics import ROUGE, TOKENIZERS
+from multitask.evaluation import metrics
+from multitask.evaluation.baselines import measure_with
 from multitask.evaluation.tuned import check_answer_length, check_metrics
 from multitask.task import Task
 
@@ -57,11 +58,19 @@ def _check_split(task: Task, split: str, config: RunConfig) -> None:
                 "(raise `split_by`) or left out by `skip_labels` or `no_answer`"
             )
         tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
-        if any(name in ROUGE for name in task.metrics) and not any(map(TOKENIZERS[tokenizer], row.references)):
+        if any(name in metrics.ROUGE for name in task.metrics) and not any(map(metrics.TOKENIZERS[tokenizer], row.references)):
             raise InputError(
                 f"{row.where}: {task.target} has no word that ROUGE could count: its text tokenizer '{tokenizer}' is "
                 f"that of language '{row.language}'; correct `language` (ko for Korean), or set eval.rouge_tokenizer"
             )
+        if split != "train" or config.eval.split == "train":
+            _check_functions(task, row, config)
+
+
+def _check_functions(task: Task, row: Row, config: RunConfig) -> None:
+    """Measures a row with the metrics that are functions of the user, as if its first reference was the prediction."""
+    functions = [name for name in task.metrics if name not in metrics.NAMES and metrics.is_known(name)]
+    measure_with(functions, config)(row, row.accepted[0], row.accepted)
 
 
 def _all(checks: Iterable[Callable[[], object]]) -> None:

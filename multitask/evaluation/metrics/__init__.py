@@ -14,6 +14,7 @@ from multitask.evaluation.metrics.answers import exact_match, f1, korquad_charac
 from multitask.evaluation.metrics.base import Metric, Numbers, checked_references, mean, score
 from multitask.evaluation.metrics.classification import class_counts, confusion, macro_f1
 from multitask.evaluation.metrics.descriptors import DESCRIPTORS, CorpusDistinct, distinct, length
+from multitask.evaluation.metrics.functions import check_function, function_metric, parsed, shown, source
 from multitask.evaluation.metrics.hub import hub_metric, hub_scores
 from multitask.evaluation.metrics.rouge import ROUGE, TOKENIZERS, kiwi, rouge
 from multitask.inference.likelihood import FINISH_NLL, Finish
@@ -29,24 +30,35 @@ __all__ = [
     "Metric",
     "Numbers",
     "build",
+    "check_function",
     "confusion",
     "hub_metric",
     "hub_scores",
+    "is_known",
     "score",
+    "shown",
+    "source",
 ]
 
 FROM_NLL = tuple(FINISH_NLL)
 NAMES = (*FROM_NLL, "accuracy", "macro_f1", "exact_match", "f1", *ROUGE, *DESCRIPTORS)
 
 
+def is_known(name: str) -> bool:
+    """Whether `build` makes a metric of this name: one of ours, or a function of the user."""
+    return name in NAMES or parsed(name) is not None
+
+
 def build(name: str, language: str, rouge_tokenizer: str = "eojeol") -> Metric:
     """The metric of that name for texts of that language; raises InputError for a name that is none.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or a function as `file.py:function` or `module:function` (`functions.py`).
         language: `ko` reads answers as KorQuAD 1.0 does (F1 of characters), any other as SQuAD v1.1 (F1 of words).
         rouge_tokenizer: one of `TOKENIZERS`, what ROUGE counts.
     """
+    if (function := parsed(name)) is not None:
+        return function_metric(name, function)
     if name not in NAMES:
         raise InputError(f"metric '{name}' does not exist; {suggest(name, NAMES)}")
     if rouge_tokenizer not in TOKENIZERS:

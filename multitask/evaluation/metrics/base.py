@@ -26,7 +26,7 @@ MAX_CELLS = 2**21
 class Metric:
     """One score: two pure functions and which way is up.
 
-    name: as in `NAMES`; also its key in results.
+    name: as in `NAMES`, or of a function; also its key in results.
     per_example: prediction and references to named numbers, which add up over examples; none: not scored. It raises
         InputError without a reference (`DESCRIPTORS` need none), and for `FROM_NLL`, whose numbers (`nll` in nats,
         `tokens`, `words`, `bytes`, each summed over the target) come from the model.
