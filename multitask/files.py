@@ -22,6 +22,15 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / folder
 
 
+def relative_if_near(path: Path, start: Path, most_up: int = 4) -> str:
+    """A path as seen from a folder, where both move together: a few folders up and down. Else the absolute path."""
+    here, there = path.expanduser().resolve(), start.expanduser().resolve()
+    if len(Path(os.path.commonpath([here, there])).parts) < 2:  # nothing in common but the root
+        return str(here)
+    found = Path(os.path.relpath(here, there))
+    return found.as_posix() if found.parts.count("..") <= most_up else str(here)
+
+
 def sha256_of(paths: Iterable[Path]) -> str:
     """One digest of the bytes of several files, one after the other."""
     digest = hashlib.sha256()

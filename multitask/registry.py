@@ -8,11 +8,12 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields as dataclass_fields
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NamedTuple
 
 from multitask.errors import InputError, suggest
 from multitask.files import shipped
@@ -61,6 +62,34 @@ def choose(found: dict[str, Task], names: Iterable[str]) -> dict[str, Task]:
             raise InputError(f"unknown task '{name}'; {suggest(name, found)}")
         chosen[name] = found[name]
     return chosen
+
+
+class PluginFolders(NamedTuple):
+    """Folders of task plugins that settings name: those that there are, and names of those that are gone."""
+
+    found: list[str]
+    lost: list[str]
+    where: str
+
+    def check(self, names: Iterable[str], tasks: Mapping[str, Task]) -> None:
+        """Raises InputError for a task that is not there, when a folder is not either."""
+        if self.lost and (unknown := [name for name in names if name not in tasks]):
+            raise InputError(
+                f"{self.where}: tasks_dirs: no folder '{self.lost[0]}', in which task '{unknown[0]}' was expected; it "
+                "was moved or removed: name the folder of its plugin with --tasks-dir"
+            )
+
+
+def kept_folders(names: Iterable[str], settings: Path) -> PluginFolders:
+    """The folders that a settings file names, relative to itself or else to the working directory."""
+    folders = PluginFolders([], [], str(settings))
+    for name in names:
+        place = next((path for path in (settings.parent / name, Path(name)) if path.is_dir()), None)
+        if place is None:
+            folders.lost.append(name)
+        else:
+            folders.found.append(str(place))
+    return folders
 
 
 def _import(path: Path) -> object:
@@ -161,6 +190,8 @@ def fingerprint(task: Task) -> str:
     parts = []
     for item in dataclass_fields(task):
         value = getattr(task, item.name)
+        if item.name == "metrics":
+            value = tuple(name for name in value if ":" not in name)  # functions, which decide no example
         parts.append(f"{item.name}={_code(value) if callable(value) else value!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from multitask.api.arguments import listed, names, setting_flags
 from multitask.api.hub import check_push, push
 from multitask.api.progress import Show, showing
 from multitask.api.results import RunResults
-from multitask.config.loading import load, read_yaml
+from multitask.config.loading import load, merged, read_yaml
 from multitask.config.model import ModelConfig
 from multitask.config.resolve import (
     Settings,
@@ -188,7 +188,7 @@ def evaluate(
     home = run_of(path)
     if settings is None and home is not None:
         settings = home / "config.yaml"
-    config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs))
+    config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs), home)
     from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate as run
     from multitask.models.io import load_trained
@@ -315,7 +315,10 @@ def benchmark(
     from multitask.reports import benchmark_estimate
 
     suite, path = runner.read_suite(settings, listed(flags))
-    chosen = choose(load_tasks(listed(tasks_dirs)), load(RunConfig, suite.run, where=f"{path}: run").tasks)
+    folders = [str(folder) for folder in listed(tasks_dirs)]
+    given = merged(suite.run, {"tasks_dirs": folders} if folders else {})
+    config, chosen = chosen_tasks(load(RunConfig, given, where=f"{path}: run"), [], None, [])
+    suite = suite.model_copy(update={"run": {**suite.run, "tasks_dirs": config.tasks_dirs}})
     only = names(arms)
     if dry_run:
         return {"arms": list(benchmark_estimate.dry_run(suite, chosen, str(path), only))}

@@ -45,9 +45,9 @@ def generator(
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     model_folder(str(model))
-    chosen = choose(load_tasks(tasks_dirs), [task])[task] if task is not None else None
-    from multitask.inference.trained_run import trained_run
+    from multitask.inference.trained_run import task_of_model, trained_run
 
+    chosen = task_of_model(model, task, tasks_dirs) if task is not None else None
     run = trained_run(Path(model).expanduser())
     if chosen is not None and run is not None and not force:
         run.check_trained(str(model), chosen.name)

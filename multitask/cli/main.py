@@ -136,9 +136,8 @@ def train(
     console = ProgressConsole()
     try:
         api.train(config, flags=named, report=console, **options)
-    except Interrupted as stopped:  # other folders' plugins are no part of the run's own settings
-        plugins = [word for folder in options["tasks_dirs"] for word in ("--tasks-dir", folder)]
-        raise Interrupted(shlex.join([str(stopped), *plugins])) from None
+    except Interrupted as stopped:
+        raise Interrupted(shlex.quote(str(stopped))) from None
     finally:
         console.close()
 

@@ -75,12 +75,11 @@ def generate(
     """
     from multitask import api
     from multitask.inference.prompt_input import PromptInput, flag_fields, prompt_values, read_prompts
-    from multitask.inference.trained_run import trained_run
+    from multitask.inference.trained_run import task_of_model, trained_run
     from multitask.models.names import model_folder
-    from multitask.registry import choose, load_tasks
 
     model_folder(model)
-    chosen = choose(load_tasks(options["tasks_dirs"]), [task])[task] if task is not None else None
+    chosen = task_of_model(model, task, options["tasks_dirs"]) if task is not None else None
     given = {"PROMPT": prompt is not None, "--file": file is not None, "--field": bool(flags)}
     sources = [name for name, is_given in {**given, "--interactive": interactive}.items() if is_given]
     if len(sources) != 1:

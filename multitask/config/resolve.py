@@ -1,6 +1,7 @@
 """From whatever settings were given as to checked ones and the tasks they name; what a resumed run may change."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ from multitask.config.loading import load, read_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
-from multitask.files import shipped
-from multitask.registry import choose, load_tasks
+from multitask.files import relative_if_near, shipped
+from multitask.registry import PluginFolders, choose, kept_folders, load_tasks
 from multitask.task import Task
 
 if TYPE_CHECKING:
@@ -69,15 +70,53 @@ def _check_kind(given: Mapping[str, Any], default: str, where: str) -> None:
 
 
 def chosen_tasks(
-    settings: Settings, flags: Iterable[str], tasks: Iterable[str] | None, tasks_dirs: Iterable[str | Path]
+    settings: Settings,
+    flags: Iterable[str],
+    tasks: Iterable[str] | None,
+    tasks_dirs: Iterable[str | Path],
+    run: Path | None = None,
 ) -> tuple[RunConfig, dict[str, Task]]:
-    """Settings and the tasks that they name; raises InputError for a name that no task has."""
-    config, found = settings_of(settings, flags, tasks), load_tasks(tasks_dirs)
-    for section, names in (("data.sources", config.data.sources), ("fewshot.prompts", config.fewshot.prompts)):
+    """Settings and the tasks that they name; raises InputError for a name that no task has.
+
+    tasks_dirs: folders of plugins, in place of those of the settings. run: a run folder, whose folders are taken where
+    neither names any.
+    """
+    config = settings_of(settings, flags, tasks)
+    folders = PluginFolders([str(folder) for folder in tasks_dirs], [], "")
+    if not folders.found and isinstance(settings, str | Path) and config.tasks_dirs:
+        folders = kept_folders(config.tasks_dirs, Path(settings))
+    elif not folders.found and config.tasks_dirs:
+        folders = PluginFolders(config.tasks_dirs, [], "")
+    elif not folders.found and run is not None:
+        folders = folders_of_run(run)
+    found = load_tasks(folders.found)
+    folders.check(config.tasks, found)
+    kept = [relative_if_near(Path(folder), Path.cwd()) for folder in folders.found]
+    return config.model_copy(update={"tasks_dirs": kept}), tasks_of(config, found)
+
+
+def tasks_of(config: RunConfig, found: dict[str, Task]) -> dict[str, Task]:
+    """The tasks of a run, out of all tasks, with their further metrics; raises InputError for a name that none has."""
+    sections = (
+        ("data.sources", config.data.sources),
+        ("fewshot.prompts", config.fewshot.prompts),
+        ("eval.metrics", config.eval.metrics),
+    )
+    for section, names in sections:
         for name in names:
             if name not in found:
                 raise InputError(f"{section}: unknown task '{name}'; {suggest(name, found)}")
-    return config, choose(found, config.tasks)
+    further = config.eval.metrics
+    return {
+        name: replace(task, metrics=tuple(dict.fromkeys([*task.metrics, *further.get(name, ())])))
+        for name, task in choose(found, config.tasks).items()
+    }
+
+
+def folders_of_run(run: Path) -> PluginFolders:
+    """The folders of plugins that a run was trained with."""
+    kept = read_yaml(run / "config.yaml").get("tasks_dirs") or []
+    return kept_folders(map(str, kept) if isinstance(kept, list) else [], run / "config.yaml")
 
 
 def check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | PretrainConfig, run: Path) -> None:
@@ -86,7 +125,7 @@ def check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | Pretr
     for name, unset in (("precision", "auto"), ("learning_rate", None)):  # chosen when the run was begun
         if after["train"][name] == unset:
             after["train"][name] = before["train"][name]
-    parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "train", "sample_prompt", "sample_tokens"}}
+    parts = {"train": _FREE_IN_TRAIN, "": {"device", "eval", "tasks_dirs", "train", "sample_prompt", "sample_tokens"}}
     differing = [
         f"{part}.{name}".lstrip(".")
         for part, free in parts.items()
@@ -95,7 +134,8 @@ def check_unchanged(begun: RunConfig | PretrainConfig, config: RunConfig | Pretr
     ]
     if differing:
         free = [
-            f"{name}.*" if name == "eval" else name for name in ("device", "eval", "sample_prompt", "sample_tokens")
+            f"{name}.*" if name == "eval" else name
+            for name in ("device", "eval", "tasks_dirs", "sample_prompt", "sample_tokens")
         ]
         free = [name for name in free if name.rstrip(".*") in before]
         free += [f"train.{name}" for name in sorted(_FREE_IN_TRAIN) if name in before["train"]]

@@ -19,6 +19,9 @@ class RunConfig(Settings):
 
     tasks: list[str] = Field(["gen", "summ", "nli", "qa", "cls"], min_length=1)
     """Tasks that the one model is trained on."""
+    tasks_dirs: list[str] = []
+    """Folders with further task plugins, relative to this file or else to the working directory. A run keeps them;
+    `--tasks-dir` takes their place."""
     seed: int = Field(7, ge=0)
     """Everything random is a function of it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

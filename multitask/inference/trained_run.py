@@ -3,7 +3,7 @@
 `trained_run("runs/reviews").columns(cls)` -> `({"text": "document"},)`, as `data.sources.cls` has it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.config.loading import load, read_yaml
-from multitask.config.resolve import trained_block_size
+from multitask.config.resolve import folders_of_run, trained_block_size
 from multitask.data.row_schema import NO_COLUMN, closed_choices
 from multitask.data.sources import resolve
 from multitask.errors import InputError
 from multitask.models.names import run_of
+from multitask.registry import choose, load_tasks
 from multitask.task import Task
 
 
@@ -80,6 +81,20 @@ def trained_run(model: str | Path) -> TrainedRun | None:
     with suppress(InputError):  # written by another release; generation works without it
         data = load(DataConfig, settings.get("data") or {}, where=f"{folder / 'config.yaml'}: data")
     return TrainedRun(folder, _tasks(folder, []), trained_block_size(folder), data)
+
+
+def task_of_model(model: str | Path, name: str, tasks_dirs: Iterable[str | Path]) -> Task:
+    """A task by name, for a model: of the folders of plugins given, or else of those that its run was trained with.
+
+    Raises InputError for a name that no task has, and for a folder of the run's that is gone.
+    """
+    given, run = list(tasks_dirs), run_of(Path(model).expanduser())
+    found = load_tasks(given)
+    if name not in found and not given and run is not None:
+        folders = folders_of_run(run)
+        found = load_tasks(folders.found)
+        folders.check([name], found)
+    return choose(found, [name])[name]
 
 
 def _tasks(folder: Path, seen: list[Path]) -> tuple[str, ...] | None:

@@ -58,7 +58,8 @@ def _check_split(task: Task, split: str, config: RunConfig) -> None:
                 "(raise `split_by`) or left out by `skip_labels` or `no_answer`"
             )
         tokenizer = config.eval.rouge_tokenizer.get(row.language, "eojeol")
-        if any(name in metrics.ROUGE for name in task.metrics) and not any(map(metrics.TOKENIZERS[tokenizer], row.references)):
+        has_words = any(map(metrics.TOKENIZERS[tokenizer], row.references))
+        if any(name in metrics.ROUGE for name in task.metrics) and not has_words:
             raise InputError(
                 f"{row.where}: {task.target} has no word that ROUGE could count: its text tokenizer '{tokenizer}' is "
                 f"that of language '{row.language}'; correct `language` (ko for Korean), or set eval.rouge_tokenizer"

@@ -50,7 +50,10 @@ def demo_model(config_name: str = "demo_model", report: Report = ignore) -> Path
 
 def _key(config: RunConfig, tasks: dict[str, Task]) -> str:
     """A hash of all that decides the weights."""
-    recipe = [config.model_dump_json(exclude={"eval": True, "data": {"cache"}}), *map(fingerprint, tasks.values())]
+    recipe = [
+        config.model_dump_json(exclude={"eval": True, "tasks_dirs": True, "data": {"cache"}}),
+        *map(fingerprint, tasks.values()),
+    ]
     return hashlib.sha256("\0".join([*recipe, source_hash("multitask.training.finetune")]).encode()).hexdigest()[:16]
 
 

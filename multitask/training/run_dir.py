@@ -22,7 +22,7 @@ from multitask.config.loading import RUN_END, RUN_START, written_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
-from multitask.files import write_text
+from multitask.files import relative_if_near, write_text
 from multitask.models.names import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop
@@ -55,7 +55,10 @@ def start(config: Config, out: Path, overwrite: bool, resume: bool | Path) -> tu
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     if accelerator.is_main_process:
         _create_folder(config, out, overwrite, resume)
-        settings = written_yaml(config.model_dump(mode="json"))
+        kept = config.model_dump(mode="json")
+        if isinstance(config, RunConfig):
+            kept["tasks_dirs"] = [relative_if_near(Path(folder), out) for folder in config.tasks_dirs]
+        settings = written_yaml(kept)
         try:
             write_text(out / "config.yaml", RUN_START + "\n" + settings + RUN_END + "\n")
         except BaseException:
