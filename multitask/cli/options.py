@@ -1,6 +1,7 @@
 """Options that several commands have, and how they become dotted settings."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,8 @@ def dotted(flags: tuple[str, ...], **named: Any) -> list[str]:
     """Dotted settings of the options that were given."""
     given = {name.replace("__", "."): value for name, value in named.items() if value is not None}
     return [*(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()), *flags]
+
+
+def program() -> str:
+    """How this program was called, for messages."""
+    return "python run.py" if Path(sys.argv[0]).name == "run.py" else "multitask"
