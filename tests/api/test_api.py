@@ -157,7 +157,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_shown_on_a_terminal_and_not_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings("qa", data={"sources": {"qa": [{"synthetic": {"train": 40, "validation": 4, "test": 4}}]}})
-    texts = {}
+    run, texts = learned(), {}
     for name, stream, report in (
         ("terminal", Terminal(), None),
         ("pipe", io.StringIO(), None),
@@ -165,7 +165,7 @@ def test_progress_is_shown_on_a_terminal_and_not_elsewhere(monkeypatch: pytest.M
         ("on", io.StringIO(), True),
     ):
         monkeypatch.setattr(sys, "stderr", stream)
-        evaluate(learned(), given, report=report)
+        evaluate(run, given, report=report)
         texts[name] = stream.getvalue()
     assert "qa: 4 rows" in texts["terminal"]
     assert "f1 " in texts["terminal"]

@@ -138,11 +138,11 @@ def test_a_damaged_adapter_or_base_is_named(
 
 
 def test_a_missing_adapter_is_an_error(adapted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(adapted, run)
-    (run / "model" / "adapter_model.safetensors").unlink()
+    for name in ("model", "base"):
+        shutil.copytree(adapted / name, tmp_path / name)
+    (tmp_path / "model" / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="no adapter could be loaded"):
-        io.load_trained(run)
+        io.load_trained(tmp_path / "model")
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "train", "fewshot"])
