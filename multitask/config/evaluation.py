@@ -30,8 +30,8 @@ class EvalConfig(Settings):
     """Of weights and products while rows are scored and answered; bf16 is faster where there is hardware for it and
     halves weights and keys once the model is loaded; the nats of a token differ by some hundredths."""
     max_free_rows: int = Field(200, ge=1)
-    """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task without text
-    metrics, one sampled text each, to be described."""
+    """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task scored
+    by likelihood, one sampled text each, to be described."""
     metrics: dict[str, list[str]] = {}
     """Further metrics by task, beside the task's own: a Python function, `my_metrics.py:length_ratio` or
     `module:function`, with `:lower` behind where less is better; or the name of one of ours."""

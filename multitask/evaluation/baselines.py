@@ -153,16 +153,18 @@ def fit(task: Task, config: RunConfig) -> Fitted | None:
 def scores_of(numbers: Mapping[str, metrics.Numbers], task: Task, config: RunConfig) -> dict[str, Score]:
     """Scores with 95 % intervals; perplexity and bits per byte come from the same nats."""
     settings = config.eval.num_bootstrap, config.seed
-    found = {
+    texts = {
         name: score_of(name, rows.measured(), *settings)
         for name, rows in numbers.items()
         if rows.columns and name != "nll"
     }
+    nll = {}
     if numbers.get("nll") and numbers["nll"].columns:
         measured = numbers["nll"].measured()
         names = [name for name in metrics.FROM_NLL if name != "word_perplexity" or not task.is_closed]
-        found |= {name: score_of(name, measured, *settings) for name in names}
-    return found
+        nll = {name: score_of(name, measured, *settings) for name in names}
+    # Reports take the first metric as the task's score.
+    return nll | texts if set(task.metrics[:1]) <= set(metrics.FROM_NLL) else texts | nll
 
 
 def score_of(name: str, numbers: metrics.Numbers, num_bootstrap: int, seed: int) -> Score:

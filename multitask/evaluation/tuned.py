@@ -273,11 +273,11 @@ def _freely(
     config: RunConfig,
     block_size: int,
 ) -> dict[str, object]:
-    """Free generation: of a closed task the answers outside its set, of a task without text metrics sampled texts."""
+    """Free generation: of a closed task the answers outside its set, of a task scored by likelihood sampled texts."""
     if task.is_closed:
         outside, num = free_generation.num_outside(model, tokenizer, task, evaluator.first, evaluator.batch_tokens)
         return {"free_answers": FreeAnswers(num=num, num_outside=outside)}
-    if any(name not in metrics.FROM_NLL for name in task.metrics):
+    if task.metrics[0] not in metrics.FROM_NLL:
         return {}
     described = free_generation.describe(
         model, tokenizer, task, tasks, evaluator.first, evaluator.batch_tokens, block_size, config.seed
