@@ -64,7 +64,9 @@ def check_metrics(tasks: Mapping[str, Task], config: EvalConfig) -> None:
     for name, task in tasks.items():
         unknown = [metric for metric in task.metrics if not metrics.is_known(metric)]
         if unknown:
-            raise InputError(f"task '{name}': no metric '{unknown[0]}'; {suggest(unknown[0], metrics.NAMES)}")
+            near = suggest(unknown[0], metrics.NAMES)
+            own = "" if near.startswith("did you mean") else "; a function of your own is named `file.py:function`"
+            raise InputError(f"task '{name}': no metric '{unknown[0]}'; {near}{own}")
         if task.metrics and metrics.build(task.metrics[0], "en").higher_is_better is None:
             raise InputError(
                 f"task '{name}': its first metric is its score, and '{task.metrics[0]}' has no better or worse; put "

@@ -70,8 +70,14 @@ def _check_split(task: Task, split: str, config: RunConfig) -> None:
 
 def _check_functions(task: Task, row: Row, config: RunConfig) -> None:
     """Measures a row with the metrics that are functions of the user, as if its first reference was the prediction."""
-    functions = [name for name in task.metrics if name not in metrics.NAMES and metrics.is_known(name)]
-    measure_with(functions, config)(row, row.accepted[0], row.accepted)
+    for name in task.metrics:
+        if name in metrics.NAMES or not metrics.is_known(name):
+            continue
+        try:
+            metrics.check_function(name)
+        except InputError:  # `check_metrics` has named it
+            continue
+        measure_with([name], config)(row, row.accepted[0], row.accepted)
 
 
 def _all(checks: Iterable[Callable[[], object]]) -> None:

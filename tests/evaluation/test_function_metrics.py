@@ -185,7 +185,8 @@ def given(folder: Path, *names: str, **sections: Any) -> dict[str, Any]:
     ("name", "message"),
     [
         ("my_metrics.py:text", r"facts/validation.jsonl:1: metric 'my_metrics.py:text' returned 'good', expected a"),
-        ("my_metrics.py:none", r"metric 'my_metrics.py:none': my_metrics.py has no function 'none'"),
+        ("my_metrics.py:none", r"\Ametric 'my_metrics.py:none': my_metrics.py has no function .*\Z"),  # one line
+        ("my_metrics.py:", r"task 'qa': no metric 'my_metrics.py:'; valid: .*; a function of your own is named"),
         ("rougel", "task 'qa': no metric 'rougel'; did you mean 'rougeL'"),
     ],
 )  # fmt: skip
