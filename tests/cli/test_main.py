@@ -267,7 +267,7 @@ def test_nor_by_one_that_cannot_write_its_settings(
 ) -> None:
     before = contents(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(run_dir.yaml, "safe_dump", Mock(return_value=None))  # what is no text cannot be written
+        patch.setattr(run_dir, "written_yaml", Mock(return_value=None))  # what is no text cannot be written
         assert command(*again).exit_code == 1
     assert contents(tmp_path / "run") == before
 
