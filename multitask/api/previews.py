@@ -97,6 +97,9 @@ def show(found: Preview, num_rows: int, console: Console) -> None:
             console.print(row_text(examples, number, found.tokenizer, special, found.config.train.prompt_weight))
     console.print(_summary(found))
     console.print(_others(found))
+    for name, rows in found.examples.items():
+        if unused := rows.report.get("unused_labels"):
+            console.print(Text(f"{name}: no training row has the class {', '.join(unused)}", "yellow"))
     console.print(_estimate(found.estimate))
 
 

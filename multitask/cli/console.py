@@ -70,6 +70,11 @@ class ProgressConsole:
                         f"warning: {name}: the tokenizer turns line breaks into spaces; take a byte-level one (that of "
                         "a new model, or GPT-2's), or write line breaks as a word of your own"
                     )
+            if data.get("unused_labels"):
+                self.console.print(
+                    f"warning: {name}: no training row has the class {', '.join(data['unused_labels'])}; if the data "
+                    "has no such class, leave it out of `labels:`"
+                )
         if self.console.is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

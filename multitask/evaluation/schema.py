@@ -175,6 +175,8 @@ class Data(_Part):
     """Rows that cannot be used, under `on_bad_row: skip`, and rows of `skip_labels`."""
     num_chars_lost: int = 0
     chars_lost: dict[str, int] = {}
+    unused_labels: list[str] = []
+    """Of a closed task's encoded rows: words of classes that no row has."""
     num_tokens: int | None = None
     contamination: Contamination | None = Field(None, validation_alias=AliasChoices("contamination", "hygiene"))
     train: "Data | None" = None

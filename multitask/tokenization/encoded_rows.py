@@ -225,6 +225,7 @@ def _write(
     counts = Counts()
     num_truncated = num_dropped = num_rows = 0
     lost: Counter[str] = Counter()
+    classes, used = dict[str, None](), set[str]()
     aside = temporary(path)
     rows = read(task, split, config, counts)
     try:
@@ -240,6 +241,9 @@ def _write(
                         num_rows += 1
                         num_truncated += example.is_truncated
                         records.append(_record(row, example))
+                        if task.is_closed:
+                            classes |= dict.fromkeys(row.choices)
+                            used.add(row.fields[task.target])
                 writer.write_batch(pa.RecordBatch.from_pylist(records, schema=_SCHEMA))
                 lost.update(lost_characters([t for r in batch for t in r.fields.values()], tokenizer, encoder.plain))
         report |= {
@@ -249,6 +253,7 @@ def _write(
             "num_skipped": counts.num_skipped,
             "num_chars_lost": sum(lost.values()),
             "chars_lost": dict(lost.most_common(20)),
+            "unused_labels": [word for word in classes if word not in used],
         }
         with replacing(path.with_suffix(".json")) as written:
             written.write_text(json.dumps(report, ensure_ascii=False), "utf-8")

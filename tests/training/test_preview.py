@@ -129,6 +129,13 @@ def test_problems_of_several_splits_are_told_at_once(settings: dict[str, Any]) -
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["one.jsonl", "two.jsonl"]
 
 
+def test_a_class_that_no_training_row_has(settings: dict[str, Any]) -> None:
+    settings["data"]["sources"]["cls"][0]["labels"] = ["긍정", "부정", "중립"]
+    found = preview(settings)
+    assert found.examples["cls"].report["unused_labels"] == ["중립"]
+    assert "cls: no training row has the class 중립" in shown(found)
+
+
 def test_the_run_folder(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("tasks: [cls]\n")
