@@ -25,8 +25,10 @@ def test_the_wheel_works_from_any_folder(tmp_path: Path) -> None:
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT, cwd=tmp_path)
     wheel = next(tmp_path.glob("multitask-*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "multitask").rglob("*.j2")}
-    assert {"multitask/reports/report.html.j2", "multitask/reports/report.md.j2"} <= templates <= set(names)
+    beside = [path for kind in ("*.j2", "*.yaml") for path in (ROOT / "multitask").rglob(kind)]
+    templates = {path.relative_to(ROOT).as_posix() for path in beside}
+    reports = "multitask/reports/rendering"
+    assert {f"{reports}/report.html.j2", f"{reports}/report.md.j2", f"{reports}/words.yaml"} <= templates <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"multitask"}
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
