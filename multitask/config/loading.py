@@ -1,5 +1,6 @@
 """From YAML and `--set` flags to checked settings, all problems reported at once."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,12 @@ def written_yaml(settings: Json) -> str:
     """Settings as YAML that `read_yaml` reads back as they are."""
     text: str = yaml.dump(settings, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
     return text
+
+
+def written_word(text: str) -> str:
+    """One text as it stands in a list or mapping in braces: in quotes where it could be read as anything else."""
+    listed: str = yaml.dump([text], Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=math.inf)
+    return listed.strip()[1:-1]
 
 
 def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:

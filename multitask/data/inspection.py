@@ -13,7 +13,8 @@ from typing import Any
 from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig, label_key
-from multitask.data.readers import file_records
+from multitask.config.loading import written_word
+from multitask.data.readers import file_records, fits, raw_records
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
 from multitask.task import Task
@@ -39,8 +40,6 @@ LABEL_NAMES = (
     "분류",
     "평가",
 )
-PLAIN = re.compile(r"(\.|\.{0,2}/)?([A-Za-z_가-힣][\w가-힣./-]*( [\w가-힣./-]+)*)?")
-RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "none"}
 
 
 @dataclass
@@ -49,7 +48,6 @@ class Column:
 
     num_rows: int = 0
     num_texts: int = 0
-    num_chars: int = 0
     values: Counter[str] = field(default_factory=Counter)
 
     def add(self, value: Any) -> None:
@@ -59,7 +57,6 @@ class Column:
         self.num_rows += 1
         if isinstance(value, str):
             self.num_texts += 1
-            self.num_chars += len(value)
         if isinstance(value, str | int | float | bool) and len(self.values) <= MAX_CLASSES:
             self.values[label_key(value)] += 1
 
@@ -87,7 +84,6 @@ class Inspection:
     classes: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     num_unanswered: int = 0
-    found: dict[str, Column] = field(default_factory=dict)
 
 
 def inspect(
@@ -108,7 +104,7 @@ def inspect(
     encoding, kind = _encoding(paths), _format(paths[0])
     found, num_rows, sample = _columns(paths, encoding, kind)
     chosen, mapped = _task(tasks, found, task, dict(columns or {}))
-    result = Inspection(root, _splits(paths), chosen, mapped, kind, encoding, num_rows=num_rows, found=found)
+    result = Inspection(root, _splits(paths), chosen, mapped, kind, encoding, num_rows=num_rows)
     result.language = _language(
         [row.get(column) for row in sample for name, column in mapped.items() if name != chosen.label]
     )
@@ -126,7 +122,7 @@ def settings_text(found: Inspection, share: float) -> str:
         f"# {source.num_rows:,} rows, task {task.name}. Look at it: run.py preview --config THIS_FILE",
         f"tasks: [{task.name}]",
         "data:",
-        f"  root: {_scalar(str(source.root))}  # the files below are in this folder",
+        f"  root: {written_word(str(source.root))}  # the files below are in this folder",
         "  sources:",
         f"    {task.name}:",
     ]
@@ -135,7 +131,7 @@ def settings_text(found: Inspection, share: float) -> str:
         needs = {split: share for split in ("validation", "test") if split not in source.files}
         text = ", ".join(f"{split}: {needs.get(split, 0)}" for split in ("validation", "test"))
         rest.append(f"split_by: {{{text}}}  # by row; `column: NAME` keeps rows with equal values together")
-    files = ", ".join(f"{split}: [{', '.join(map(_scalar, each))}]" for split, each in source.files.items())
+    files = ", ".join(f"{split}: [{', '.join(map(written_word, each))}]" for split, each in source.files.items())
     body = [f"files: {{{files}}}", *rest]
     if source.format is not None:
         body.append(f"format: {source.format}")
@@ -145,7 +141,7 @@ def settings_text(found: Inspection, share: float) -> str:
     body.append(f"language: {source.language}")
     renamed = {name: column for name, column in source.columns.items() if name != column}
     if renamed:
-        pairs = ", ".join(f"{_scalar(name)}: {_scalar(column)}" for name, column in renamed.items())
+        pairs = ", ".join(f"{written_word(name)}: {written_word(column)}" for name, column in renamed.items())
         body.append(f"columns: {{{pairs}}}  # our field: the file's column")
     body += _label_lines(source)
     if source.num_unanswered:
@@ -169,27 +165,22 @@ def _label_lines(found: Inspection) -> list[str]:
             return lines
         numbers = sorted(key for key in classes if key.isdecimal())
         if numbers == [str(n) for n in range(len(own))]:
-            pairs = ", ".join(f"{n}: {_scalar(word)}" for n, word in zip(numbers, own, strict=True))
+            pairs = ", ".join(f"{n}: {written_word(word)}" for n, word in zip(numbers, own, strict=True))
             lines.append(f"labels: {{{pairs}}}  # CHECK the order: the file does not tell it")
         skipped = [key for key in classes if key not in numbers and key not in own]
         if skipped:
-            lines.append(f"skip_labels: [{', '.join(map(_scalar, skipped))}]  # rows of these classes are left out")
+            lines.append(
+                f"skip_labels: [{', '.join(map(written_word, skipped))}]  # rows of these classes are left out"
+            )
         return lines
     if all(re.fullmatch(r"-?\d+(\.\d+)?", key) or key in ("true", "false") for key in classes):
-        pairs = ", ".join(f"{key}: {_scalar(key)}" for key in sorted(classes, key=_order))
+        pairs = ", ".join(f"{key}: {written_word(key)}" for key in sorted(classes, key=_order))
         return [*lines, f"labels: {{{pairs}}}  # a word in place of each second one reads better: {{0: 부정, 1: 긍정}}"]
-    return [*lines, f"labels: [{', '.join(map(_scalar, classes))}]"]
+    return [*lines, f"labels: [{', '.join(map(written_word, classes))}]"]
 
 
 def _order(key: str) -> tuple[float, str]:
     return (float(key) if re.fullmatch(r"-?\d+(\.\d+)?", key) else 0.0, key)
-
-
-def _scalar(text: str) -> str:
-    """A text as YAML reads it back: in quotes where it could be anything else."""
-    if text and PLAIN.fullmatch(text) and text.lower() not in RESERVED:
-        return text
-    return "'" + text.replace("'", "''") + "'" if text.isprintable() else repr(text)
 
 
 def _encoding(paths: Sequence[Path]) -> list[str]:
@@ -203,19 +194,7 @@ def _encoding(paths: Sequence[Path]) -> list[str]:
 
 
 def _fits(path: Path, encodings: Sequence[str]) -> bool:
-    import gzip
-
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
-        for raw in stream:
-            for encoding in encodings:
-                try:
-                    raw.decode(encoding)
-                    break
-                except UnicodeDecodeError:
-                    continue
-            else:
-                return False
-    return True
+    return all(any(fits(raw, one) for one in encodings) for _, raw in raw_records(path, has_quotes=False))
 
 
 def _format(path: Path) -> str | None:

@@ -102,7 +102,7 @@ def _format(path: Path, source: SourceConfig) -> Format:
 def _check_is_no_table(path: Path, source: SourceConfig) -> None:
     """Raises InputError for a `.txt` file whose first lines have the same columns: NSMC's are tables with tabs."""
     lines = []
-    for number, raw in _raw_records(path, has_quotes=False):
+    for number, raw in raw_records(path, has_quotes=False):
         if number > 3:
             break
         lines.append(raw.decode(source.encoding[0], errors="replace").rstrip("\r\n"))
@@ -132,7 +132,7 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
         yield from _json_records(path, source, shape)
         return
     header: list[str] | None = None
-    for number, raw in _raw_records(path, has_quotes=kind == "csv"):
+    for number, raw in raw_records(path, has_quotes=kind == "csv"):
         where = f"{path}:{number}"
         found: Record | RowError
         try:
@@ -190,7 +190,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
+def raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
     r"""(first line number, bytes with line ends) of each record; with quotes a record may span lines.
 
     Only `\n` ends a line: text may hold other separators (U+2028, a lone `\r`), which Python's text mode splits at. In
@@ -238,7 +238,7 @@ def _decoded(raw: bytes, path: Path, number: int, encodings: Sequence[str]) -> s
     if len(encodings) > 1:
         raise RowError(f"{text}; expected text in one of them")
     other = "cp949" if encodings[0] == "utf-8" else "utf-8"
-    if not _fits(raw, other):
+    if not fits(raw, other):
         raise RowError(f"{text}, nor does the line read as {other}; expected {names} text")
     stat = path.stat()
     own, others = _by_encoding(path, encodings[0], (stat.st_size, stat.st_mtime_ns))
@@ -254,13 +254,14 @@ def _decoded(raw: bytes, path: Path, number: int, encodings: Sequence[str]) -> s
 def _by_encoding(path: Path, encoding: str, version: tuple[int, int]) -> tuple[list[int], list[int]]:
     """Numbers of the lines beyond ASCII that are in the encoding, and of those that are not."""
     found: tuple[list[int], list[int]] = ([], [])
-    for line, raw in _raw_records(path, has_quotes=False):
+    for line, raw in raw_records(path, has_quotes=False):
         if not raw.isascii():
-            found[not _fits(raw, encoding)].append(line)
+            found[not fits(raw, encoding)].append(line)
     return found
 
 
-def _fits(raw: bytes, encoding: str) -> bool:
+def fits(raw: bytes, encoding: str) -> bool:
+    """Whether bytes are text in an encoding."""
     try:
         raw.decode(encoding)
     except UnicodeDecodeError:

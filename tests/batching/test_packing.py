@@ -197,7 +197,7 @@ def test_blocks_longer_than_the_model_are_refused() -> None:
         check_window(65, 64)
 
 
-# ---------------------------------------------------------------- running text
+# ---------------------------------------------------------------- plain text corpus
 
 TEXT = np.arange(1000, dtype=np.uint16)
 

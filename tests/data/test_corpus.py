@@ -1,4 +1,4 @@
-"""Running text: documents as a plain reading gives them, splits exact in characters, flat memory, clear refusals."""
+"""A plain text corpus: documents as a plain reading gives them, splits exact in characters, flat memory, errors."""
 
 import gzip
 import json

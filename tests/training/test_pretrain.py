@@ -329,7 +329,7 @@ def test_runs_of_the_other_kind_are_named(tmp_path: Path) -> None:
 
 
 def test_the_best_weights_are_kept_and_scored_on_the_whole_text(tmp_path: Path) -> None:
-    """Learned by heart, the end is not the best; during training one block is looked at, at the end all are."""
+    """A text that is memorised: the end is not the best; during training one block is looked at, at the end all are."""
     noise = "".join(chr(97 + n) for n in np.random.default_rng(0).integers(0, 26, 1500))
     learns = {"max_steps": 120, "eval_every_steps": 20, "learning_rate": 1e-2, "schedule": "constant"}
     config = given(tmp_path, noise, train=learns, tokenizer={"vocab_size": None})
