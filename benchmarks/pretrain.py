@@ -82,7 +82,7 @@ def _prepare_shape(here: Path, root: Path, name: str, num_warm: int, num_timed: 
     num_blocks = train.batch_tokens // block_size
     stream = TextStream(tokens.ids, block_size, SEED, train.stride, train.blocks == "random")
     drawn = [d for block in stream.next_blocks((num_warm + num_timed) * num_blocks) for d in block]
-    np.save(here / "blocks.npy", np.stack([stream.ids(d) for d in drawn]))
+    np.save(here / "blocks.npy", np.stack([stream.example(d)[0] for d in drawn]))
     facts = {
         "settings": given,
         "num_warm": num_warm,

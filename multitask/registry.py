@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from multitask.errors import InputError, suggest
 from multitask.files import shipped
-from multitask.pattern import Piece, fields, parse
+from multitask.pattern import Piece, fields, parse, segments
 from multitask.task import BASELINES, END, Prompt, Task
 
 ENTRY_POINTS = "multitask.tasks"
@@ -122,10 +122,18 @@ def check(task: object, name: str, origin: str) -> Task:
     problems = []
     if task.name != name:
         problems.append(f"TASK.name is '{task.name}', expected '{name}', the module's name")
-    if not task.stream.endswith(f"{{{task.target}}}{END}"):
+    once, repeated = segments(task.stream)
+    if not (once + repeated).endswith(f"{{{task.target}}}{END}"):
         problems.append(
-            f"stream ends with '{task.stream[-20:]}', expected '{{{task.target}}}{END}': target, then {END}"
+            f"stream ends with '{task.stream[-20:]}', expected '{{{task.target}}}{END}': target, then {END}; a "
+            "repeated segment is '(<|marker|>...)+', from a marker to the end"
         )
+    problems += [
+        f"field '{value}' stands in the repeated segment, where no field can be {role}"
+        for role, values in (("optional", task.optional), ("a label", (task.label,)))
+        for value in values
+        if value in fields(repeated)
+    ]
     problems += _misread(task.stream)
     if all(piece.field in task.optional for piece in parse(task.stream)[:-2]):
         problems.append("nothing stands before the target; the first token of an example is never learned")

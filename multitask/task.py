@@ -44,10 +44,12 @@ class Task:
     """One task. Every fact about it lives in its plugin file and nowhere else.
 
     name: also the plugin's module name.
-    stream: the pattern; `{field}` names, `<|markers|>` and literal text. It ends with the target and `<|end|>`.
+    stream: the pattern; `{field}` names, `<|markers|>` and literal text. It ends with the target and `<|end|>`. Where
+        `(<|marker|>...)+` encloses its end, that segment stands once or more often, each time with a target; its fields
+        are texts, or lists with a text for each repetition.
     target: the field that the model learns to write.
     truncate: the only field that may be truncated to fit the block size; None: rows that do not fit are dropped
-        and counted.
+        and counted. Of repeated segments the first ones are left out before.
     label: the field that holds a class; its words come from `choices`, or else from `labels` of the data source.
     choices: the closed answer set, in order, where it belongs to the task itself.
     optional: fields a row may lack; the literal text after such a field goes with it.

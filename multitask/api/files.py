@@ -7,7 +7,7 @@ from multitask.api.arguments import listed
 from multitask.config.loading import load, read_yaml
 from multitask.config.run import RunConfig
 from multitask.errors import InputError
-from multitask.files import write_text
+from multitask.files import relative_if_near, write_text
 from multitask.registry import choose, load_tasks
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
@@ -54,10 +54,12 @@ def init(
         given[name] = column
     tasks = load_tasks(listed(tasks_dirs))
     found = inspect(paths, tasks, task, given)
+    is_shipped = found.task.name in load_tasks()
+    folders = [] if is_shipped else [relative_if_near(Path(folder), target.parent) for folder in listed(tasks_dirs)]
     aside = target.with_name(f".{target.name}.checked")
     shares = [share for share in SHARES if found.num_rows < FEW_ROWS or share == SHARES[0]]
     for share in shares:  # of few rows, a small share may be none
-        text = settings_text(found, share).replace("THIS_FILE", str(target))
+        text = settings_text(found, share, folders).replace("THIS_FILE", str(target))
         try:
             write_text(aside, text)
             config = load(RunConfig, read_yaml(aside), where=str(target))

@@ -110,8 +110,9 @@ def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int],
     plain: list[tuple[str, str, int]] = []  # text, style and tokens since the last marker
     waiting: list[int] = []  # a character of several byte tokens is shown when its last one has come
     before: list[int] = []  # a token is read behind another one: some tokenizers drop a space at the beginning
+    borders = examples.borders(number)
     for place, token in enumerate(examples.ids(number).tolist()):
-        is_target = place >= int(examples.num_prompts[number])
+        is_target = int(np.searchsorted(borders, place, side="right")) % 2 == 1
         style = "bold green" if is_target else "cyan" if prompt_weight else "dim"
         if token in special:
             _append(text, plain, names)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from multitask.tokenization.row_encoder import Borders, target_spans
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -52,12 +54,14 @@ class Batch:
 
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+Example = tuple[Ids, Borders]
+"""Ids of an example, and where its targets begin and end."""
 
 
 def collate(
-    examples: Sequence[tuple[Ids, int]], layout: Literal["packed", "none"] = "packed", prompt_weight: float = 0.0
+    examples: Sequence[Example], layout: Literal["packed", "none"] = "packed", prompt_weight: float = 0.0
 ) -> Batch:
-    """Lays out examples, each (ids, length of its prompt).
+    """Lays out examples.
 
     packed: one row (1, sum of lengths). none: one row each (B, longest), padded with id 0 at the end, where causal
     attention never looks and no loss falls.
@@ -75,16 +79,19 @@ def collate(
     weights = np.zeros(flat.shape, np.float32)
     owners = np.zeros_like(flat)
     is_target = np.zeros(flat.shape, bool)
-    for number, ((ids, num_prompt), start) in enumerate(zip(examples, starts.tolist(), strict=True)):
-        if not 1 <= num_prompt < len(ids):
-            raise AssertionError("an example without a prompt, its first token a label, or without anything to predict")
-        stop, target = start + len(ids) - 1, start + num_prompt - 1
+    for number, ((ids, borders), start) in enumerate(zip(examples, starts.tolist(), strict=True)):
+        stop = start + len(ids) - 1
         flat[start:stop], following[start:stop] = ids[:-1], ids[1:]
         positions[start:stop] = np.arange(stop - start)
-        weights[start:target] = prompt_weight
-        weights[target:stop] = 1.0
-        is_target[target:stop] = True
+        weights[start:stop] = prompt_weight
+        past = 1
+        for begin, end in target_spans(borders, len(ids)):
+            if not past <= begin < end:
+                raise AssertionError("an example without a prompt, its first token a label, or nothing to predict")
+            is_target[start + begin - 1 : start + end - 1] = True
+            past = end
         owners[start:stop] = number
+    weights[is_target] = 1.0
     before = np.flatnonzero(weights)
     return Batch(
         input_ids=torch.from_numpy(flat).view(shape),

@@ -15,10 +15,11 @@ from multitask.batching.collate import Ids
 from multitask.batching.mixture import Mixture
 from multitask.errors import InputError
 from multitask.tokenization.encoded_rows import Examples
+from multitask.tokenization.row_encoder import Borders
 
 
 class SampledExample(NamedTuple):
-    """One drawn example: its task's number, its row, the number of its ids that are read, the length of its prompt.
+    """One drawn example: its task's number, its row, the number of its ids that are inputs and that are targets.
 
     Of a plain text corpus the row is the position where it begins.
     """
@@ -26,7 +27,7 @@ class SampledExample(NamedTuple):
     task: int
     row: int
     length: int
-    num_prompt: int
+    num_targets: int
 
 
 Block = list[SampledExample]
@@ -110,14 +111,15 @@ class BlockStream:
         last = (num_windows - whole) * len(self._pack(whole))
         return (sum(sizes) * whole / len(sizes) if sizes else 0.0) + last
 
-    def ids(self, drawn: SampledExample) -> "Ids":
-        """Ids of a drawn example, (length + 1,)."""
-        return self.examples[drawn.task].ids(drawn.row)
+    def example(self, drawn: SampledExample) -> tuple[Ids, Borders]:
+        """Ids of a drawn example, (length + 1,), and where its targets begin and end."""
+        rows = self.examples[drawn.task]
+        return rows.ids(drawn.row), rows.borders(drawn.row)
 
     def _pack(self, window: int) -> list[Block]:
         tasks, _, rows = self.mixture.draws(window * self.window, (window + 1) * self.window)
         drawn = [
-            SampledExample(t, r, int(self.examples[t].lengths[r]) - 1, int(self.examples[t].num_prompts[r]))
+            SampledExample(t, r, int(self.examples[t].lengths[r]) - 1, int(self.examples[t].num_targets[r]))
             for t, r in zip(tasks.tolist(), rows.tolist(), strict=True)
         ]
         return [[drawn[n] for n in block] for block in best_fit([d.length for d in drawn], self.block_size)]
@@ -159,8 +161,8 @@ class Stream(Protocol):
     def next_blocks(self, num_blocks: int) -> list[Block]:
         """The next blocks; moves the cursor."""
 
-    def ids(self, drawn: SampledExample) -> Ids:
-        """Ids of a drawn example, (length + 1,)."""
+    def example(self, drawn: SampledExample) -> tuple[Ids, Borders]:
+        """Ids of a drawn example, (length + 1,), and where its targets begin and end."""
 
     def epochs(self) -> dict[str, float]:
         """How often the rows of each name have been taken."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from multitask.batching.collate import Ids
 from multitask.batching.packing import Block, SampledExample
+from multitask.tokenization.row_encoder import Borders
 
 _NUM_OFFSETS = 4096  # drawn at a time
 
@@ -61,10 +62,10 @@ class TextStream:
         """The block that reads `block_size` ids from `start` on, fewer at the end of the text."""
         stop = min(start + self.block_size, len(self.tokens) - 1)
         if self.border_id is None:
-            return [SampledExample(0, start, stop - start, 1)]
+            return [SampledExample(0, start, stop - start, stop - start)]
         begins = np.flatnonzero(self.tokens[start + 1 : stop] == self.border_id) + start + 1
         edges = [start, *begins.tolist(), stop]
-        return [SampledExample(0, one, other - one, 1) for one, other in itertools.pairwise(edges)]
+        return [SampledExample(0, one, other - one, other - one) for one, other in itertools.pairwise(edges)]
 
     def in_order(self, limit: int | None = None) -> list[Block]:
         """Blocks that end where the next begins, or the first of them: every token but the first is predicted once."""
@@ -79,6 +80,6 @@ class TextStream:
         """Blocks of so many passes over the grid; at random offsets, with as many tokens as the text."""
         return epochs * ((len(self.tokens) - 1) / self.block_size if self.at_random else self.num_blocks)
 
-    def ids(self, drawn: SampledExample) -> "Ids":
-        """Ids of a drawn stretch, (length + 1,)."""
-        return self.tokens[drawn.row : drawn.row + drawn.length + 1]
+    def example(self, drawn: SampledExample) -> tuple[Ids, Borders]:
+        """Ids of a drawn stretch, (length + 1,); all but the first are predicted."""
+        return self.tokens[drawn.row : drawn.row + drawn.length + 1], 1

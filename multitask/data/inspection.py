@@ -7,6 +7,7 @@ sentiment}`, `labels: [긍정, 부정]`, `language: ko`, split by row.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig, label_key
 from multitask.config.loading import written_word
-from multitask.data.readers import file_records, fits, raw_records
+from multitask.data.readers import RawRecord, file_records, fits, raw_records
+from multitask.data.row_schema import RowSchema
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields
 from multitask.task import Task
@@ -103,11 +105,10 @@ def inspect(
         raise InputError(f"{paths[0]} and others are in several folders; name files of one folder")
     encoding, kind = _encoding(paths), _format(paths[0])
     found, num_rows, sample = _columns(paths, encoding, kind)
-    chosen, mapped = _task(tasks, found, task, dict(columns or {}))
+    chosen, mapped = _task(tasks, found, sample, task, dict(columns or {}))
     result = Inspection(root, _splits(paths), chosen, mapped, kind, encoding, num_rows=num_rows)
-    result.language = _language(
-        [row.get(column) for row in sample for name, column in mapped.items() if name != chosen.label]
-    )
+    texts = [[value for name, value in mapped.items() if name != chosen.label] or row for row in sample]
+    result.language = _language([row.get(column) for row, each in zip(sample, texts, strict=True) for column in each])
     if chosen.label is not None and chosen.label in mapped:
         result.classes = dict(found[mapped[chosen.label]].values.most_common())
     if chosen.prepare is not None:
@@ -115,12 +116,16 @@ def inspect(
     return result
 
 
-def settings_text(found: Inspection, share: float) -> str:
-    """The settings as commented YAML; where files do not name a split, it gets that share of the rows."""
+def settings_text(found: Inspection, share: float, tasks_dirs: Sequence[str] = ()) -> str:
+    """The settings as commented YAML; where files do not name a split, it gets that share of the rows.
+
+    tasks_dirs: folders of plugins to name in it.
+    """
     task, source = found.task, found
     lines = [
         f"# {source.num_rows:,} rows, task {task.name}. Look at it: run.py preview --config THIS_FILE",
         f"tasks: [{task.name}]",
+        *([f"tasks_dirs: [{', '.join(map(written_word, tasks_dirs))}]"] if tasks_dirs else []),
         "data:",
         f"  root: {written_word(str(source.root))}  # the files below are in this folder",
         "  sources:",
@@ -253,9 +258,13 @@ def _splits(paths: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def _task(
-    tasks: Mapping[str, Task], found: Mapping[str, Column], name: str | None, given: dict[str, str]
+    tasks: Mapping[str, Task],
+    found: Mapping[str, Column],
+    sample: Sequence[Mapping[str, Any]],
+    name: str | None,
+    given: dict[str, str],
 ) -> tuple[Task, dict[str, str]]:
-    """The task whose fields the columns have, and which column each is."""
+    """The task whose fields the columns have, and which column each is; without any, one whose `prepare` makes them."""
     for column in given.values():
         if column not in found:
             raise InputError(f"--column: no column '{column}'; {suggest(column, found)}")
@@ -265,6 +274,8 @@ def _task(
     fitting = []
     for task in candidates:
         mapped, missing, score = _mapped(task, found, given)
+        if missing and not given and _is_readable(task, sample):
+            mapped, missing, score = {}, [], 0
         if not missing:
             fitting.append(((score, task.is_closed), task, mapped))
         elif name is not None:
@@ -279,6 +290,18 @@ def _task(
         )
     _, task, mapped = max(fitting, key=lambda one: one[0])
     return task, mapped
+
+
+def _is_readable(task: Task, sample: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the task reads the first rows as they are, because its `prepare` knows their form."""
+    if task.prepare is None or task.label is not None:
+        return False
+    schema = RowSchema(task, SourceConfig(files={"train": ["-"]}, language="en"))
+    for row in sample[:20]:
+        with suppress(RowError):
+            if schema.row(RawRecord("", "", dict(row))) is not None:
+                return True
+    return False
 
 
 def _mapped(task: Task, found: Mapping[str, Column], given: Mapping[str, str]) -> tuple[dict[str, str], list[str], int]:

@@ -15,7 +15,7 @@ from multitask.data import sources as data_sources
 from multitask.data.readers import RawRecord, Record, short
 from multitask.data.sources import column_value, source_name
 from multitask.errors import InputError, RowError, suggest
-from multitask.pattern import fields
+from multitask.pattern import fields, last_repetition, segments
 from multitask.task import NoAnswer, Task
 
 NO_COLUMN = "none"
@@ -29,7 +29,8 @@ class Row:
     """One usable row of one task.
 
     id: the file's `id`, else `<file name>:<line>`.
-    fields: exactly the fields of the task's stream pattern, text untouched; optional ones may be missing.
+    fields: exactly the fields of the task's stream pattern, text untouched; optional ones may be missing. Where the
+        pattern repeats a segment, those of its last repetition.
     references: accepted answers; without others the target alone.
     language: the row's own, else the source's.
     choices: words of the closed label set in the row's language, in order; () without labels.
@@ -37,6 +38,7 @@ class Row:
     keep: span of the `truncate` field, in characters, that training must keep.
     where: `path:line`, for errors.
     no_answer: what the model is trained to write where a question has no answer; None: each has one.
+    earlier: the fields of a repeated segment, once for each repetition before the last, in order.
     """
 
     id: str
@@ -48,6 +50,12 @@ class Row:
     keep: tuple[int, int] | None
     where: str
     no_answer: str | None = None
+    earlier: tuple[dict[str, str], ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text of the row, repetitions before the last first."""
+        return [text for one in (*self.earlier, self.fields) for text in one.values()]
 
     @property
     def accepted(self) -> list[str]:
@@ -72,6 +80,7 @@ class RowSchema:
     def __init__(self, task: Task, source: SourceConfig) -> None:
         self.task, self.source = task, source
         self.fields = fields(task.stream)
+        self.repeated = fields(segments(task.stream)[1])
         self.skip_labels = frozenset(map(label_key, source.skip_labels))
         self.labels = {label_key(k): words for k, words in _labels(task, source).items()}
         self._check_columns()
@@ -132,7 +141,7 @@ class RowSchema:
         prepared = self._prepared(found, where)
         if prepared is None:
             return None
-        found = prepared
+        found, earlier = self._repetitions(prepared, where)
         texts = {field: self._text(found, field, where) for field in self.fields}
         fields = {field: text for field, text in texts.items() if text is not None}
         if self.source.language is None and "language" not in found:
@@ -141,7 +150,24 @@ class RowSchema:
         own_id = found.get("id")
         row_id = record.id if own_id is None or own_id == "" else str(own_id)
         no_answer = None if self.source.no_answer == SKIP else self.source.no_answer
-        return Row(row_id, fields, references, language, closed.choices, closed.classes, keep, where, no_answer)
+        return Row(
+            row_id, fields, references, language, closed.choices, closed.classes, keep, where, no_answer, earlier
+        )
+
+    def _repetitions(self, found: Record, where: str) -> tuple[Record, tuple[dict[str, str], ...]]:
+        """The values of the last repetition, and the checked texts of those before it."""
+        if not self.repeated:
+            return found, ()
+        try:
+            last, earlier = last_repetition(self.task, found)
+        except ValueError as error:
+            raise RowError(f"{where}: {error}") from None
+        places = (f"{where}: repetition {number}" for number in range(1, len(earlier) + 1))
+        checked = [
+            {field: self._text(one, field, place) or "" for field in self.repeated}
+            for one, place in zip(earlier, places, strict=True)
+        ]
+        return dict(last), tuple(checked)
 
     def _language(self, found: Record, where: str) -> str:
         own = found.get("language")

@@ -29,6 +29,7 @@ from multitask.files import cannot_write, replacing
 from multitask.models.bigram import BigramCounts
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples
+from multitask.tokenization.row_encoder import target_spans
 
 if TYPE_CHECKING:
     from multitask.evaluation.evaluator import EncodedPrompt
@@ -55,9 +56,11 @@ def random_span(text: str, num_words: int, number: int) -> str:
 
 def count_target_bigrams(train: Examples, vocab_size: int) -> BigramCounts:
     """Bigram counts of the target tokens of training rows, with the token before each target."""
-    rows = [(train.ids(n), int(train.num_prompts[n])) for n in range(len(train))]
-    before = [ids[num - 1 : -1] for ids, num in rows]
-    return BigramCounts(np.concatenate(before), np.concatenate([ids[num:] for ids, num in rows]), vocab_size)
+    rows = [
+        (train.ids(n), *span) for n in range(len(train)) for span in target_spans(train.borders(n), train.lengths[n])
+    ]
+    before = [ids[start - 1 : stop - 1] for ids, start, stop in rows]
+    return BigramCounts(np.concatenate(before), np.concatenate([ids[a:b] for ids, a, b in rows]), vocab_size)
 
 
 class Fitted:

@@ -264,7 +264,7 @@ class Evaluator:
         self.counts.num_rows += len(kept)
         self.counts.num_dropped += len(chunk) - len(kept)
         self.counts.num_truncated += sum(prompt.is_truncated for _, prompt in kept)
-        texts = [text for row in chunk for text in row.fields.values()]
+        texts = [text for row in chunk for text in row.texts]
         self.counts.chars_lost.update(lost_characters(texts, self.tokenizer, self.format.plain))
         self.first += [prompt for _, prompt in kept[: max(0, self.config.eval.max_free_rows - len(self.first))]]
         return kept

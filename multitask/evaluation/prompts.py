@@ -17,7 +17,7 @@ from multitask.evaluation.prompting.chat import Chat
 from multitask.evaluation.prompting.formats import EncodedPrompt
 from multitask.evaluation.prompting.stops import StopRule
 from multitask.evaluation.prompting.templates import Style, templates_of
-from multitask.pattern import parse, render_plain
+from multitask.pattern import parse, plain_turns, render_plain
 from multitask.task import END, Prompt, Task
 from multitask.tokenization.row_encoder import Encoded, RowEncoder
 from multitask.tokenization.tokenizer import plain_reader, whole_text
@@ -171,9 +171,21 @@ class PlainFormat:
     def question(self, row: Row) -> str:
         """The prompt of one row without its answer."""
         prompt = self.prompt(row.language)
-        choices = ", ".join(word.strip() for word in prompt.words or row.choices)
-        values = {"choices": choices, **row.fields} if self.task.is_closed else row.fields
-        return render_plain(self.task, values, row.language, prompt).replace("\n", self.line)
+        return render_plain(self.task, self._values(row), row.language, prompt, row.earlier).replace("\n", self.line)
+
+    def turns(self, row: Row) -> tuple[list[tuple[str, str]], str]:
+        """The same as a chat: questions and answers of the repetitions before the last one, and its question."""
+        prompt = self.prompt(row.language)
+        turns, last = plain_turns(self.task, self._values(row), row.language, prompt, row.earlier)
+        fitted = [(asked.replace("\n", self.line), answer.replace("\n", self.line)) for asked, answer in turns]
+        return fitted, last.replace("\n", self.line)
+
+    def _values(self, row: Row) -> Mapping[str, str]:
+        """The fields of a row, and its choices."""
+        words = self.prompt(row.language).words or row.choices
+        return (
+            {"choices": ", ".join(word.strip() for word in words), **row.fields} if self.task.is_closed else row.fields
+        )
 
     def completion(self, ids: Sequence[int]) -> str:
         """The text of generated ids."""
@@ -209,9 +221,17 @@ class PlainFormat:
     def text(self, shown: Sequence[Row], row: Row) -> str:
         """Demonstrations and the question; in a chat each is a turn of the user, each answer one of the assistant."""
         if self.chat is not None and self._is_chat(row.language):
-            solved = [(self.question(other), self._answer(other).strip()) for other in shown]
-            return self.chat.text(solved, self.question(row))
+            return self.chat.text(*self._chat_turns(shown, row))
         return self.separator.join([*map(self.solved, shown), self.question(row)])
+
+    def _chat_turns(self, shown: Sequence[Row], row: Row) -> tuple[list[tuple[str, str]], str]:
+        """Questions and answers of demonstrations and of the row's earlier repetitions, and the last question."""
+        solved = []
+        for other in shown:
+            turns, last = self.turns(other)
+            solved += [*turns, (last, self._answer(other).strip())]
+        turns, question = self.turns(row)
+        return [*solved, *turns], question
 
     def encode(
         self, rows: Sequence[Row], rankings: Sequence[Sequence[Row]], num_shots: int
@@ -292,11 +312,14 @@ class PlainFormat:
 
     def _asked(self, row: Row) -> list[str]:
         """What a row asks, whatever its case and spacing; of a text to be written from its kind alone, that text."""
-        given = [text for name, text in row.fields.items() if name not in (self.task.target, self.task.label)]
+        given = [text for one in row.earlier for text in one.values()]
+        given += [text for name, text in row.fields.items() if name not in (self.task.target, self.task.label)]
         return [_fold(text) for text in given or [row.fields[self.task.target]]]
 
     def _shortened(self, row: Row, excess: int) -> Row | None:
-        """The row with at least `excess` tokens less in its `truncate` field; None when it has none to give."""
+        """The row without its first repetition, or with `excess` tokens less in its `truncate` field; None: neither."""
+        if row.earlier:
+            return replace(row, earlier=row.earlier[1:])
         value = row.fields.get(self.task.truncate or "", "")
         offsets = self.plain.encode(value, add_special_tokens=False).offsets
         if self.task.truncate is None or len(offsets) <= excess:
@@ -308,8 +331,8 @@ class PlainFormat:
         text = self.text(shown, row)
         if self.chat is None or not self._is_chat(row.language):
             return text, [*self.first_ids, *self._ids(text)]
-        contents = [part for other in shown for part in (self.question(other), self._answer(other))]
-        return text, self.chat.ids(text, [*contents, self.question(row)], self.plain)
+        solved, question = self._chat_turns(shown, row)
+        return text, self.chat.ids(text, [*(part for turn in solved for part in turn), question], self.plain)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids  # fast: without offsets

@@ -227,8 +227,8 @@ def _remembering(rows: Iterator[Row], texts: list[str]) -> Iterator[Row]:
 
 
 def text_of(row: Row) -> str:
-    """All fields of a row as one text."""
-    return " ".join(row.fields.values())
+    """All texts of a row as one."""
+    return " ".join(row.texts)
 
 
 def counts_of(evaluator: Evaluator) -> dict[str, object]:

@@ -276,12 +276,12 @@ class Generator:
 
     def _encode_fields(self, task: Task, prompt: PromptInput) -> EncodedPrompt:
         """The prompt of a task, encoded and truncated as for scoring."""
-        values = prompt_values(task, prompt, self.columns)
+        values, earlier = prompt_values(task, prompt, self.columns)
         max_new_tokens = self.max_new_tokens or task.max_new_tokens
-        self._warn_of_lost(values.values(), prompt.where)
-        row = Row("", {**values, task.target: self._any_target()}, (), "", (), (), None, prompt.where)
+        row = Row("", {**values, task.target: self._any_target()}, (), "", (), (), None, prompt.where, earlier=earlier)
+        self._warn_of_lost([text for one in (*earlier, values) for text in one.values()], prompt.where)
         (encoded,) = self.encoder.encode([row])
-        pieces = render(task, values, with_target=False)
+        pieces = render(task, values, with_target=False, earlier=earlier)
         length = sum(
             1 if p.is_marker else len(self.plain.encode(p.literal + p.text, add_special_tokens=False)) for p in pieces
         )
@@ -297,7 +297,8 @@ class Generator:
             )
         ids = encoded.input_ids[: encoded.num_prompt]
         if encoded.is_truncated:
-            text = f"{prompt.where}: {task.truncate} is truncated: the prompt had {length} tokens, {len(ids)} fit"
+            what = f"{task.truncate} is truncated" if task.truncate else "first repetitions are left out"
+            text = f"{prompt.where}: {what}: the prompt had {length} tokens, {len(ids)} fit"
             self.report({"event": "warning", "text": text})
         language = None
         if isinstance(prompt.given, Mapping):

@@ -6,7 +6,6 @@ A line `{"context": "Ada has a cat.", "question": "What has Ada?"}` of `rows.jso
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -16,7 +15,7 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.data.readers import RawRecord, file_records, short
 from multitask.data.sources import column_value
 from multitask.errors import InputError, RowError, suggest
-from multitask.pattern import fields
+from multitask.pattern import fields, last_repetition, segments
 from multitask.task import Task
 
 _TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -124,9 +123,14 @@ def plain_field(task: Task) -> str | None:
     return needed[0] if len(needed) == 1 else None
 
 
-def prompt_values(task: Task, prompt: PromptInput, columns: Sequence[Mapping[str, str]] = ()) -> dict[str, str]:
-    """The checked fields of a task's prompt; columns: as `renamed` takes them."""
-    given, needed = prompt.given, prompt_fields(task)
+def prompt_values(
+    task: Task, prompt: PromptInput, columns: Sequence[Mapping[str, str]] = ()
+) -> tuple[dict[str, str], tuple[dict[str, str], ...]]:
+    """The checked fields of a task's prompt, and those of a repeated segment before its last repetition.
+
+    columns: as `renamed` takes them.
+    """
+    given, needed, problem = prompt.given, prompt_fields(task), ""
     if not isinstance(given, Mapping):
         field = plain_field(task)
         if field is None:
@@ -139,24 +143,40 @@ def prompt_values(task: Task, prompt: PromptInput, columns: Sequence[Mapping[str
     else:
         given = renamed(task, {normalize("NFC", name): value for name, value in given.items()}, columns)
     if task.prepare is not None:  # it may raise for the missing answer, which a prompt does not have
-        with suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
+        try:
             given = task.prepare(dict(given))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            problem = f" ({error})" if isinstance(error, ValueError) else ""
+    try:
+        given, earlier = last_repetition(task, given, has_target=False)
+    except ValueError as error:
+        raise InputError(f"{prompt.where}: {error}") from None
+    repeated = fields(segments(task.stream)[1])
+    turns = tuple(
+        {name: _checked(one.get(name), name, f"{prompt.where}: repetition {number}") for name in repeated}
+        for number, one in enumerate(earlier, 1)
+    )
     values = {}
     for name in needed:
         value = given.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             if name in task.optional:
                 continue
-            found = f"found {', '.join(map(str, given)) or 'nothing'}"
+            found = f"found {', '.join(map(str, given)) or 'nothing'}{problem}"
             required = [_with_column(one, columns) for one in needed if one not in task.optional]
             raise InputError(
                 f"{prompt.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
                 f"task '{task.name}' needs {', '.join(required)}"
             )
-        if not isinstance(value, str):
-            raise InputError(f"{prompt.where}: field '{name}' is {short(value)}, expected text")
-        values[name] = checked_text(value, prompt.where)
-    return values
+        values[name] = _checked(value, name, prompt.where)
+    return values, turns
+
+
+def _checked(value: object, name: str, where: str) -> str:
+    """A field's text; raises InputError for anything else."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: field '{name}' is {short(value)}, expected text")
+    return checked_text(value, where)
 
 
 def renamed(task: Task, given: Mapping[str, Any], columns: Sequence[Mapping[str, str]]) -> Mapping[str, Any]:

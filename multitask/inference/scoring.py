@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from multitask.batching.collate import Ids, collate
+from multitask.batching.collate import Example, Ids, collate
 from multitask.device import logit_rows, to_double
 from multitask.inference.kv_cache import (
     PrefixCache,
@@ -63,13 +63,13 @@ def _by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]
 @torch.no_grad()
 def example_nll(
     model: Any,
-    examples: Sequence[tuple[Ids, int]],
+    examples: Sequence[Example],
     batch_tokens: int,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Floats, Floats]:
-    """NLL in nats of each example's target, `<|end|>` included, and its number of target tokens; both float64 (N,).
+    """NLL in nats of each example's targets, `<|end|>` included, and its number of target tokens; both float64 (N,).
 
-    examples: (ids, length of the prompt) each. No (T, V) tensor is stored; memory depends on `batch_tokens` alone.
+    No (T, V) tensor is stored; memory depends on `batch_tokens` alone.
     """
     scorer = TokenNLL(model)
     was_training = model.training

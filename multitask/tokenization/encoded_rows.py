@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from multitask.events import Json
 from multitask.files import cache_folder, cannot_cache, replacing, temporary
 from multitask.source_hash import source_hash
 from multitask.task import Task
-from multitask.tokenization.row_encoder import Encoded, RowEncoder
+from multitask.tokenization.row_encoder import Encoded, RowEncoder, target_spans
 from multitask.tokenization.tokenizer import lost_characters
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
@@ -46,8 +47,10 @@ _SCHEMA = pa.schema(
         "classes": pa.list_(pa.string()),
         "where": pa.string(),
         "no_answer": pa.string(),
+        "earlier": pa.string(),  # JSON: a list of field -> text
         "input_ids": pa.list_(pa.int32()),
-        "num_prompt": pa.int32(),
+        "borders": pa.list_(pa.int32()),
+        "num_targets": pa.int32(),
         "is_truncated": pa.bool_(),
     }
 )
@@ -56,7 +59,8 @@ _SCHEMA = pa.schema(
 class Examples:
     """Examples of one task and split, read from a memory-mapped file.
 
-    lengths, num_prompts: int32 arrays (N,). report: counts and provenance, as `results.json` shows them.
+    lengths, num_targets: int32 arrays (N,), ids of an example and those of them that are targets. report: counts and
+    provenance, as `results.json` shows them.
     """
 
     def __init__(self, path: Path, files: Sequence[str] = ()) -> None:
@@ -77,12 +81,10 @@ class Examples:
         if self._reader.schema != _SCHEMA or sum(b.num_rows for b in self._batches) != self.report["num_rows"]:
             raise ValueError("not the rows that were encoded")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        ids = [batch.column("input_ids") for batch in self._batches]
-        self._values = [column.values.to_numpy(zero_copy_only=True) for column in ids]
-        self._offsets = [column.offsets.to_numpy() for column in ids]
-        self.lengths: npt.NDArray[np.int32] = np.concatenate([np.diff(o) for o in self._offsets] or [np.zeros(0, "i4")])
-        self.num_prompts: npt.NDArray[np.int32] = np.concatenate(
-            [batch.column("num_prompt").to_numpy() for batch in self._batches] or [np.zeros(0, "i4")]
+        self._ids, self._borders = _Lists(self._batches, "input_ids"), _Lists(self._batches, "borders")
+        self.lengths: npt.NDArray[np.int32] = self._ids.lengths()
+        self.num_targets: npt.NDArray[np.int32] = np.concatenate(
+            [batch.column("num_targets").to_numpy() for batch in self._batches] or [np.zeros(0, "i4")]
         )
 
     def __len__(self) -> int:
@@ -90,15 +92,21 @@ class Examples:
 
     def ids(self, number: int) -> npt.NDArray[np.int32]:
         """Ids of one example, (T,), a view of the file."""
+        return self._ids.of(*self._place(number))
+
+    def borders(self, number: int) -> npt.NDArray[np.int32]:
+        """Where targets of one example begin and end, a view of the file."""
+        return self._borders.of(*self._place(number))
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The record batch of an example, and its place in it."""
         batch = int(np.searchsorted(self._starts, number, side="right")) - 1
-        at = number - int(self._starts[batch])
-        ids: npt.NDArray[np.int32] = self._values[batch][self._offsets[batch][at] : self._offsets[batch][at + 1]]
-        return ids
+        return batch, number - int(self._starts[batch])
 
     def row(self, number: int) -> Row:
         """One row with its texts; `keep` is not stored."""
-        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
-        found = self._batches[batch].slice(number - int(self._starts[batch]), 1).to_pylist()[0]
+        batch, at = self._place(number)
+        found = self._batches[batch].slice(at, 1).to_pylist()[0]
         lists = {name: tuple(found[name]) for name in ("references", "choices", "classes")}
         return Row(
             found["id"],
@@ -107,6 +115,7 @@ class Examples:
             keep=None,
             where=self._where(found["where"]),
             no_answer=found["no_answer"],
+            earlier=tuple(json.loads(found["earlier"])),
             **lists,
         )
 
@@ -119,12 +128,31 @@ class Examples:
 
     def is_truncated(self, number: int) -> bool:
         """Whether a row's text was truncated to fit."""
-        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return bool(self._batches[batch].column("is_truncated")[number - int(self._starts[batch])].as_py())
+        batch, at = self._place(number)
+        return bool(self._batches[batch].column("is_truncated")[at].as_py())
 
     def rows(self, limit: int | None = None) -> Iterator[Row]:
         """All rows in order, or the first `limit`, one record batch in memory at a time."""
         return itertools.islice((self.row(n) for n in range(len(self))), limit)
+
+
+class _Lists:
+    """A column of lists of int32: those of an example are a view of the file."""
+
+    def __init__(self, batches: Sequence[Any], name: str) -> None:
+        columns = [batch.column(name) for batch in batches]
+        self.values = [column.values.to_numpy(zero_copy_only=True) for column in columns]
+        self.offsets = [column.offsets.to_numpy() for column in columns]
+
+    def of(self, batch: int, at: int) -> npt.NDArray[np.int32]:
+        """The list at one place of a record batch."""
+        offsets = self.offsets[batch]
+        found: npt.NDArray[np.int32] = self.values[batch][offsets[at] : offsets[at + 1]]
+        return found
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """The length of every list, (N,)."""
+        return np.concatenate([np.diff(offsets) for offsets in self.offsets] or [np.zeros(0, "i4")])
 
 
 def prepare(
@@ -245,7 +273,7 @@ def _write(
                             classes |= dict.fromkeys(row.choices)
                             used.add(row.fields[task.target])
                 writer.write_batch(pa.RecordBatch.from_pylist(records, schema=_SCHEMA))
-                lost.update(lost_characters([t for r in batch for t in r.fields.values()], tokenizer, encoder.plain))
+                lost.update(lost_characters([t for r in batch for t in r.texts], tokenizer, encoder.plain))
         report |= {
             "num_rows": num_rows,
             "num_truncated": num_truncated,
@@ -276,7 +304,9 @@ def _record(row: Row, example: Encoded) -> dict[str, object]:
         "classes": list(row.classes),
         "where": row.where,
         "no_answer": row.no_answer,
+        "earlier": json.dumps(row.earlier, ensure_ascii=False),
         "input_ids": example.input_ids,
-        "num_prompt": example.num_prompt,
+        "borders": example.borders,
+        "num_targets": sum(stop - start for start, stop in target_spans(example.borders, len(example.input_ids))),
         "is_truncated": example.is_truncated,
     }

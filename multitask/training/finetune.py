@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from multitask.batching.collate import Ids
+from multitask.batching.collate import Example
 from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream
 from multitask.config.run import RunConfig
@@ -122,10 +122,10 @@ class _Rows:
     train: Mapping[str, Examples]
     validation: Mapping[str, Examples]
 
-    def validation_examples(self, block_size: int) -> dict[str, list[tuple[Ids, int]]]:
-        """(ids, length of the prompt) of the validation rows that fit; raises InputError where none does."""
-        fitting: dict[str, list[tuple[Ids, int]]] = {
-            name: [(rows.ids(n), int(rows.num_prompts[n])) for n in np.flatnonzero(rows.lengths <= block_size).tolist()]
+    def validation_examples(self, block_size: int) -> dict[str, list[Example]]:
+        """The validation rows that fit; raises InputError where none does."""
+        fitting: dict[str, list[Example]] = {
+            name: [(rows.ids(n), rows.borders(n)) for n in np.flatnonzero(rows.lengths <= block_size).tolist()]
             for name, rows in self.validation.items()
         }
         if not any(fitting.values()):
@@ -229,7 +229,7 @@ def tokenizer_texts(tasks: Mapping[str, Task], config: RunConfig, most: int = 20
     for task in tasks.values():
         rows = read(task, "train", config.data, Counts())
         for row in itertools.islice(rows, min(most, config.data.limit or most)):
-            yield from row.fields.values()
+            yield from row.texts
 
 
 def _with_lora(model: Any, tokenizer: Any, config: RunConfig, new_ids: list[int], out: Path, writes: bool) -> Any:

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multitask.batching.collate import Batch, Ids, collate
+from multitask.batching.collate import Batch, Example, collate
 from multitask.batching.packing import SampledExample, Stream, micro_steps
 from multitask.config.train import LoopConfig
 from multitask.device import peak_memory_bytes
@@ -40,15 +40,15 @@ from multitask.training.optim import learning_rate, make_optimizer
 class TrainingInputs:
     """The training data, the validation examples and what is called at each validation.
 
-    names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples (ids, length of
-    the prompt) that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by the main
+    names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples
+    that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by the main
     process at each validation; what it returns joins the record, and its `score` (by name, higher is better) chooses
     the best weights in place of the loss. sampling_rates, data: by name, for the first record.
     """
 
     names: Sequence[str]
     stream: Stream
-    validation: Mapping[str, Sequence[tuple[Ids, int]]]
+    validation: Mapping[str, Sequence[Example]]
     block_size: int
     layout: Literal["packed", "none"] = "packed"
     prompt_weight: float = 0.0
@@ -157,7 +157,7 @@ class Loop:
         )
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         part = self.inputs.prompt_weight
-        weight = sum(d.length + 1 - d.num_prompt + part * (d.num_prompt - 1) for p in passes for d in p)
+        weight = sum(d.num_targets + part * (d.length - d.num_targets) for p in passes for d in p)
         rate = learning_rate(self.config, self.step, self.max_steps) if rate is None else rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -170,9 +170,7 @@ class Loop:
             drawn = passes[number if is_mine else 0]
             if self.has_dropout:
                 torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
-            batch = collate(
-                [(self.stream.ids(d), d.num_prompt) for d in drawn], self.inputs.layout, self.inputs.prompt_weight
-            )
+            batch = collate(list(map(self.stream.example, drawn)), self.inputs.layout, self.inputs.prompt_weight)
             # Gradients of all processes are averaged, hence `world`; the last micro-step alone sends them around.
             quiet = self.accelerator.no_sync(self.forward) if turn < num_rounds - 1 else nullcontext()
             with quiet:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from multitask.batching.collate import Ids
+from multitask.batching.collate import Example
 from multitask.batching.packing import SampledExample, check_window
 from multitask.batching.text_blocks import TextStream
 from multitask.config.evaluation import EvalConfig
@@ -46,7 +46,7 @@ NAME = "text"
 """What the corpus is called where a task's name stands."""
 
 
-class _Blocks(Sequence[tuple[Ids, int]]):
+class _Blocks(Sequence[Example]):
     """Stretches of a text as examples, read from its file when they are asked for."""
 
     def __init__(self, stream: TextStream, limit: int | None = None) -> None:
@@ -57,7 +57,7 @@ class _Blocks(Sequence[tuple[Ids, int]]):
         return len(self.drawn)
 
     def __getitem__(self, number: Any) -> Any:
-        return self.stream.ids(self.drawn[number]), 1
+        return self.stream.example(self.drawn[number])
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,6 @@ def estimate(
     sizes = {name: len(rows) for name, rows in examples.items()}
     rates = rates_of(examples, config)
     stream = BlockStream(examples, Mixture(sizes, rates, config.seed), block_size, train.packing_window)
-    rows = list(examples.values())
     precision = choose_precision(train.precision, device, text_config(model).hidden_size)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     wrapped = TokenNLL(model).to(device).train()
@@ -145,8 +144,7 @@ def estimate(
     times = []
     for drawn in micro_steps(blocks, layout, train.micro_batch_tokens, block_size)[:3]:
         started = time.perf_counter()
-        examples_drawn = [(rows[d.task].ids(d.row), d.num_prompt) for d in drawn]
-        batch = collate(examples_drawn, layout, train.prompt_weight).to(device)
+        batch = collate(list(map(stream.example, drawn)), layout, train.prompt_weight).to(device)
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             loss, _ = wrapped(batch, 1.0 / max(1.0, float(batch.weights.sum())))
         loss.backward()

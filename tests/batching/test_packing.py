@@ -26,7 +26,7 @@ def stream(seed: int = 7, window: int = 128) -> BlockStream:
     examples: dict[str, Any] = {}
     for name, size in sizes.items():
         lengths = rng.integers(3, 50, size)
-        examples[name] = SimpleNamespace(lengths=lengths, num_prompts=rng.integers(1, lengths - 1))
+        examples[name] = SimpleNamespace(lengths=lengths, num_targets=rng.integers(1, lengths - 1))
     return BlockStream(examples, Mixture(sizes, sampling_rates(sizes), seed), block_size=64, window=window)
 
 
@@ -67,7 +67,7 @@ def test_every_draw_of_a_window_is_in_one_block() -> None:
         assert sum(d.length for d in block) <= 64
         for d in block:
             examples = made.examples[d.task]
-            assert (d.length, d.num_prompt) == (examples.lengths[d.row] - 1, examples.num_prompts[d.row])
+            assert (d.length, d.num_targets) == (examples.lengths[d.row] - 1, examples.num_targets[d.row])
     assert sum(len({d.task for d in block}) > 1 for block in blocks) > len(blocks) / 3, "tasks share blocks"
 
 
@@ -186,7 +186,7 @@ def test_segments_gather_and_scatter_are_inverse() -> None:
 
 def test_an_example_without_a_prompt_is_a_bug() -> None:
     for num_prompt in (0, 2):
-        with pytest.raises(AssertionError, match=r"its first token a label, or without anything to predict"):
+        with pytest.raises(AssertionError, match=r"its first token a label, or nothing to predict"):
             collate([([1, 2], num_prompt)])
 
 
@@ -203,7 +203,7 @@ TEXT = np.arange(1000, dtype=np.uint16)
 
 
 def seen(made: TextStream, blocks: list[list[SampledExample]]) -> list[int]:
-    return [int(i) for block in blocks for d in block for i in made.ids(d)[1:]]
+    return [int(i) for block in blocks for d in block for i in made.example(d)[0][1:]]
 
 
 @pytest.mark.parametrize("length", [17, 18, 160, 161, 175, 1000])
@@ -252,7 +252,7 @@ def test_isolated_documents_are_examples_of_their_own() -> None:
     text = np.array([5, 6, 9, 7, 9, 9, 8, 8, 8, 9, 4, 4], np.uint16)  # 9 ends a document
     made = TextStream(text, 11, seed=0, border_id=9)
     (block,) = made.next_blocks(1)
-    assert [made.ids(d).tolist() for d in block] == [[5, 6, 9], [9, 7, 9], [9, 9], [9, 8, 8, 8, 9], [9, 4, 4]]
+    assert [made.example(d)[0].tolist() for d in block] == [[5, 6, 9], [9, 7, 9], [9, 9], [9, 8, 8, 8, 9], [9, 4, 4]]
     assert sum(d.length for d in block) == 11
     plain = TextStream(text, 11, seed=0)
     assert seen(made, [block]) == seen(plain, plain.next_blocks(1)), "the same tokens are predicted"
@@ -262,7 +262,7 @@ class _Lengths:
     """Rows of given lengths in place of encoded ones."""
 
     def __init__(self, lengths: list[int]) -> None:
-        self.lengths, self.num_prompts = np.array(lengths, np.int32), np.ones(len(lengths), np.int32)
+        self.lengths, self.num_targets = np.array(lengths, np.int32), np.ones(len(lengths), np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -84,7 +84,7 @@ def ids_of(examples: Examples) -> list[str]:
 
 def test_a_row_comes_back_as_it_was_written(shelf: Shelf) -> None:
     made = shelf.prepare()
-    assert len(made) == len(made.lengths) == len(made.num_prompts) == 10
+    assert len(made) == len(made.lengths) == len(made.num_targets) == 10
     assert ids_of(made) == [f"a{n}" for n in range(10)]
     tokenizer = tokenizer_of("byte-level")
     for number in range(10):
@@ -92,7 +92,7 @@ def test_a_row_comes_back_as_it_was_written(shelf: Shelf) -> None:
         word = ("negative", "positive")[number % 2]
         assert row.fields == {"text": f"the cat {number}", "label": word}
         assert tokenizer.decode(ids) == f"the cat {number}<|classify|>{word}<|end|>"
-        assert tokenizer.decode(ids[made.num_prompts[number] :]) == f"{word}<|end|>"
+        assert tokenizer.decode(ids[int(made.borders(number)[0]) :]) == f"{word}<|end|>"
         assert len(ids) == made.lengths[number]
         assert (row.references, row.language) == ((word,), "en")
         assert row.choices == row.classes == ("negative", "positive")
