@@ -49,7 +49,10 @@ class Batch:
         if device.type == "cpu":
             return self
         names = ("input_ids", "position_ids", "targets", "before", "weights", "owners", "is_target")
-        moved: Any = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        pinned = {name: getattr(self, name) for name in names}
+        if device.type == "cuda":  # from other memory a copy waits for the GPU
+            pinned = {name: tensor.pin_memory() for name, tensor in pinned.items()}
+        moved: Any = {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
         return replace(self, **moved)
 
 

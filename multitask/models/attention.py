@@ -8,10 +8,11 @@ grouped-query attention and soft caps of the scores are those of the model.
 """
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,30 +32,27 @@ if _varlen_attn is not None and "window_size" not in inspect.signature(_varlen_a
     _varlen_attn = None  # of torch 2.10: without windows, and with another argument for causal attention
 
 
-@dataclass(frozen=True)
 class Segments:
     """Where the examples of one flat row are.
 
-    lengths (N,): how long each example of the row is, in order. device: where its tensors are made, when needed.
+    lengths (N,): how long each example of the row is, in order. longest: tokens of the longest. bounds (N + 1,) int32:
+    0, then the end of each example.
     """
 
-    lengths: npt.NDArray[np.int64]
-    device: torch.device
+    def __init__(self, lengths: npt.NDArray[np.int64], device: torch.device) -> None:
+        self.lengths, self.device = lengths, device
+        self.longest = int(lengths.max())
+        bounds = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+        self.bounds = (bounds.pin_memory() if device.type == "cuda" else bounds).to(device, non_blocking=True)
+        if "torch._dynamo" in sys.modules:  # blocks may be compiled: the number of examples is no constant of the code
+            torch._dynamo.maybe_mark_dynamic(self.bounds, 0)
+        self._groups: Groups | None = None
 
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest example."""
-        return int(self.lengths.max())
-
-    @cached_property
-    def bounds(self) -> Tensor:
-        """(N + 1,) int32: 0, then the end of each example."""
-        return torch.from_numpy(np.cumsum([0, *self.lengths], dtype=np.int32)).to(self.device)
-
-    @cached_property
     def groups(self) -> "Groups":
-        """The examples in groups of similar length."""
-        return group_by_length(self.lengths).to(self.device)
+        """The examples in groups of similar length, made when first asked for."""
+        if self._groups is None:
+            self._groups = group_by_length(self.lengths).to(self.device)
+        return self._groups
 
 
 @dataclass(frozen=True)
@@ -298,6 +296,7 @@ def has_varlen(value: Tensor, dropout: float, rule: Rule) -> bool:
     )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=16)
 def _widest(device: torch.device) -> int:
     """The widest heads that FlashAttention 2 has gradients for on a device; 0: none."""
@@ -354,7 +353,7 @@ def _attention(padded: Any, apart: Any) -> Any:
             return masked(query, key, value, scaling, dropout, rule).transpose(1, 2), None
         if has_varlen(value, dropout, rule):
             return varlen(query[0], key[0], value[0], scaling, segments, rule).unsqueeze(0), None
-        parts = query[0], key[0], value[0], scaling, dropout, segments.groups
+        parts = query[0], key[0], value[0], scaling, dropout, segments.groups()
         if rule.is_plain(segments.longest):
             return apart(*parts).unsqueeze(0), None
         return _masked_apart(*parts, rule).unsqueeze(0), None

@@ -5,6 +5,7 @@ tensor exists.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from multitask.device import logit_rows
 from multitask.models.attention import KERNELS, Segments
 from multitask.models.bigram import BigramLMHeadModel
 from multitask.models.casts import in_dtype
+from multitask.models.compiled import CompiledBlocks
 from multitask.models.lora import embed, plain_model, text_config, token_rows
 
 _CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product
@@ -42,11 +44,13 @@ class _ProjectedNLL(torch.autograd.Function):
         weights: Tensor,
         dtype: torch.dtype,
         softcap: float | None,
+        gradient_of: "_GradientOf",
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum () and nll (M,) in float32.
 
         hidden (M, C), matrix (V, C), labels (M,), weights (M,). new_rows (K, C): what stands in the matrix at new_ids
-        (K,) instead of its own rows. bias (V,). softcap: logits become softcap * tanh(logits / softcap).
+        (K,) instead of its own rows. bias (V,). softcap: logits become softcap * tanh(logits / softcap). gradient_of:
+        `_gradient`, or the same compiled.
         """
         needs_hidden, needs_matrix, needs_rows, needs_bias = ctx.needs_input_grad[:4]
         needs_any = needs_hidden or needs_matrix or needs_rows or needs_bias
@@ -65,30 +69,14 @@ class _ProjectedNLL(torch.autograd.Function):
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             chunk, gold = hidden[part].to(dtype), labels[part, None]
-            logits = (chunk @ projection.T).float()
+            logits = chunk @ projection.T
             if rows is not None and new_ids is not None:
-                logits.index_copy_(1, new_ids, (chunk @ rows.T).float())
-            if bias is not None:
-                logits += bias
-            slope = None
-            if softcap is not None:
-                logits = logits.div_(softcap).tanh_()
-                slope = 1 - logits**2 if needs_any else None
-                logits *= softcap
-            logits -= logits.amax(-1, keepdim=True)
-            gold_logit = logits.gather(-1, gold)
-            share = logits.exp_()
-            total = share.sum(-1, keepdim=True)
-            nll[part] = (total.log() - gold_logit).squeeze(-1)
-            if not needs_any:
+                logits.index_copy_(1, new_ids, chunk @ rows.T)
+            nll[part], share = gradient_of(logits, bias, gold, weights[part, None] / scale, softcap, needs_any)
+            if share is None:
                 continue
-            # (softmax - 1 at the gold token) * weight, in place
-            share = share.scatter_add_(-1, gold, -total).mul_((weights[part] / scale)[:, None] / total)
-            if slope is not None:
-                share *= slope
             if grad_bias is not None:
-                grad_bias += share.sum(0)
-            share = share.to(dtype)
+                grad_bias += share.float().sum(0)
             if rows is not None and new_ids is not None:
                 taken = share.index_select(1, new_ids)
                 if grad_rows is not None:
@@ -116,7 +104,57 @@ class _ProjectedNLL(torch.autograd.Function):
             None if found is None else (found * grad).to(dtype)
             for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*grads, None, None, None, None, None)
+        return (*grads, *[None] * 6)
+
+
+_GradientOf = Callable[[Tensor, Tensor | None, Tensor, Tensor, float | None, bool], tuple[Tensor, Tensor | None]]
+
+
+def _gradient(
+    logits: Tensor, bias: Tensor | None, gold: Tensor, weights: Tensor, softcap: float | None, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Nats (R,) of gold (R, 1) by logits (R, V), and (softmax - 1 at the gold token) * weights (R, 1), (R, V), or None.
+
+    In place wherever it can be: the logits are the largest tensor there is.
+    """
+    dtype, logits = logits.dtype, logits.float()
+    if bias is not None:
+        logits += bias
+    slope = None
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_()
+        slope = 1 - logits**2 if needs_gradient else None
+        logits *= softcap
+    logits -= logits.amax(-1, keepdim=True)
+    gold_logit = logits.gather(-1, gold)
+    share = logits.exp_()
+    total = share.sum(-1, keepdim=True)
+    nll = (total.log() - gold_logit).squeeze(-1)
+    if not needs_gradient:
+        return nll, None
+    share = share.scatter_add_(-1, gold, -total).mul_(weights / total)
+    if slope is not None:
+        share *= slope
+    return nll, share.to(dtype)
+
+
+def _gradient_to_compile(
+    logits: Tensor, bias: Tensor | None, gold: Tensor, weights: Tensor, softcap: float | None, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same as `_gradient`, nothing in place: a compiler reads the logits twice and writes only what is returned."""
+    found = logits.float() if bias is None else logits.float() + bias
+    squashed = None if softcap is None else torch.tanh(found / softcap)
+    found = found if squashed is None or softcap is None else squashed * softcap
+    found = found - found.amax(-1, keepdim=True)
+    exponential = found.exp()
+    total = exponential.sum(-1, keepdim=True)
+    nll = (total.log() - found.gather(-1, gold)).squeeze(-1)
+    if not needs_gradient:
+        return nll, None
+    is_gold = torch.arange(logits.shape[-1], device=logits.device) == gold
+    share = (exponential / total - is_gold.float()) * weights
+    share = share if squashed is None else share * (1 - squashed**2)
+    return nll, share.to(logits.dtype)
 
 
 class TokenNLL(nn.Module):
@@ -124,14 +162,22 @@ class TokenNLL(nn.Module):
 
     forward(batch, scale) -> (weighted nats summed and multiplied by `scale` (), nats of each target (M,) float32,
     detached). `scale` is one over the step's whole weight; dividing before the backward pass keeps fp16 in range.
+    compiled: the model's blocks, where passes with gradients are compiled.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compiled: CompiledBlocks | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.compiled = model, compiled
+        self.parts = _Parts() if compiled is None else _Parts.compiled_by(compiled)
 
     def forward(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """One pass over a batch; a `PeftModel` is looked through to its base model."""
+        if self.compiled is None or not torch.is_grad_enabled():
+            return self._forward(batch, scale, _Parts())
+        with self.compiled.active():
+            return self._forward(batch, scale, self.parts)
+
+    def _forward(self, batch: Batch, scale: float, parts: "_Parts") -> tuple[Tensor, Tensor]:
         base = plain_model(self.model)
         if isinstance(base, BigramLMHeadModel):
             logits = base.next_logits(batch.input_ids.view(-1)[batch.before])
@@ -143,15 +189,20 @@ class TokenNLL(nn.Module):
             logits = _own_output(base, base, batch).logits.flatten(0, 1).index_select(0, batch.before)
             each = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
             return (each * weights).sum(), each.detach()
-        hidden = hidden_before_targets(base, batch)
+        hidden = hidden_before_targets(base, batch, parts.last_block)
         kind = batch.input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        loss, nll = projected_nll(hidden, head, batch.targets, weights, dtype)
+        loss, nll = projected_nll(hidden, head, batch.targets, weights, dtype, parts.gradient)
         return loss, nll.detach()
 
 
 def projected_nll(
-    hidden: Tensor, head: "Head", labels: Tensor, weights: Tensor, dtype: torch.dtype
+    hidden: Tensor,
+    head: "Head",
+    labels: Tensor,
+    weights: Tensor,
+    dtype: torch.dtype,
+    gradient_of: _GradientOf = _gradient,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum () and nats (M,) float32 of labels (M,) after hidden states (M, C); products in `dtype`."""
     parts = [head.matrix, head.new_rows, head.bias]
@@ -159,15 +210,15 @@ def projected_nll(
         parts = [None if part is None else part.detach() for part in parts]
     scaled = hidden if head.scale == 1 else hidden * head.scale
     found: tuple[Tensor, Tensor] = _ProjectedNLL.apply(  # type: ignore[no-untyped-call]
-        scaled, *parts, head.new_ids, labels, weights, dtype, head.softcap
+        scaled, *parts, head.new_ids, labels, weights, dtype, head.softcap, gradient_of
     )
     return found
 
 
-def hidden_before_targets(base: Any, batch: Batch) -> Tensor:
-    """(M, C) final hidden states of the positions before targets."""
+def hidden_before_targets(base: Any, batch: Batch, last_block: Any = None) -> Tensor:
+    """(M, C) final hidden states of the positions before targets; last_block: `_gpt2_last_block`, or it compiled."""
     if isinstance(base, GPT2LMHeadModel):
-        return _gpt2_hidden(base, batch)
+        return _gpt2_hidden(base, batch, last_block or _gpt2_last_block)
     hidden: Tensor = _own_output(base, base.base_model, batch).last_hidden_state.flatten(0, 1)
     return hidden.index_select(0, batch.before) if len(batch.before) < len(hidden) else hidden
 
@@ -191,7 +242,7 @@ def _own_output(base: Any, part: Any, batch: Batch) -> Any:
     return part(**given, **named)
 
 
-def _gpt2_hidden(base: GPT2LMHeadModel, batch: Batch) -> Tensor:
+def _gpt2_hidden(base: GPT2LMHeadModel, batch: Batch, last_block: Any) -> Tensor:
     """`GPT2Model.forward` for a batch, where it matters: (M, C) final hidden states of the positions before targets.
 
     Nothing follows the last block's attention but a function of each position alone, so that block's projection, its
@@ -205,23 +256,46 @@ def _gpt2_hidden(base: GPT2LMHeadModel, batch: Batch) -> Tensor:
     hidden = transformer.drop(embedded + transformer.wpe(batch.position_ids))
     for block in transformer.h[:-1]:
         hidden = block(hidden, segments=segments)
-    last, before = transformer.h[-1], batch.before
+    name, before = transformer.config._attn_implementation, batch.before
+    assert name in KERNELS.values(), f"'{name}' does not keep the examples of a row apart"
+    attend = ALL_ATTENTION_FUNCTIONS[name]
+    all_of_them = len(before) == hidden.shape[0] * hidden.shape[1]  # in pretraining: nothing to select
+    final: Tensor = last_block(
+        transformer.h[-1], transformer.ln_f, hidden, None if all_of_them else before, segments, attend
+    )
+    return final
+
+
+def _gpt2_last_block(
+    last: Any, norm: nn.Module, hidden: Tensor, before: Tensor | None, segments: Segments | None, attend: Any
+) -> Tensor:
+    """The last block and the final norm: hidden (B, T, C) -> (M, C) at flat positions `before` (M,); None: at all."""
     attention = last.attn
     query, key, value = (
         part.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
         for part in attention.c_attn(last.ln_1(hidden)).split(attention.split_size, dim=2)
     )
     dropout = attention.attn_dropout.p if attention.training else 0.0
-    name = transformer.config._attn_implementation
-    assert name in KERNELS.values(), f"'{name}' does not keep the examples of a row apart"
-    attend = ALL_ATTENTION_FUNCTIONS[name]
     mixed, _ = attend(attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, segments=segments)
     mixed, hidden = mixed.flatten(0, 1).flatten(1), hidden.flatten(0, 1)
-    if len(before) < len(hidden):  # all of them in pretraining: nothing to select
+    if before is not None:
         mixed, hidden = mixed.index_select(0, before), hidden.index_select(0, before)
     hidden = hidden + attention.resid_dropout(attention.c_proj(mixed))
-    final: Tensor = transformer.ln_f(hidden + last.mlp(last.ln_2(hidden)))
+    final: Tensor = norm(hidden + last.mlp(last.ln_2(hidden)))
     return final
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Functions of a pass that are compiled, or not: of the projection's gradient, of GPT-2's last block."""
+
+    gradient: _GradientOf = _gradient
+    last_block: Any = _gpt2_last_block
+
+    @classmethod
+    def compiled_by(cls, compiled: CompiledBlocks) -> "_Parts":
+        """The same functions, compiled."""
+        return cls(compiled.function(_gradient_to_compile), compiled.function(_gpt2_last_block))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
 from multitask.files import append_line
 from multitask.inference.scoring import example_nll
+from multitask.models.compiled import CompiledBlocks, compiled_blocks
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
 from multitask.overfitting import Overfitting, Rise
@@ -79,7 +80,7 @@ class Loop:
         self.max_steps = config.max_steps or max(1, num_steps)
         self.has_dropout = use_fast_dropout(model)
         self.forward, self.optimizer = accelerator.prepare(
-            TokenNLL(model), make_optimizer(model, config, accelerator.device)
+            TokenNLL(model, self._compiled()), make_optimizer(model, config, accelerator.device)
         )
         self.parameters = list(self.forward.parameters())
         self.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)  # merged, LoRA has none
@@ -88,8 +89,22 @@ class Loop:
         self.best: checkpoint.Best | None = None
         self.num_worse = 0
         self.overfitting, self.train_loss = Overfitting(), math.inf
-        # Nats and target tokens of each name since the last log line.
-        self.sums = np.zeros((len(inputs.names), 2))
+        # Of each name since the last log line: nats, on the device so that no step waits for them, and target tokens.
+        # The last place is that of prompt tokens, which nobody asks for.
+        self.nats = torch.zeros(len(inputs.names) + 1, dtype=self._float, device=accelerator.device)
+        self.num_targets = np.zeros(len(inputs.names))
+
+    @property
+    def _float(self) -> torch.dtype:
+        """float64 wherever it exists."""
+        return torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+
+    def _compiled(self) -> CompiledBlocks | None:
+        """The blocks of the model, where they are to be compiled."""
+        blocks_per_pass = max(1, self.config.micro_batch_tokens // self.block_size)
+        num_passes = self.max_steps * -(-self.blocks_per_step // blocks_per_pass)
+        parts = self.accelerator.device, self.accelerator.mixed_precision, self.inputs.layout, num_passes
+        return compiled_blocks(self.model, self.config.compile, *parts)
 
     @property
     def _digests(self) -> dict[str, list[str] | None]:
@@ -98,13 +113,13 @@ class Loop:
 
     def run(self) -> None:
         """Trains to the last step; raises Interrupted, with everything saved, after Ctrl-C or SIGTERM."""
-        self._start()
+        self.start()
         every = self.config.eval_every_steps or max(1, self.max_steps // 10)
         with stop_requests(self.report) as stop:
             mark_s, mark_tokens = time.perf_counter(), self.num_tokens
             while self.step < self.max_steps and not self._is_out_of_patience:
                 began_s = time.perf_counter()
-                rate = self._optimize()
+                rate = self.optimize()
                 self.step += 1
                 self.elapsed_s += time.perf_counter() - began_s
                 is_last = self.step == self.max_steps
@@ -127,27 +142,7 @@ class Loop:
     def _is_out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.num_worse >= self.config.patience
 
-    def try_rates(self, low: float, high: float, num_steps: int) -> list[tuple[float, float]]:
-        """Steps with a learning rate that rises evenly by factors; (rate, nats per target token before it) of each.
-
-        Ends early when the loss is four times the least so far, or no number.
-        """
-        self._start()
-        tried: list[tuple[float, float]] = []
-        for turn in range(num_steps):
-            rate = low * (high / low) ** (turn / max(1, num_steps - 1))
-            self._optimize(rate)
-            nats, tokens = self._summed().sum(0).tolist()
-            self.sums[:] = 0
-            self.step += 1
-            if not math.isfinite(nats):
-                break
-            tried.append((rate, nats / tokens))
-            if tried[-1][1] > 4 * min(loss for _, loss in tried):
-                break
-        return tried
-
-    def _optimize(self, rate: float | None = None) -> float:
+    def optimize(self, rate: float | None = None) -> float:
         """One optimizer step; returns its learning rate: the one given, or that of the schedule."""
         passes = micro_steps(
             self.stream.next_blocks(self.blocks_per_step),
@@ -186,23 +181,29 @@ class Loop:
         return rate
 
     def _count(self, batch: Batch, drawn: list[SampledExample], nll: Tensor) -> None:
-        """Adds the nats of target tokens to their tasks."""
+        """Adds the nats of target tokens to their tasks; batch: as it was on the CPU."""
         task_of, num_tasks = np.array([d.task for d in drawn]), len(self.inputs.names)
-        task = task_of[batch.owners.numpy()[batch.is_target.numpy()]]
-        self.sums[:, 0] += np.bincount(task, nll.cpu().numpy()[batch.is_target.numpy()], num_tasks)
-        self.sums[:, 1] += np.bincount(task, minlength=num_tasks)
+        task = np.where(batch.is_target.numpy(), task_of[batch.owners.numpy()], num_tasks)
+        self.num_targets += np.bincount(task, minlength=num_tasks + 1)[:num_tasks]
+        place = torch.from_numpy(task)
+        place = place.pin_memory() if nll.is_cuda else place
+        self.nats.index_add_(0, place.to(nll.device, non_blocking=True), nll.to(self._float))
 
     def _summed(self) -> Tensor:
-        """Nats and target tokens of all processes since the last log line, (tasks, 2); float64 wherever it exists."""
-        kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-        total: Tensor = self.accelerator.reduce(
-            torch.tensor(self.sums, dtype=kind, device=self.accelerator.device), "sum"
-        )
+        """Nats and target tokens of all processes since the last log line, (tasks, 2) float64."""
+        counted = torch.tensor(self.num_targets, dtype=self._float, device=self.accelerator.device)
+        total: Tensor = self.accelerator.reduce(torch.stack([self.nats[:-1], counted], 1), "sum")
         return total.cpu().double()
 
+    def take_sums(self) -> Tensor:
+        """The same, and starts anew."""
+        found = self._summed()
+        self.nats.zero_()
+        self.num_targets[:] = 0
+        return found
+
     def _log(self, rate: float, tokens_per_s: float) -> None:
-        sums = self._summed()
-        self.sums[:] = 0
+        sums = self.take_sums()
         loss = {n: round(float(s[0] / s[1]), 5) for n, s in zip(self.inputs.names, sums, strict=True) if s[1] > 0}
         self._check(loss)
         self.train_loss = sum(loss.values()) / len(loss) if loss else self.train_loss
@@ -351,7 +352,9 @@ class Loop:
         self.best, self.num_worse = state["best"], state["num_worse"]
         self.stream.cursor = tuple(state["cursor"])
         if self.accelerator.is_main_process:
-            self.sums += state["sums"]
+            sums = torch.tensor(state["sums"], dtype=self._float)
+            self.nats[:-1] += sums[:, 0].to(self.accelerator.device)
+            self.num_targets += sums[:, 1].numpy()
             checkpoint.drop_lines_after(self.out / "metrics.jsonl", self.step)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -362,7 +365,8 @@ class Loop:
             )
             self.report({"event": "warning", "text": text})
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Before the first step: trackers and the first report; raises InputError where no step is left."""
         if self.step > self.max_steps:
             raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
         if self.config.tracker and self.accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """Learning rate range test (Smith, 2015): a rising rate, step by step, and the loss with each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def find_learning_rate(
     try:
         ready = prepare(run_dir.Run(config, out, accelerator, resumes=False), tasks, report)
         loop = Loop(config.train, config.seed, ready.inputs, out, accelerator, ready.model, report)
-        tried = loop.try_rates(1e-6, 1.0, num_steps)
+        tried = _try_rates(loop, 1e-6, 1.0, num_steps)
         accelerator.wait_for_everyone()
     finally:
         if accelerator.is_main_process:
@@ -60,6 +61,26 @@ def find_learning_rate(
     write_json(out / "learning_rate.json", found)
     draw_rates(rates, losses, suggested, out / "learning_rate.png")
     return found
+
+
+def _try_rates(loop: Loop, low: float, high: float, num_steps: int) -> list[tuple[float, float]]:
+    """Steps with a learning rate that rises evenly by factors; (rate, nats per target token before it) of each.
+
+    Ends early when the loss is four times the least so far, or no number.
+    """
+    loop.start()
+    tried: list[tuple[float, float]] = []
+    for turn in range(num_steps):
+        rate = low * (high / low) ** (turn / max(1, num_steps - 1))
+        loop.optimize(rate)
+        nats, tokens = loop.take_sums().sum(0).tolist()
+        loop.step += 1
+        if not math.isfinite(nats):
+            break
+        tried.append((rate, nats / tokens))
+        if tried[-1][1] > 4 * min(loss for _, loss in tried):
+            break
+    return tried
 
 
 def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float:

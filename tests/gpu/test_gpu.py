@@ -23,6 +23,7 @@ from multitask.errors import Interrupted
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choice_nll, example_nll
 from multitask.models import attention
+from multitask.models.compiled import CompiledBlocks, reason_against
 from multitask.models.lora import add_lora
 from multitask.models.loss import TokenNLL
 from multitask.models.support import layout_of, prepare_attention
@@ -66,12 +67,13 @@ def examples(num: int = 12, longest: int = 60) -> list[tuple[list[int], int]]:
     return [(rng.integers(0, 300, int(n)).tolist(), int(rng.integers(1, n - 1))) for n in lengths]
 
 
-def learned(model: Any, dtype: torch.dtype | None) -> tuple[float, dict[str, Tensor]]:
+def learned(model: Any, dtype: torch.dtype | None, compiles: bool = False) -> tuple[float, dict[str, Tensor]]:
     """The loss of packed rows and its gradients in float32 on the CPU; dtype: of autocast."""
     prepare_attention(model.train(), 60, "packed")
+    forward = TokenNLL(model, CompiledBlocks(model) if compiles else None)
     device = next(model.parameters()).device
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        loss, _ = TokenNLL(model)(collate(examples(), prompt_weight=0.3).to(device), 0.01)
+        loss, _ = forward(collate(examples(), prompt_weight=0.3).to(device), 0.01)
     loss.backward()
     found = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -129,25 +131,71 @@ def test_all_examples_in_one_call_are_groups_of_them(
     assert cosine(ours, slopes) > 0.995
 
 
-def test_lora_and_checkpointing_learn_the_same(kind: str) -> None:
-    def adapted(checkpointing: bool) -> Any:
-        torch.manual_seed(1)
-        model = made(kind, "cpu")
-        learner = add_lora(model, AdapterConfig(kind="lora", rank=4), [5, 9])
-        for name, parameter in learner.named_parameters():
-            if "lora_B" in name:
-                nn.init.normal_(parameter, std=0.05)
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.enable_input_require_grads()
-        return learner
+def adapted(kind: str, checkpointing: bool) -> Any:
+    """With LoRA, and with gradient checkpointing."""
+    torch.manual_seed(1)
+    model = made(kind, "cpu")
+    learner = add_lora(model, AdapterConfig(kind="lora", rank=4), [5, 9])
+    for name, parameter in learner.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return learner
 
-    wanted, slopes = learned(adapted(False), None)
+
+@pytest.mark.parametrize("is_lora", [False, True])
+def test_compiled_blocks_learn_the_same(kind: str, is_lora: bool) -> None:
+    def model() -> Any:
+        return adapted(kind, False).to("cuda") if is_lora else made(kind, "cuda")
+
+    if (reason := reason_against(model(), torch.device("cuda"), "bf16", "packed")) is not None:
+        assert kind == "gemma2" or torch.cuda.get_device_capability() < (8, 0), reason
+        pytest.skip(reason)
+    wanted, slopes = learned(model(), torch.bfloat16)
+    found, ours = learned(model(), torch.bfloat16, compiles=True)
+    assert found == pytest.approx(wanted, rel=2e-3)
+    assert cosine(ours, slopes) > (0.99 if is_lora else 0.999)
+
+
+def test_a_compiled_run_learns_what_it_learns_on_a_cpu(tmp_path: Path) -> None:
+    losses = {}
+    for name, given in (("cpu", {}), ("cuda", {"compile": "on", "precision": "bf16"})):
+        train(settings("nli", "qa", device=name, train={"max_steps": 12, **given}), out=tmp_path / name)
+        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        losses[name] = [json.loads(line)["loss"]["qa"] for line in lines]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    "given", [{"precision": "fp32"}, {"precision": "bf16"}, {"precision": "bf16", "compile": "on"}]
+)
+def test_no_step_waits_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]) -> None:
+    optimize, strict = loop.Loop.optimize, []
+
+    def checked(self: Any, rate: float | None = None) -> float:
+        if self.step < 3:  # the first steps make tables, streams and kernels
+            return optimize(self, rate)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            strict.append(self.step)
+            return optimize(self, rate)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop.Loop, "optimize", checked)
+    train(settings("nli", "qa", device="cuda", train={"max_steps": 8, **given}), out=tmp_path / "run")
+    assert strict == [3, 4, 5, 6, 7]
+
+
+def test_lora_and_checkpointing_learn_the_same(kind: str) -> None:
+    wanted, slopes = learned(adapted(kind, False), None)
     for checkpointing in (False, True):
-        found, ours = learned(adapted(checkpointing).to("cuda"), None)
+        found, ours = learned(adapted(kind, checkpointing).to("cuda"), None)
         assert found == pytest.approx(wanted, rel=1e-5)
         assert cosine(ours, slopes) > 0.99999
-        halved, rough = learned(adapted(checkpointing).to("cuda"), torch.bfloat16)
+        halved, rough = learned(adapted(kind, checkpointing).to("cuda"), torch.bfloat16)
         assert halved == pytest.approx(wanted, rel=5e-3)
         assert cosine(rough, slopes) > 0.99
 
@@ -193,7 +241,7 @@ def test_a_run_learns_what_it_learns_on_a_cpu(tmp_path: Path) -> None:
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     given = settings("qa", device="cuda", train={"precision": precision, "save_every_steps": 1, "log_every_steps": 1})
     train(given, out=tmp_path / "whole")
-    optimize: Callable[..., float] = loop.Loop._optimize
+    optimize: Callable[..., float] = loop.Loop.optimize
 
     def interrupted(self: Any, rate: float | None = None) -> float:
         if self.step == 3:
@@ -201,7 +249,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path, monkeypatch: pyte
         return optimize(self, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_optimize", interrupted)
+        patch.setattr(loop.Loop, "optimize", interrupted)
         with pytest.raises(Interrupted):
             train(given, out=tmp_path / "parts")
     train(resume=tmp_path / "parts")
@@ -215,7 +263,7 @@ def test_an_infinite_gradient_halves_the_scale_and_leaves_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, bool]] = []
-    optimize: Callable[..., float] = loop.Loop._optimize
+    optimize: Callable[..., float] = loop.Loop.optimize
 
     def broken(self: Any, rate: float | None = None) -> float:
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -229,7 +277,7 @@ def test_an_infinite_gradient_halves_the_scale_and_leaves_the_weights(
         seen.append((self.accelerator.scaler.get_scale() / scale, same))
         return found
 
-    monkeypatch.setattr(loop.Loop, "_optimize", broken)
+    monkeypatch.setattr(loop.Loop, "optimize", broken)
     train(settings("cls", device="cuda", train={"precision": "fp16"}), out=tmp_path / "run")
     assert seen[2] == (0.5, True)
     assert not any(same for number, (_, same) in enumerate(seen) if number != 2)

@@ -123,7 +123,7 @@ def test_a_run_with_muon_is_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pyt
     given = settings("cls", train={"optimizer": "muon", "save_every_steps": 1})
     whole = train(given, out=tmp_path / "whole")
     assert whole["config"]["train"]["optimizer"] == "muon"
-    optimize = loop.Loop._optimize
+    optimize = loop.Loop.optimize
 
     def interrupted(self: Any, rate: float | None = None) -> float:
         if self.step == 3:
@@ -131,7 +131,7 @@ def test_a_run_with_muon_is_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pyt
         return optimize(self, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_optimize", interrupted)
+        patch.setattr(loop.Loop, "optimize", interrupted)
         with pytest.raises(Interrupted):
             train(given, out=tmp_path / "parts")
     train(resume=tmp_path / "parts")
