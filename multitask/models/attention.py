@@ -32,6 +32,11 @@ if _varlen_attn is not None and "window_size" not in inspect.signature(_varlen_a
     _varlen_attn = None  # of torch 2.10: without windows, and with another argument for causal attention
 
 
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On another device, without waiting for it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 class Segments:
     """Where the examples of one flat row are.
 
@@ -42,8 +47,7 @@ class Segments:
     def __init__(self, lengths: npt.NDArray[np.int64], device: torch.device) -> None:
         self.lengths, self.device = lengths, device
         self.longest = int(lengths.max())
-        bounds = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
-        self.bounds = (bounds.pin_memory() if device.type == "cuda" else bounds).to(device, non_blocking=True)
+        self.bounds = _moved(torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)), device)
         if "torch._dynamo" in sys.modules:  # blocks may be compiled: the number of examples is no constant of the code
             torch._dynamo.maybe_mark_dynamic(self.bounds, 0)
         self._groups: Groups | None = None
@@ -70,8 +74,9 @@ class Groups:
 
     def to(self, device: torch.device) -> "Groups":
         """On another device."""
-        gather = tuple(g.to(device, non_blocking=True) for g in self.gather)
-        return Groups(gather, self.scatter.to(device), self.is_even)
+        if device.type == "cpu":
+            return self
+        return Groups(tuple(_moved(index, device) for index in self.gather), _moved(self.scatter, device), self.is_even)
 
 
 def group_by_length(lengths: npt.NDArray[np.int64]) -> Groups:
