@@ -161,11 +161,15 @@ class ProgressConsole:
                     _number(score["value"]),
                     f"{_number(score['low'])} - {_number(score['high'])}",
                     f"{_number(best[0])} {best[1]}" if best else "",
-                    _verdict(score, task["baselines"][best[1]][metric], not down) if best else "",
+                    _verdict(score, task["baselines"][best[1]][metric], not down, task["num_examples"]) if best else "",
                     end_section=metric == list(task["metrics"])[-1],
                 )
                 first = False
         self.console.print(table)
+        from multitask.evaluation.bootstrap import MIN_ROWS
+
+        if few := [name for name, task in results["tasks"].items() if task["num_examples"] < MIN_ROWS]:
+            self.console.print(f"no verdict on fewer than {MIN_ROWS} rows: {', '.join(few)}", soft_wrap=True)
 
     def _arm(self, record: ArmEvent) -> None:
         self.close()
@@ -266,12 +270,12 @@ def _notes(found: Json) -> str:
     return "; ".join([*notes, *(f"{count:,} answers {name}" for count, name in counts if count)])
 
 
-def _verdict(score: Json, baseline: Json, higher_is_better: bool) -> str:
+def _verdict(score: Json, baseline: Json, higher_is_better: bool, num_rows: int) -> str:
     """Whether a score is clearly on one side of the baseline's, by both intervals."""
     from multitask.evaluation.bootstrap import difference_interval, verdict  # loads torch
 
     first, second = (_with_ends(each) for each in (score, baseline))
-    return verdict(*difference_interval(first, second), higher_is_better)
+    return verdict(*difference_interval(first, second), higher_is_better, num_rows)
 
 
 def _with_ends(score: Json) -> tuple[float, float, float]:

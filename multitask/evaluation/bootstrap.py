@@ -230,9 +230,14 @@ def compare(pairs: Sequence[tuple[Resampled, Resampled]]) -> list[Effect]:
 Verdict = Literal["better", "worse", "no clear difference"]
 
 
-def verdict(low: float, high: float, higher_is_better: bool) -> Verdict:
-    """From the interval of a difference: clear only where it does not contain 0."""
-    if low <= 0 <= high:
+MIN_ROWS = 10
+"""Fewer compared rows give no verdict: resamples of one row are all alike, and an interval of no width proves nothing.
+Ten rows that all differ in one direction have a p-value of 2 / 2^10 in a sign test."""
+
+
+def verdict(low: float, high: float, higher_is_better: bool, num_rows: int) -> Verdict:
+    """From the interval of a difference: clear only on `MIN_ROWS` rows or more and where it does not contain 0."""
+    if num_rows < MIN_ROWS or low <= 0 <= high:
         return "no clear difference"
     return "better" if (low > 0) == higher_is_better else "worse"
 

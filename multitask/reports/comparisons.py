@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from multitask.errors import InputError, suggest
-from multitask.evaluation.bootstrap import Resampled, compare, unpaired, verdict
+from multitask.evaluation.bootstrap import MIN_ROWS, Resampled, compare, unpaired, verdict
 from multitask.evaluation.schema import Shots
 from multitask.events import Json
 from multitask.reports.arms import Arm, Score
@@ -125,11 +125,14 @@ def _of(task: ComparedTask, first: str, second: str) -> tuple[Resampled, Resampl
 def _tested(pairs: Sequence[Pair]) -> Iterator[Json]:
     for pair, found in zip(pairs, compare([pair.resampled for pair in pairs]), strict=True):
         names = [name for name in (pair.first, pair.second) if name in pair.task.resampled]
+        num_rows = pair.task.num_paired
+        no_p: Json = {} if num_rows >= MIN_ROWS else {"p": None, "p_adjusted": None}
         yield {
             "task": pair.task.name,
             "metric": pair.task.metric,
             **{key: round(value, 6) for key, value in found._asdict().items()},
-            "verdict": verdict(found.low, found.high, pair.task.higher_is_better),
+            **no_p,
+            "verdict": verdict(found.low, found.high, pair.task.higher_is_better, num_rows),
             "has_seed_noise": min(len(pair.task.resampled[name].runs) for name in names) > 1,
         }
 

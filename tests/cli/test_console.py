@@ -151,3 +151,17 @@ class LongRows(SimpleNamespace):
 def seen(heads: list[list[str]], console: Any, *names: str) -> Any:
     heads.append(list(names))
     return make_table(console, *names)
+
+
+@pytest.mark.parametrize(("num_rows", "said"), [(1, "no clear difference"), (9, "no clear difference"), (10, "worse")])
+def test_few_rows_give_no_verdict(
+    num_rows: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resamples of one row are all alike: an interval of no width is no evidence."""
+    monkeypatch.setenv("COLUMNS", "140")
+    task = {**scored(0.057, 0.057, 0.057, 0.211), "num_examples": num_rows}
+    ProgressConsole().table({"tasks": {"summ": task}})
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if "lead1" in line]
+    assert line.rstrip(" │").endswith(said)
+    assert ("no verdict on fewer than 10 rows: summ" in shown) == (num_rows < 10)

@@ -672,3 +672,21 @@ def test_a_korean_report(tmp_path: Path) -> None:
     figure = (tmp_path / "ko" / "figures" / "few-shot-nli.svg").read_text("utf-8")
     assert ">예시 수<" in figure
     assert ">number of demonstrations<" in (tmp_path / "en" / "figures" / "few-shot-nli.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("num_rows", "is_clear"), [(1, False), (4, False), (9, False), (10, True)])
+def test_few_rows_give_no_verdict_and_no_p_value(tmp_path: Path, num_rows: int, is_clear: bool) -> None:
+    gold = "a" * num_rows
+    write(tmp_path / "many.json", "multitask", {"nli": answers(gold, gold)})
+    write(tmp_path / "one.json", "single-nli", {"nli": answers("b" * num_rows, gold)})
+    content, page, markdown = made([tmp_path], tmp_path / "out")
+    (test,) = content["comparisons"]["multitask"]
+    assert (test["verdict"], test["p_adjusted"] is None) == (
+        ("worse", False) if is_clear else ("no clear difference", True)
+    )
+    assert {one["verdict"] for one in content["main_comparisons"] if one["arm"] == "multitask"} == {
+        "better" if is_clear else "no clear difference"
+    }
+    assert content["gain"][0]["verdict"] == ("better" if is_clear else "no clear difference")
+    note = f"nli: {num_rows} compared rows. On fewer than 10 no verdict"
+    assert (note in page) == (note in markdown) == (not is_clear)

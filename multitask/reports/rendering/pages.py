@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from multitask.config.run import Language
+from multitask.evaluation.bootstrap import MIN_ROWS
 from multitask.reports.rendering import tables
 from multitask.reports.rendering.numbers import CONTAMINATION, COSTS, COUNTS, amount, number, probability, signed
 from multitask.reports.rendering.words import notes, sentence, singular, words
@@ -90,6 +91,8 @@ def _said_of_all(content: Content, language: Language) -> dict[str, Any]:
         elif len(task["num_rows"]) > 1:
             few, many = task["num_rows"][0], task["num_rows"][-1]
             same_rows.append(said["explain_dropped"].format(name, few, many, task["num_paired"]))
+        if 0 < task["num_paired"] < MIN_ROWS:
+            same_rows.append(said["explain_few_rows"].format(name, task["num_paired"], MIN_ROWS))
     return {
         "title": title(content, language),
         "subtitle": singular(
