@@ -18,6 +18,7 @@ from multitask.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 def choose_device(name: str) -> torch.device:
@@ -91,6 +92,28 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def used_memory_bytes(device: torch.device) -> int:
+    """Memory in use now: of the GPU by this process, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: of the GPU, or of this machine within the limit of a container (cgroup v2)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no such file, or `max`
+        free = min(free, int(_LIMIT.read_text("utf-8")) - int(_USED.read_text("utf-8")))
+    return free
 
 
 def logit_rows(vocab_size: int, device: torch.device) -> int:

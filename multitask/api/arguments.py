@@ -3,13 +3,14 @@
 `names("summ,qa")` -> `["summ", "qa"]`; `setting_flags(RunConfig, "train", {"epochs": 1})` -> `["train.epochs=1"]`.
 """
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from multitask.config.base import Settings
-from multitask.errors import InputError, suggest
+from multitask.config.base import Flag, Settings
+from multitask.errors import InputError
 
 T = TypeVar("T")
 
@@ -24,6 +25,11 @@ _SHORT = {
 }
 """Settings outside `train` that have a name of their own."""
 
+_ARGUMENTS = ("settings", "tasks", "out", "resume", "overwrite", "tasks_dirs", "flags", "report")
+"""Further arguments of these functions, for the nearest name."""
+_IN_DATA = ("language", "labels", "columns", "files", "split_by", "encoding", "format")
+"""Settings of a source, which is one of a list."""
+
 
 def names(given: str | Iterable[str] | None) -> list[str] | None:
     """Names, from one, several between commas, or a list; None stays None."""
@@ -35,6 +41,17 @@ def names(given: str | Iterable[str] | None) -> list[str] | None:
 def listed(given: str | Path | Iterable[T]) -> list[Any]:
     """Values, from one or several: a file name is one, never its letters."""
     return [given] if isinstance(given, str | Path) else list(given)
+
+
+def _nearest(kind: type[Settings], name: str, known: Iterable[str]) -> str:
+    """What a wrong argument may have been meant as."""
+    if name in ("config", "config_file", "yaml"):
+        return "give settings or a YAML file as the first argument, without a name"
+    if difflib.get_close_matches(name, _IN_DATA, n=1, cutoff=0.75) and "data" in kind.model_fields:
+        (near,) = difflib.get_close_matches(name, _IN_DATA, n=1)
+        return f"'{near}' is a setting of a source, in the YAML file below data.sources"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(sorted(known))}"
 
 
 def setting_flags(kind: type[Settings], function: str, options: Mapping[str, object]) -> list[str]:
@@ -50,9 +67,9 @@ def setting_flags(kind: type[Settings], function: str, options: Mapping[str, obj
         path = name.replace("__", ".") if "__" in name else known.get(name)
         if path is None:
             raise InputError(
-                f"{function}() has no argument '{name}'; {suggest(name, known)}. Other settings: "
+                f"{function}() has no argument '{name}'; {_nearest(kind, name, [*known, *_ARGUMENTS])}. Other settings: "
                 f"{function}(section__setting=...), or flags=['section.setting=...']"
             )
         text = json.dumps(value, ensure_ascii=False, default=str)
-        flags.append(f"{path}={text}")
+        flags.append(Flag(f"{path}={text}", f"{function}({name}={value!r})"))
     return flags

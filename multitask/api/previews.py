@@ -19,7 +19,8 @@ from rich.text import Text
 from multitask.api.results import frame
 from multitask.pattern import markers
 from multitask.tokenization.encoded_rows import Examples
-from multitask.training.preview import Estimate, Preview
+from multitask.training.checks import few_steps, notes_on_settings
+from multitask.training.preview import Estimate, Preview, gib
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -90,6 +91,7 @@ class ShownPreview(Preview):
 def show(found: Preview, num_rows: int, console: Console) -> None:
     """Prints the whole preview, with so many rows of each task."""
     special = set(found.tokenizer.convert_tokens_to_ids(markers(found.tasks)))
+    console.print(Text("green: the target, a | after each of its tokens; reversed: markers", "dim italic"))
     for name, task in found.tasks.items():
         examples = found.examples[name]
         console.rule(Text(f"{name}   {task.stream}"), align="left")
@@ -101,6 +103,8 @@ def show(found: Preview, num_rows: int, console: Console) -> None:
         if unused := rows.report.get("unused_labels"):
             console.print(Text(f"{name}: no training row has the class {', '.join(unused)}", "yellow"))
     console.print(_estimate(found.estimate))
+    for note in notes_of(found):
+        console.print(Text(f"note: {note}", "yellow"))
 
 
 def row_text(examples: Examples, number: int, tokenizer: Any, special: set[int], prompt_weight: float) -> Text:
@@ -185,10 +189,27 @@ def _others(found: Preview) -> Table:
     return table
 
 
+def notes_of(found: Preview) -> list[str]:
+    """What should be looked at before training."""
+    estimate, train = found.estimate, found.config.train
+    notes = notes_on_settings(found.config, found.tasks)
+    if few := few_steps(estimate.num_steps, train):
+        notes.append(few)
+    if estimate.tokens_that_fit is not None:
+        fitting = 1 << (estimate.tokens_that_fit.bit_length() - 1)
+        notes.append(
+            f"a pass of training takes {gib(estimate.peak_bytes)} of memory, {gib(estimate.free_bytes)} are free: set "
+            f"{estimate.lower} to {fitting:,} or less"
+        )
+    return notes
+
+
 def _estimate(found: Estimate) -> Text:
+    steps = "1 step" if found.num_steps == 1 else f"{found.num_steps:,} steps"
+    minutes = found.num_tokens * found.s_per_token / 60
+    how_long = f"about {minutes:.1f} min" if minutes >= 1 else f"about {max(1, round(60 * minutes))} s"
     return Text(
         f"{found.total_parameters:,} parameters, {found.trainable_parameters:,} trained; {found.device} "
         f"{found.precision}, about {1 / found.s_per_token:,.0f} tokens/s\n"
-        f"memory about {found.peak_bytes / 2**30:.1f} GiB; {found.num_steps:,} steps, {found.num_tokens:,.0f} tokens "
-        f"in about {found.num_tokens * found.s_per_token / 60:.1f} min"
+        f"memory about {gib(found.peak_bytes)}; {steps}, {found.num_tokens:,.0f} tokens in {how_long}"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from multitask.cli.options import dotted, program, shared_options
+from multitask.cli.options import program, shared_options, training_options, training_settings
 
 
 @click.command()
@@ -37,24 +37,16 @@ def init(
 
 @click.command()
 @shared_options
-@click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
+@training_options
 @click.option("--rows", default=3, show_default=True, help="Rows shown of each task.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to check as `train` would.")
 @click.option("--overwrite", is_flag=True, help="As for `train`: the folder may hold a run.")
-def preview(
-    flags: tuple[str, ...],
-    device: str | None,
-    limit: int | None,
-    model: str | None,
-    config: Path | None,
-    rows: int,
-    **options: Any,
-) -> None:
+def preview(flags: tuple[str, ...], config: Path | None, rows: int, **options: Any) -> None:
     """Show what training would see, without training: rows, sampling rates, lengths, truncation, memory, time."""
     from rich.console import Console
 
     from multitask import api
     from multitask.api.previews import show
 
-    named = dotted(flags, device=device, data__limit=limit, model__name=model)
+    named = training_settings(flags, options)
     show(api.preview(config, flags=named, **options), rows, Console())

@@ -16,7 +16,14 @@ import click
 from multitask.cli.console import ProgressConsole
 from multitask.cli.data_commands import init, preview
 from multitask.cli.model_commands import import_gguf, import_openai, models, push
-from multitask.cli.options import dotted, program, shared_options, split_names
+from multitask.cli.options import (
+    dotted,
+    program,
+    shared_options,
+    split_names,
+    training_options,
+    training_settings,
+)
 from multitask.cli.text_commands import generate, tokenizer
 from multitask.errors import InputError, Interrupted
 
@@ -86,12 +93,7 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
 
 @main.command()
 @shared_options
-@click.option("--model", help="Hub name or local folder; default: a randomly initialised GPT-2.")
-@click.option("--adapter", type=click.Choice(["none", "lora"]), help="Train all weights, or LoRA.")
-@click.option("--merge", is_flag=True, default=None, help="With LoRA: write a plain model.")
-@click.option("--epochs", type=float, help="Passes over the rows (train.epochs).")
-@click.option("--lr", type=float, help="Peak learning rate (train.learning_rate).")
-@click.option("--batch-tokens", type=int, help="Tokens of one step (train.batch_tokens).")
+@training_options
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<tasks>-<date>-<time>.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
 @click.option(
@@ -102,33 +104,13 @@ def tasks(tasks_dirs: tuple[str, ...]) -> None:
 )
 @click.option("--push-to-hub", metavar="NAME", help="Upload the finished model to the Hugging Face hub, as `push`.")
 @click.option("--private", is_flag=True, default=None, help="With --push-to-hub: others cannot see it.")
-def train(
-    flags: tuple[str, ...],
-    device: str | None,
-    limit: int | None,
-    model: str | None,
-    adapter: str | None,
-    merge: bool | None,
-    epochs: float | None,
-    lr: float | None,
-    batch_tokens: int | None,
-    config: Path | None,
-    **options: Any,
-) -> None:
+def train(flags: tuple[str, ...], config: Path | None, **options: Any) -> None:
     """Train one model on several tasks; with no options, a small GPT-2 on the synthetic dataset."""
     from multitask import api
 
-    named = dotted(
-        flags,
-        device=device,
-        data__limit=limit,
-        model__name=model,
-        adapter__kind=adapter,
-        adapter__merge=merge,
-        train__epochs=epochs,
-        train__learning_rate=lr,
-        train__batch_tokens=batch_tokens,
-    )
+    if options["private"] and options["push_to_hub"] is None:
+        raise InputError("--private belongs to --push-to-hub NAME: nothing is uploaded without it")
+    named = training_settings(flags, options)
     console = ProgressConsole()
     try:
         api.train(config, flags=named, report=console, **options)
@@ -272,6 +254,8 @@ def fewshot(
     """Prompt a model with zero, one or a few solved examples; nothing is trained."""
     from multitask import api
 
+    if balanced and demonstrations not in (None, "balanced"):
+        raise InputError(f"--balanced is --demonstrations balanced; --demonstrations {demonstrations} says otherwise")
     numbers = [int(k) if k.isdecimal() else k for k in shots] if shots is not None else None
     named = dotted(
         flags,

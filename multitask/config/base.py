@@ -11,6 +11,23 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
+class Flag(str):
+    """A setting by dotted name, `train.epochs=0`, and how the user wrote it, `--epochs 0`, for messages."""
+
+    shown: str
+
+    def __new__(cls, text: str, shown: str) -> "Flag":
+        """A text with a second one."""
+        flag = super().__new__(cls, text)
+        flag.shown = shown
+        return flag
+
+
+def shown_flag(flag: str) -> str:
+    """A setting by dotted name as the user wrote it; without further knowledge, with `--set`."""
+    return flag.shown if isinstance(flag, Flag) else f"--set {flag}"
+
+
 class Settings(BaseModel):
     """Frozen; unknown keys are errors.
 
@@ -48,9 +65,9 @@ def origin_of(path: str, settings: Mapping[str, Any], flags: Sequence[str], wher
     for flag in reversed(flags):
         name = flag.partition("=")[0]
         if path and (f"{path}.").startswith(f"{name}."):
-            return f"--set {flag}"
+            return shown_flag(flag)
         if path and name.startswith(f"{path}.") and not _has(settings, path):
-            return f"--set {flag}"
+            return shown_flag(flag)
     return where
 
 

@@ -12,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from multitask.config.base import Settings, origin_of
+from multitask.config.base import Settings, origin_of, shown_flag
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
@@ -158,11 +158,11 @@ def _with_value(node: Any, parts: Sequence[str], value: Any, flag: str) -> Any:
     if isinstance(node, list):
         if not part.isdecimal() or int(part) >= len(node):
             places = f"a number from 0 to {len(node) - 1}" if node else "nothing: the list is empty"
-            raise InputError(f"--set {flag}: '{part}' is no place in a list of {len(node)}; expected {places}")
+            raise InputError(f"{shown_flag(flag)}: '{part}' is no place in a list of {len(node)}; expected {places}")
         inner, items = node[int(part)], [*node]
         if rest and isinstance(inner, str):
             raise InputError(
-                f"--set {flag}: place {part} of the list is the name '{inner}', which has no settings here; write the "
+                f"{shown_flag(flag)}: place {part} of the list is the name '{inner}', which has no settings here; write the "
                 "source out in a YAML file"
             )
         items[int(part)] = _with_value(inner, rest, value, flag) if rest else value

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from multitask.batching.mixture import sampling_rates
 from multitask.batching.packing import check_window
 from multitask.config.run import RunConfig
+from multitask.config.train import LoopConfig
 from multitask.data.rows import Counts, Row, read_rows
 from multitask.data.sources import has_split, resolve, source_name
 from multitask.errors import InputError
@@ -31,6 +32,36 @@ def check_before_encoding(config: RunConfig, tasks: Mapping[str, Task]) -> None:
         for split in dict.fromkeys(("train", "validation", config.eval.split)):
             checks.append(lambda task=task, split=split: _check_split(task, split, config))  # type: ignore[misc]
     _all(checks)
+
+
+FEW_STEPS = 20
+"""Of fewer optimizer steps a model learns next to nothing."""
+
+
+def few_steps(num_steps: int, train: LoopConfig) -> str | None:
+    """A note for a run whose passes over the rows are too few steps; None where the steps suffice or were named."""
+    if num_steps >= FEW_STEPS or train.max_steps is not None:
+        return None
+    steps = "1 optimizer step" if num_steps == 1 else f"{num_steps} optimizer steps"
+    return (
+        f"only {steps} in all: a model hardly learns from fewer than {FEW_STEPS}; lower train.batch_tokens (now "
+        f"{train.batch_tokens:,}) or raise train.epochs (now {train.epochs:g})"
+    )
+
+
+def notes_on_settings(config: RunConfig, tasks: Iterable[str]) -> list[str]:
+    """What settings say that was perhaps not meant: tasks without a source beside tasks with one, LoRA on no model."""
+    notes = [
+        f"{name}: no source is named in data.sources: the synthetic dataset is used"
+        for name in tasks
+        if config.data.sources and name not in config.data.sources
+    ]
+    if config.adapter.kind == "lora" and config.model.name is None:
+        notes.append(
+            "LoRA on a randomly initialised model, whose own weights stay as they are: name a trained one with "
+            "model.name (--model)"
+        )
+    return notes
 
 
 def check_sizes(tasks: Mapping[str, Task], block_size: int, window: int | None) -> None:

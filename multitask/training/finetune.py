@@ -33,7 +33,7 @@ from multitask.signals import interruptible
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
-from multitask.training.checks import check_before_encoding, check_sizes
+from multitask.training.checks import check_before_encoding, check_sizes, few_steps, notes_on_settings
 from multitask.training.loop import Loop, TrainingInputs
 from multitask.training.run_dir import Run, open_run
 
@@ -61,6 +61,8 @@ def train(
     """
     started = time.perf_counter()
     check_before_encoding(config, tasks)
+    for text in notes_on_settings(config, tasks):
+        report({"event": "warning", "text": text})
     with open_run(config, out, overwrite, resume) as run:
         config, out = run.config, run.out
         model, tokenizer = _model(run, tasks)
@@ -87,6 +89,8 @@ def train(
             data={name: found.report for name, found in rows.train.items()},
         )
         loop = Loop(config.train, config.seed, inputs, out, run.accelerator, model, report)
+        if (few := few_steps(loop.max_steps, config.train)) and run.accelerator.is_main_process:
+            report({"event": "warning", "text": few})
         run.commit(loop)
         loop.run()
         if not run.accelerator.is_main_process:

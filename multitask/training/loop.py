@@ -368,7 +368,11 @@ class Loop:
     def start(self) -> None:
         """Before the first step: trackers and the first report; raises InputError where no step is left."""
         if self.step > self.max_steps:
-            raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
+            wanted = "train.max_steps" if self.config.max_steps else f"train.epochs {self.config.epochs:g}"
+            raise InputError(
+                f"{self.out}: already at step {self.step}, past the last one, {self.max_steps}, that {wanted} asks for; "
+                "raise it"
+            )
         if self.config.tracker and self.accelerator.is_main_process:
             self.accelerator.init_trackers(
                 "multitask", config={"tasks": ",".join(self.inputs.names), "seed": self.seed}

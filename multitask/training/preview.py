@@ -7,17 +7,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from unicodedata import normalize
 
 import torch
 
 from multitask.batching.collate import collate
 from multitask.batching.mixture import Mixture, sampling_rates
-from multitask.batching.packing import BlockStream, micro_steps
+from multitask.batching.packing import BlockStream, SampledExample
 from multitask.config.run import RunConfig
+from multitask.config.train import TrainConfig
 from multitask.data.rows import Row
-from multitask.device import choose_device, choose_precision, peak_memory_bytes
+from multitask.device import (
+    choose_device,
+    choose_precision,
+    free_memory_bytes,
+    peak_memory_bytes,
+    reset_peak,
+    used_memory_bytes,
+)
+from multitask.errors import InputError
 from multitask.evaluation.tuned import block_size_of, examples_of, text_of
 from multitask.models.build import build
 from multitask.models.lora import add_lora, max_positions, text_config
@@ -30,12 +39,18 @@ from multitask.training.checks import check_before_encoding, check_sizes
 from multitask.training.finetune import tokenizer_texts
 from multitask.training.run_dir import check_folder
 
+_FIRST_PASS = 256  # tokens
+_MARGIN = 1.2  # for what grows faster than the number of tokens
+_MICRO = "train.micro_batch_tokens"
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """What training would take, measured on three real micro-steps.
+    """What training would take, measured on real passes.
 
-    num_tokens: of the whole run. peak_bytes: of memory, AdamW's moments included.
+    num_tokens: of the whole run. peak_bytes: of memory, AdamW's moments included; where a whole pass does not fit,
+    extrapolated from smaller ones. free_bytes: memory that this process could have. tokens_that_fit: of a pass; None:
+    a whole one fits, otherwise `lower` is the setting to lower.
     """
 
     device: str
@@ -46,6 +61,9 @@ class Estimate:
     num_tokens: float
     s_per_token: float
     peak_bytes: int
+    free_bytes: int
+    tokens_that_fit: int | None = None
+    lower: str = _MICRO
 
 
 @dataclass(frozen=True)
@@ -131,27 +149,23 @@ def rates_of(examples: Mapping[str, Examples], config: RunConfig) -> dict[str, f
 def estimate(
     model: Any, examples: Mapping[str, Examples], config: RunConfig, block_size: int, device: torch.device
 ) -> Estimate:
-    """What training would take, measured on three real micro-steps: tokens, seconds a token, bytes, parameters."""
+    """What training would take: tokens, seconds a token, bytes, parameters, measured on real passes.
+
+    Passes grow fourfold, from a few hundred tokens to a whole pass of training or to all rows once, and none is tried
+    that would not fit the free memory. Raises InputError where not even the first one would.
+    """
     train = config.train
     sizes = {name: len(rows) for name, rows in examples.items()}
     rates = rates_of(examples, config)
     stream = BlockStream(examples, Mixture(sizes, rates, config.seed), block_size, train.packing_window)
     precision = choose_precision(train.precision, device, text_config(model).hidden_size)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    wrapped = TokenNLL(model).to(device).train()
     layout = prepare_attention(model, block_size, train.packing)
-    blocks = stream.next_blocks(max(1, train.micro_batch_tokens // block_size) * 3)
-    times = []
-    for drawn in micro_steps(blocks, layout, train.micro_batch_tokens, block_size)[:3]:
-        started = time.perf_counter()
-        batch = collate(list(map(stream.example, drawn)), layout, train.prompt_weight).to(device)
-        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-            loss, _ = wrapped(batch, 1.0 / max(1.0, float(batch.weights.sum())))
-        loss.backward()
-        times.append((time.perf_counter() - started) / batch.num_tokens)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    peak = peak_memory_bytes(device) + 8 * trainable  # AdamW's two moments come with the first step
+    whole = _tokens_of_pass(examples, train, layout, block_size)
+    measured = _Passes(model, stream, config, layout, precision, device).measure(
+        whole, sum(int(rows.lengths.sum()) - len(rows) for rows in examples.values()), 8 * trainable
+    )
     mean = sum(rates[name] * float(r.lengths.mean() - 1) for name, r in examples.items())
     blocks_per_step = max(1, train.batch_tokens // block_size)
     num_blocks = train.max_steps * blocks_per_step if train.max_steps else stream.num_blocks_in(train.epochs)
@@ -163,6 +177,106 @@ def estimate(
         trainable_parameters=trainable,
         num_steps=max(1, -int(-num_blocks // blocks_per_step)),
         num_tokens=num_blocks * per_block,
-        s_per_token=min(times),
-        peak_bytes=peak,
+        s_per_token=measured.s_per_token,
+        peak_bytes=measured.peak_bytes,
+        free_bytes=measured.free_bytes,
+        tokens_that_fit=measured.tokens_that_fit if measured.tokens_that_fit < whole else None,
+        lower="train.block_size" if layout == "packed" and block_size > train.micro_batch_tokens else _MICRO,
     )
+
+
+def _tokens_of_pass(examples: Mapping[str, Examples], train: TrainConfig, layout: str, block_size: int) -> int:
+    """Most tokens of a forward-backward pass of training, padding included."""
+    of_step = max(1, train.batch_tokens // block_size) * block_size
+    if layout == "packed":
+        return min(of_step, max(1, train.micro_batch_tokens // block_size) * block_size)
+    longest = max(int(rows.lengths.max()) - 1 for rows in examples.values())
+    return max(longest, min(of_step, train.micro_batch_tokens))
+
+
+class _Measured(NamedTuple):
+    """peak_bytes: of a whole pass of training with AdamW's moments; free_bytes: for all of it, before any pass."""
+
+    s_per_token: float
+    peak_bytes: int
+    free_bytes: int
+    tokens_that_fit: int
+
+
+@dataclass
+class _Passes:
+    """Forward-backward passes of a model over rows that training would draw."""
+
+    model: Any
+    stream: BlockStream
+    config: RunConfig
+    layout: Literal["packed", "none"]
+    precision: str
+    device: torch.device
+
+    def measure(self, whole: int, all_rows: int, moments: int) -> _Measured:
+        """whole: tokens of a pass of training; all_rows: tokens of all rows; moments: bytes of AdamW's."""
+        self.wrapped = TokenNLL(self.model).to(self.device).train()
+        self.drawn = [d for block in self.stream.next_blocks(max(1, whole // self.stream.block_size)) for d in block]
+        held = used_memory_bytes(self.device)
+        free = held + free_memory_bytes(self.device)
+        gradients = moments // 2
+        self._check_free(held + 2 * gradients, free, moments)  # a second time while they are summed
+        most, times = min(whole, all_rows), []
+        self._run(min(_FIRST_PASS, most))  # makes the gradients, which stay
+        fixed, per_token, before = 0.0, 0.0, None
+        size = min(_FIRST_PASS, most)
+        while True:
+            tokens, elapsed_s, peak = self._run(size)
+            times.append(elapsed_s / tokens)
+            if before is not None and tokens > before[0]:
+                per_token = max(0.0, (peak - before[1]) / (tokens - before[0]))
+            fixed, before = peak - per_token * tokens, (tokens, peak)
+            following = min(most, 2 * size if len(times) == 1 else 4 * size)
+            if size >= most or fixed + _MARGIN * per_token * following > free:
+                break
+            size = following
+        if size >= most:
+            times += [elapsed_s / tokens for tokens, elapsed_s, _ in (self._run(size) for _ in range(2))]
+        fits = int((free - moments - fixed) / per_token) if per_token else whole
+        peak_bytes = max(before[1], int(fixed + per_token * whole)) + moments
+        return _Measured(min(times), peak_bytes, free, whole if peak_bytes <= free else max(16, fits))
+
+    def _check_free(self, wanted: int, free: int, moments: int) -> None:
+        if wanted > free:
+            raise InputError(
+                f"memory: parameters, gradients and AdamW's moments take {gib(wanted + moments)}, {gib(free)} are free; "
+                "lowering train.micro_batch_tokens cannot help: take a smaller model, or adapter.kind lora"
+            )
+
+    def _run(self, most: int) -> tuple[int, float, int]:
+        """Tokens, seconds and peak bytes of a pass of at most so many tokens, padding included; one example at least."""
+        reset_peak(self.device)
+        chosen = self._choose(most)
+        started = time.perf_counter()
+        batch = collate(list(map(self.stream.example, chosen)), self.layout, self.config.train.prompt_weight)
+        batch = batch.to(self.device)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+            loss, _ = self.wrapped(batch, 1.0 / max(1.0, float(batch.weights.sum())))
+        loss.backward()
+        elapsed_s = time.perf_counter() - started
+        return batch.input_ids.numel(), elapsed_s, peak_memory_bytes(self.device)
+
+    def _choose(self, most: int) -> list[SampledExample]:
+        """Drawn examples that fill a pass: the longest that fit, as training's own passes have rows of one length."""
+        fitting = [d for d in self.drawn if d.length <= most] or [min(self.drawn, key=lambda d: d.length)]
+        if self.layout == "none":
+            fitting.sort(key=lambda d: -d.length)
+            return fitting[: max(1, most // fitting[0].length)]
+        chosen, length = [], 0
+        for drawn in fitting:
+            if not chosen or length + drawn.length <= most:
+                chosen.append(drawn)
+                length += drawn.length
+        return chosen
+
+
+def gib(num_bytes: float) -> str:
+    """`1.5 GiB`."""
+    return f"{num_bytes / 2**30:.1f} GiB"

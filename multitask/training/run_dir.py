@@ -6,6 +6,7 @@ an accelerator, and a folder `runs/NAME` with `config.yaml` in it.
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -176,7 +177,11 @@ def with_learning_rate(config: Config) -> Config:
 
 def check_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool) -> None:
     """Raises InputError for a folder that a new run cannot have, because it holds a run already or something else."""
-    if out.exists() and not out.is_dir():
+    try:
+        is_file = out.exists() and not out.is_dir()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{out}: cannot be made ({error}); choose another --out") from None
+    if is_file:
         raise InputError(f"{out}: a file, not a folder; choose another --out")
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
@@ -193,6 +198,26 @@ def check_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool)
                 raise InputError(
                     f"{out}: --overwrite would remove {name}, which this run starts from; choose another --out"
                 )
+    _check_can_be_made(out)
+
+
+def _check_can_be_made(out: Path) -> None:
+    """Makes the missing folders of a path and a file in the last, and removes them again; raises InputError.
+
+    Permissions alone do not tell: below /proc even root can make nothing.
+    """
+    made: list[Path] = []
+    try:
+        for folder in reversed([folder for folder in (out, *out.parents) if not folder.exists()]):
+            folder.mkdir()
+            made.append(folder)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error}); choose another --out") from None
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 def _create_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool, resume: bool | Path) -> None:

@@ -209,3 +209,19 @@ def test_disk_errors_are_the_users(tmp_path: Path) -> None:
             raise error
     with pytest.raises(FileNotFoundError), progress.showing(False):
         raise FileNotFoundError(2, "our own failure")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"epochs": 0}, r"train\(epochs=0\): train.epochs: Input should be greater than 0"),
+        ({"limit": 0}, r"train\(limit=0\): data.limit"),
+        ({"langage": "ko"}, "'language' is a setting of a source, in the YAML file below data.sources"),
+        ({"label": ["a"]}, "'labels' is a setting of a source"),
+        ({"config": "num.yaml"}, "as the first argument, without a name"),
+        ({"overwrit": True}, "did you mean 'overwrite'"),
+    ],
+)
+def test_a_wrong_argument_is_named_as_it_was_given(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        train(**given)

@@ -64,7 +64,7 @@ def test_a_task_is_learned_by_heart_and_scored(tmp_path: Path) -> None:
         "step 150/150",
         "validation qa",
         "exact_match",
-        "better",
+        "no verdict on fewer than 10 rows: qa",
         "written",
     ):
         assert shown in result.output
@@ -359,3 +359,54 @@ def test_default_ids_of_a_small_model_are_no_noise(first: str, is_said: bool) ->
     code = f"{first}\nfrom transformers import GPT2Config\nGPT2Config(vocab_size=100, n_layer=1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ("Model config: bos_token_id" in done.stdout + done.stderr) == is_said
+
+
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "message"),
+    [
+        ("train", ("--epochs", "0"), "--epochs 0: train.epochs: Input should be greater than 0, found 0.0"),
+        ("train", ("--lr", "0"), "--lr 0: train.learning_rate: Input should be greater than 0"),
+        ("train", ("--batch-tokens", "0"), "--batch-tokens 0: train.batch_tokens: Input should be"),
+        ("train", ("--limit", "0"), "--limit 0: data.limit: Input should be"),
+        ("preview", ("--lr", "-1"), "--lr -1: train.learning_rate: Input should be"),
+        ("fewshot", ("--draws", "0"), "--draws 0: fewshot.draws: Input should be"),
+        ("fewshot", ("--shots", "x"), "--shots x: fewshot.shots"),
+        ("fewshot", ("--max-rows", "0"), "--max-rows 0: eval.max_rows: Input should be"),
+    ],
+)
+def test_an_error_names_what_was_typed(command: str, given: tuple[str, ...], message: str) -> None:
+    assert refused(command, *given).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "message"),
+    [
+        ("train", ("--epochs", "2", "--set", "train.epochs=5"), "--epochs 2 and --set train.epochs=5 give the same"),
+        ("preview", ("--limit", "2", "--set", "data.limit=5"), "--limit 2 and --set data.limit=5 give the same"),
+        ("fewshot", ("--shots", "0,1", "--set", "fewshot.shots=[4]"), "--shots 0,1 and --set fewshot.shots=[4] give"),
+        ("pretrain", ("--shape", "nano", "--set", "model.shape=mini"), "--shape nano and --set model.shape=mini give"),
+        ("train", ("--private",), "--private belongs to --push-to-hub NAME"),
+        ("fewshot", ("--balanced", "--demonstrations", "random"), "--balanced is --demonstrations balanced"),
+    ],
+)
+def test_options_that_contradict_one_another(command: str, given: tuple[str, ...], message: str) -> None:
+    assert message in refused(command, *given)
+
+
+def test_a_line_of_train_can_be_previewed(tmp_path: Path) -> None:
+    path = config(tmp_path, "qa")
+    given = ("--epochs", "2", "--lr", "1e-3", "--batch-tokens", "128", "--adapter", "lora", "--merge")
+    shown = command("preview", "--config", path, *given)
+    assert shown.exit_code == 0, shown.output
+
+
+def test_a_finished_run_names_the_option_that_would_continue_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = config(tmp_path, "qa", train={"epochs": 2.0, "max_steps": None, "batch_tokens": 128, "save_every_steps": 1})
+    assert command("train", "--config", path, "--out", run).exit_code == 0
+    errors = refused("train", "--resume", run, "--epochs", "0.2")
+    assert "past the last one, " in errors
+    assert "that train.epochs 0.2 asks for; raise it" in errors

@@ -14,6 +14,7 @@ from multitask import preview, train
 from multitask.api.previews import show
 from multitask.errors import InputError
 from multitask.tokenization import encoded_rows
+from multitask.training import preview as previews
 
 SMALL = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64, "vocab_size": 300}
 
@@ -56,7 +57,7 @@ def test_other_splits_and_rows_that_are_in_train(settings: dict[str, Any]) -> No
 
 
 def test_a_marker_that_a_text_spells_is_told_from_a_real_one(settings: dict[str, Any]) -> None:
-    first = shown(preview(settings)).splitlines()[1]
+    first = shown(preview(settings)).splitlines()[2]
     assert "좋아요 \\<|end|> 끝<|classify|>" in first
     assert "긍정|<|end|>" in first
 
@@ -71,8 +72,8 @@ def test_spaces_of_a_tokenizer_that_writes_them_as_a_sign(settings: dict[str, An
     )
     settings["model"] = SMALL | {"tokenizer": str(tmp_path / "tokenizer")}
     lines = shown(preview(settings), width=400).splitlines()
-    assert lines[3].startswith("그저 그래요<|classify|>")
-    assert "좋아요 \\<|end|> 끝<|classify|>" in lines[1]
+    assert lines[4].startswith("그저 그래요<|classify|>")
+    assert "좋아요 \\<|end|> 끝<|classify|>" in lines[2]
 
 
 def changed(settings: dict[str, Any], **flags: Any) -> dict[str, Any]:
@@ -143,3 +144,106 @@ def test_the_run_folder(settings: dict[str, Any], tmp_path: Path) -> None:
         preview(settings, out=tmp_path / "run")
     preview(settings, out=tmp_path / "run", overwrite=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"], "nothing is written or moved"
+
+
+@pytest.mark.parametrize("path", ["file/x", "file/x/y", "/proc/foo", "/proc/foo/run", "a" * 300])
+def test_a_run_folder_that_cannot_be_made(settings: dict[str, Any], tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("")
+    for refuses in (preview, train):
+        with pytest.raises(InputError, match="cannot be made"):
+            refuses(settings, out=tmp_path / path)
+
+
+def test_a_run_folder_that_can_be_made_is_not(settings: dict[str, Any], tmp_path: Path) -> None:
+    preview(settings, out=tmp_path / "some" / "run")
+    assert not (tmp_path / "some").exists()
+
+
+def test_memory_is_estimated_from_passes_that_fit(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass takes 1 GiB and 1 MiB a token; 1.5 GiB are free. None is tried that would not fit."""
+    settings["train"] = {"max_steps": 1, "batch_tokens": 4096, "micro_batch_tokens": 4096, "block_size": 64}
+    settings["model"] = SMALL
+    path = Path(settings["data"]["sources"]["cls"][0]["files"]["train"])
+    row = path.read_text("utf-8").splitlines()[0] + "\n"
+    path.write_text("".join(row.replace("끝", f"끝 {n}") for n in range(400)), "utf-8")
+    tried: list[int] = []
+    monkeypatch.setattr(previews, "free_memory_bytes", lambda _: 3 * 2**29)
+    monkeypatch.setattr(previews, "used_memory_bytes", lambda _: 0)
+    monkeypatch.setattr(previews, "peak_memory_bytes", lambda _: 2**30 + 2**20 * tried[-1])
+    collate = previews.collate
+
+    def collated(*given: Any) -> Any:
+        batch = collate(*given)
+        tried.append(batch.input_ids.numel())
+        return batch
+
+    monkeypatch.setattr(previews, "collate", collated)
+    found = preview(settings)
+    assert max(tried) <= 512
+    assert len(tried) == 3, "one that makes the gradients, two that are measured"
+    assert found.estimate.peak_bytes == pytest.approx(5 * 2**30, rel=0.02)
+    assert found.estimate.tokens_that_fit is not None
+    assert 450 <= found.estimate.tokens_that_fit <= 512
+    said = " ".join(shown(found).split())
+    assert "a pass of training takes 5.0 GiB of memory, 1.5 GiB are free: set train.micro_batch_tokens to 256" in said
+
+
+def test_a_pass_is_no_larger_than_all_rows(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings["train"] = {"max_steps": 1, "batch_tokens": 4096, "micro_batch_tokens": 4096}
+    sizes: list[int] = []
+    collate = previews.collate
+
+    def collated(*given: Any) -> Any:
+        batch = collate(*given)
+        sizes.append(batch.input_ids.numel())
+        return batch
+
+    monkeypatch.setattr(previews, "collate", collated)
+    found = preview(settings)
+    assert max(sizes) <= int(found.examples["cls"].lengths.sum())
+
+
+def test_a_model_that_does_not_fit_is_an_error(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previews, "free_memory_bytes", lambda _: 0)
+    monkeypatch.setattr(previews, "collate", lambda *_: pytest.fail("a pass was tried"))
+    with pytest.raises(InputError, match=r"memory: parameters, gradients and AdamW's moments take .* are free"):
+        preview(settings)
+
+
+@pytest.mark.parametrize(("train_settings", "is_said"), [({"epochs": 3.0}, True), ({"max_steps": 1}, False)])
+def test_too_few_steps_are_told(
+    settings: dict[str, Any], tmp_path: Path, train_settings: dict[str, Any], is_said: bool
+) -> None:
+    settings["train"] = {"batch_tokens": 64, "micro_batch_tokens": 64, **train_settings}
+    note = "hardly learns from fewer than 20; lower train.batch_tokens (now 64) or raise train.epochs"
+    assert (note in " ".join(shown(preview(settings)).split())) == is_said
+    events: list[Any] = []
+    train(settings, out=tmp_path / "run", report=events.append)
+    assert any(note in event.get("text", "") for event in events) == is_said
+
+
+def test_a_task_without_a_source_beside_one_with_a_source(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings |= {"tasks": ["cls", "qa"], "eval": {"max_rows": 4}}
+    settings["data"] |= {"limit": 20}
+    settings["model"] = SMALL | {"n_positions": 256}
+    settings["train"] = {"max_steps": 1, "batch_tokens": 256, "eval_max_rows": 4}
+    note = "qa: no source is named in data.sources: the synthetic dataset is used"
+    said = shown(preview(settings))
+    assert note in said
+    assert "cls: no source" not in said
+    events: list[Any] = []
+    train(settings, out=tmp_path / "run", report=events.append)
+    assert any(note == event.get("text") for event in events)
+
+
+def test_lora_on_a_new_model_is_told(settings: dict[str, Any]) -> None:
+    note = "LoRA on a randomly initialised model"
+    assert note not in shown(preview(settings))
+    assert note in shown(preview({**settings, "adapter": {"kind": "lora"}}))
+
+
+def test_words_of_the_estimate(settings: dict[str, Any]) -> None:
+    said = shown(preview(settings))
+    assert "; 1 step, " in said
+    assert " in about 1 s" in said
+    assert "a | after each of its tokens" in said
