@@ -62,12 +62,13 @@ def setting_flags(kind: type[Settings], function: str, options: Mapping[str, obj
     train: Any = kind.model_fields["train"].annotation
     known = {name: f"train.{name}" for name in train.model_fields}
     known |= {name: path for name, path in _SHORT.items() if path.split(".")[0] in kind.model_fields}
-    flags = []
+    flags: list[str] = []
     for name, value in options.items():
         path = name.replace("__", ".") if "__" in name else known.get(name)
         if path is None:
+            near = _nearest(kind, name, [*known, *_ARGUMENTS])
             raise InputError(
-                f"{function}() has no argument '{name}'; {_nearest(kind, name, [*known, *_ARGUMENTS])}. Other settings: "
+                f"{function}() has no argument '{name}'; {near}. Other settings: "
                 f"{function}(section__setting=...), or flags=['section.setting=...']"
             )
         text = json.dumps(value, ensure_ascii=False, default=str)

@@ -370,8 +370,8 @@ class Loop:
         if self.step > self.max_steps:
             wanted = "train.max_steps" if self.config.max_steps else f"train.epochs {self.config.epochs:g}"
             raise InputError(
-                f"{self.out}: already at step {self.step}, past the last one, {self.max_steps}, that {wanted} asks for; "
-                "raise it"
+                f"{self.out}: already at step {self.step}, past the last one, {self.max_steps}, that {wanted} asks "
+                "for; raise it"
             )
         if self.config.tracker and self.accelerator.is_main_process:
             self.accelerator.init_trackers(

@@ -245,12 +245,12 @@ class _Passes:
     def _check_free(self, wanted: int, free: int, moments: int) -> None:
         if wanted > free:
             raise InputError(
-                f"memory: parameters, gradients and AdamW's moments take {gib(wanted + moments)}, {gib(free)} are free; "
-                "lowering train.micro_batch_tokens cannot help: take a smaller model, or adapter.kind lora"
+                f"memory: parameters, gradients and AdamW's moments take {gib(wanted + moments)}, {gib(free)} are "
+                "free; lowering train.micro_batch_tokens cannot help: take a smaller model, or adapter.kind lora"
             )
 
     def _run(self, most: int) -> tuple[int, float, int]:
-        """Tokens, seconds and peak bytes of a pass of at most so many tokens, padding included; one example at least."""
+        """Tokens (padding included), seconds and peak bytes of a pass of at most so many tokens, at least one row."""
         reset_peak(self.device)
         chosen = self._choose(most)
         started = time.perf_counter()
@@ -269,7 +269,8 @@ class _Passes:
         if self.layout == "none":
             fitting.sort(key=lambda d: -d.length)
             return fitting[: max(1, most // fitting[0].length)]
-        chosen, length = [], 0
+        chosen: list[SampledExample] = []
+        length = 0
         for drawn in fitting:
             if not chosen or length + drawn.length <= most:
                 chosen.append(drawn)
