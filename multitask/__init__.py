@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multitask.api import list_models as list_models
     from multitask.api import pretrain as pretrain
     from multitask.api import preview as preview
+    from multitask.api import push as push
     from multitask.api import report as report
     from multitask.api import tokenizer as tokenizer
     from multitask.api import train as train
@@ -42,6 +43,7 @@ __all__ = [
     "load_tasks",
     "pretrain",
     "preview",
+    "push",
     "report",
     "tokenizer",
     "train",

@@ -79,6 +79,9 @@ def of_model(folder: Path) -> str | None:
 
     Of weights in several files, each that the index names has to be there.
     """
+    weights = [*folder.glob("*.safetensors")]
+    if weights and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return f"{folder / 'config.json'}: missing beside {weights[0].name}; copy or download the folder with all files"
     for path in sorted(folder.glob("*.json")):
         if problem := text(path) or _missing_part(path):
             return _with_remedy(path, problem)

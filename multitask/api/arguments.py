@@ -48,10 +48,10 @@ def _nearest(kind: type[Settings], name: str, known: Iterable[str]) -> str:
     if name in ("config", "config_file", "yaml"):
         return "give settings or a YAML file as the first argument, without a name"
     if difflib.get_close_matches(name, _IN_DATA, n=1, cutoff=0.75) and "data" in kind.model_fields:
-        (near,) = difflib.get_close_matches(name, _IN_DATA, n=1)
+        near = difflib.get_close_matches(name, _IN_DATA, n=1)[0]
         return f"'{near}' is a setting of a source, in the YAML file below data.sources"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    return f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(sorted(known))}"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(sorted(known))}"
 
 
 def setting_flags(kind: type[Settings], function: str, options: Mapping[str, object]) -> list[str]:
@@ -66,9 +66,9 @@ def setting_flags(kind: type[Settings], function: str, options: Mapping[str, obj
     for name, value in options.items():
         path = name.replace("__", ".") if "__" in name else known.get(name)
         if path is None:
-            near = _nearest(kind, name, [*known, *_ARGUMENTS])
+            nearest = _nearest(kind, name, [*known, *_ARGUMENTS])
             raise InputError(
-                f"{function}() has no argument '{name}'; {near}. Other settings: "
+                f"{function}() has no argument '{name}'; {nearest}. Other settings: "
                 f"{function}(section__setting=...), or flags=['section.setting=...']"
             )
         text = json.dumps(value, ensure_ascii=False, default=str)

@@ -162,8 +162,8 @@ def _with_value(node: Any, parts: Sequence[str], value: Any, flag: str) -> Any:
         inner, items = node[int(part)], [*node]
         if rest and isinstance(inner, str):
             raise InputError(
-                f"{shown_flag(flag)}: place {part} of the list is the name '{inner}', which has no settings here; write "
-                "the source out in a YAML file"
+                f"{shown_flag(flag)}: place {part} of the list is the name '{inner}', which has no settings here; "
+                "write the source out in a YAML file"
             )
         items[int(part)] = _with_value(inner, rest, value, flag) if rest else value
         return items

@@ -162,11 +162,11 @@ def prompt_values(
         if value is None or (isinstance(value, str) and not value.strip()):
             if name in task.optional:
                 continue
-            found = f"found {', '.join(map(str, given)) or 'nothing'}{problem}"
+            found = f"is missing, found {', '.join(map(str, given)) or 'nothing'}{problem}"
             required = [_with_column(one, columns) for one in needed if one not in task.optional]
             raise InputError(
-                f"{prompt.where}: field '{name}' is {'empty' if name in given else 'missing'}, {found}; the prompt of "
-                f"task '{task.name}' needs {', '.join(required)}"
+                f"{prompt.where}: field '{name}' {'is empty' if name in given else found}; the prompt of task "
+                f"'{task.name}' needs {', '.join(required)}"
             )
         values[name] = _checked(value, name, prompt.where)
     return values, turns

@@ -8,6 +8,7 @@ and `"A<|sep|>B"` reads as `A`, `<|sep|>` and `B` read apart. How each kind read
     characters   t h e ␣ c a t \n 고 양 이
 """
 
+import difflib
 import json
 import unicodedata
 from collections import Counter
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from multitask import damage
-from multitask.errors import InputError, suggest
+from multitask.errors import InputError
 from multitask.task import END, PAD
 from multitask.tokenization.bpe import Bpe
 
@@ -251,11 +252,17 @@ def not_found(name: str, what: str, error: Exception) -> InputError:
             f"{name}: no {what} could be loaded from this folder: {reason}; expected what `save_pretrained` of "
             "transformers writes, weights as safetensors"
         )
-    near = suggest(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
     return InputError(
-        f"{name}: no such folder ({near}), and the hub did not give a {what} of that name: {reason}; "
+        f"{name}: no such folder{_near_folder(folder)}, and the hub did not give a {what} of that name: {reason}; "
         "without a network, name a local folder"
     )
+
+
+def _near_folder(missing: Path) -> str:
+    """The nearest name of a folder beside one that does not exist, for a message; files are no models."""
+    names = [path.name for path in missing.parent.iterdir() if path.is_dir()] if missing.parent.is_dir() else []
+    near = difflib.get_close_matches(missing.name, names, n=1)
+    return f" (did you mean '{missing.parent / near[0]}'?)" if near else ""
 
 
 def first_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from unicodedata import normalize
 
 import torch
+from torch import Tensor
 
 from multitask.batching.collate import collate
 from multitask.batching.mixture import Mixture, sampling_rates
@@ -50,7 +51,7 @@ class Estimate:
 
     num_tokens: of the whole run. peak_bytes: of memory, AdamW's moments included; where a whole pass does not fit,
     extrapolated from smaller ones. free_bytes: memory that this process could have. tokens_that_fit: of a pass; None:
-    a whole one fits, otherwise `lower` is the setting to lower.
+    a whole one fits, otherwise `lower` names the settings to lower.
     """
 
     device: str
@@ -181,7 +182,9 @@ def estimate(
         peak_bytes=measured.peak_bytes,
         free_bytes=measured.free_bytes,
         tokens_that_fit=measured.tokens_that_fit if measured.tokens_that_fit < whole else None,
-        lower="train.block_size" if layout == "packed" and block_size > train.micro_batch_tokens else _MICRO,
+        lower=f"train.block_size and {_MICRO}"
+        if layout == "packed" and block_size > train.micro_batch_tokens
+        else _MICRO,
     )
 
 
@@ -201,6 +204,15 @@ class _Measured(NamedTuple):
     peak_bytes: int
     free_bytes: int
     tokens_that_fit: int
+
+
+class _Pass(NamedTuple):
+    """saved_bytes: of tensors kept for the backward pass, weights among them."""
+
+    num_tokens: int
+    elapsed_s: float
+    peak_bytes: int
+    saved_bytes: int
 
 
 @dataclass
@@ -223,23 +235,26 @@ class _Passes:
         gradients = moments // 2
         self._check_free(held + 2 * gradients, free, moments)  # a second time while they are summed
         most, times = min(whole, all_rows), []
-        self._run(min(_FIRST_PASS, most))  # makes the gradients, which stay
-        fixed, per_token, before = 0.0, 0.0, None
         size = min(_FIRST_PASS, most)
+        before = self._run(max(1, size // 2))  # makes the gradients, which stay
+        per_token = before.saved_bytes / before.num_tokens
         while True:
-            tokens, elapsed_s, peak = self._run(size)
-            times.append(elapsed_s / tokens)
-            if before is not None and tokens > before[0]:
-                per_token = max(0.0, (peak - before[1]) / (tokens - before[0]))
-            fixed, before = peak - per_token * tokens, (tokens, peak)
+            found = self._run(size)
+            times.append(found.elapsed_s / found.num_tokens)
+            if (more := found.num_tokens - before.num_tokens) > 0:
+                # A peak hides what was freed before and is taken again; the tensors kept for the backward pass do not.
+                per_token = (found.saved_bytes - before.saved_bytes) / more
+                if len(times) > 1:
+                    per_token = max(per_token, (found.peak_bytes - before.peak_bytes) / more)
+            fixed, before = found.peak_bytes - per_token * found.num_tokens, found
             following = min(most, 2 * size if len(times) == 1 else 4 * size)
             if size >= most or fixed + _MARGIN * per_token * following > free:
                 break
             size = following
         if size >= most:
-            times += [elapsed_s / tokens for tokens, elapsed_s, _ in (self._run(size) for _ in range(2))]
+            times += [one.elapsed_s / one.num_tokens for one in (self._run(size) for _ in range(2))]
         fits = int((free - moments - fixed) / per_token) if per_token else whole
-        peak_bytes = max(before[1], int(fixed + per_token * whole)) + moments
+        peak_bytes = max(before.peak_bytes, int(fixed + per_token * whole)) + moments
         return _Measured(min(times), peak_bytes, free, whole if peak_bytes <= free else max(16, fits))
 
     def _check_free(self, wanted: int, free: int, moments: int) -> None:
@@ -249,19 +264,28 @@ class _Passes:
                 "free; lowering train.micro_batch_tokens cannot help: take a smaller model, or adapter.kind lora"
             )
 
-    def _run(self, most: int) -> tuple[int, float, int]:
-        """Tokens (padding included), seconds and peak bytes of a pass of at most so many tokens, at least one row."""
+    def _run(self, most: int) -> _Pass:
+        """A pass of at most so many tokens, padding included, and at least one row."""
         reset_peak(self.device)
         chosen = self._choose(most)
         started = time.perf_counter()
         batch = collate(list(map(self.stream.example, chosen)), self.layout, self.config.train.prompt_weight)
         batch = batch.to(self.device)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"),
+        ):
             loss, _ = self.wrapped(batch, 1.0 / max(1.0, float(batch.weights.sum())))
         loss.backward()
         elapsed_s = time.perf_counter() - started
-        return batch.input_ids.numel(), elapsed_s, peak_memory_bytes(self.device)
+        return _Pass(batch.input_ids.numel(), elapsed_s, peak_memory_bytes(self.device), sum(saved.values()))
 
     def _choose(self, most: int) -> list[SampledExample]:
         """Drawn examples that fill a pass: the longest that fit, as training's own passes have rows of one length."""

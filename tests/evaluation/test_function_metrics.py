@@ -56,6 +56,9 @@ def negative(prediction, references):
 def broken(prediction, references):
     return 1 / (len(prediction) - len(prediction))
 
+def one(prediction):
+    return 1
+
 CONSTANT = 3
 """
 
@@ -122,6 +125,10 @@ def test_a_file_that_has_changed_is_imported_again() -> None:
         ("my_metrics:length_ratio", r"module 'my_metrics' does not import.*named with its ending, `my_metrics.py:"),
         ("wrong.py:f", r"metric 'wrong.py:f': .*wrong.py does not import: ZeroDivisionError: .* \(wrong.py:2\)"),
         ("stops.py:f", r"stops.py does not import: SystemExit"),
+        ("my_metrics.py:errors:lowr", r"':lowr' is no ending .* the only one is ':lower'"),
+        ("my_metrics.py:counts.words:higher", r"':higher' is no ending .* the only one is ':lower'"),
+        ("os.path:join:lowr", r"':lowr' is no ending .* the only one is ':lower'"),
+        ("no_such_module:f", r"module 'no_such_module' does not import: ModuleNotFoundError: [^(]*$"),
     ],
 )  # fmt: skip
 def test_what_is_no_function(name: str, message: str) -> None:
@@ -145,6 +152,10 @@ _NUMBER = r"expected a finite number, or a pair \(sum, count\).*; prediction 'ab
         (
             "broken",
             r"metric 'my_metrics.py:broken' raised ZeroDivisionError: .* \(my_metrics.py:\d+\); prediction 'ab'",
+        ),
+        (
+            "one",
+            r"raised TypeError: .* \(my_metrics.py:\d+\); a metric is called with two arguments, prediction and",
         ),
         ("counts", r"returned {'words': 1, 'characters': 2}; name one of them: 'my_metrics.py:counts.words', 'my_met"),
         ("counts.word:lower", r"returned {'words.*; name one of them: 'my_metrics.py:counts.words'"),

@@ -76,6 +76,15 @@ def test_damaged_settings_of_a_model_are_named(name: str, act: Callable[[Path], 
         io.load_causal(str(folder))
 
 
+@pytest.mark.parametrize("is_tokenizer_whole", [True, False])
+def test_a_model_without_its_settings(folder: Path, is_tokenizer_whole: bool) -> None:
+    (folder / "config.json").unlink()
+    if not is_tokenizer_whole:
+        (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json: missing beside model\.safetensors; copy or download"):
+        io.load_causal(str(folder))
+
+
 def test_weights_in_several_files(folder: Path) -> None:
     second = shards(folder)
     assert damage.of_model(folder) is None

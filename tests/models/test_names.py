@@ -14,6 +14,7 @@ from multitask import train
 from multitask.cli import main as cli_main
 from multitask.errors import InputError, Interrupted
 from multitask.models.names import checked_name, model_folder
+from multitask.tokenization.tokenizer import not_found
 
 
 @pytest.fixture
@@ -194,3 +195,13 @@ def test_an_unfinished_run_without_a_checkpoint_is_started_again(here: Path) -> 
 
 def test_a_finished_run_is_loaded_from_both_of_its_folders() -> None:
     assert model_folder(str(learned())) == model_folder(str(learned() / "model")) == str(learned() / "model")
+
+
+def test_files_are_no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("nosuch.csv", "nosuch.json", "nosuch1"):
+        (tmp_path / name).write_text("")
+    error = not_found("nosuch", "tokenizer", OSError("offline"))
+    assert str(error).startswith("nosuch: no such folder, and the hub did not give a tokenizer of that name: offline")
+    (tmp_path / "no_such").mkdir()
+    assert "no such folder (did you mean 'no_such'?), and" in str(not_found("nosuch", "model", OSError("offline")))

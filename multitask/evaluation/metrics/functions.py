@@ -7,11 +7,13 @@ and the score is the mean over rows. A pair (sum, count) counts as sum over coun
 
 import importlib
 import importlib.util
+import inspect
 import math
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
@@ -81,6 +83,11 @@ def _function(name: str) -> Callable[[str, list[str]], Any]:
     parts = parsed(name)
     assert parts is not None
     path = Path(parts.module).expanduser()
+    if not _is_file(parts) and ":" in parts.module:
+        raise InputError(
+            f"metric '{name}': ':{parts.function}' is no ending of a function's name; the only one is ':lower', where "
+            "lower is better"
+        )
     if not _is_file(parts):
         module = _imported(name, parts.module)
     elif path.is_file():
@@ -122,11 +129,20 @@ def _imported(name: str, module: str) -> ModuleType:
         raise InputError(f"metric '{name}': module '{module}' does not import: {_told(error)}{hint}") from error
 
 
-def _told(error: BaseException) -> str:
-    """Type and text of an error, with the line where it was raised."""
+def _told(error: BaseException, function: Callable[..., Any] | None = None) -> str:
+    """Type and text of an error, with the user's own line where it was raised, or the function that was called."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    others = (__file__, importlib.__file__)
+    own = [one for one in frames if one.filename not in others and not one.filename.startswith("<frozen")]
+    place, hint = "", ""
+    if own:
+        place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})"
+    elif function is not None:
+        with suppress(TypeError, OSError):  # a built-in one
+            place = f" ({Path(inspect.getfile(function)).name}:{inspect.getsourcelines(function)[1]})"
+        if isinstance(error, TypeError):
+            hint = "; a metric is called with two arguments, prediction and references"
+    return f"{type(error).__name__}: {error}{place}{hint}"
 
 
 def _measure(name: str, prediction: str, references: Sequence[str]) -> dict[str, float]:
@@ -137,12 +153,13 @@ def _measure(name: str, prediction: str, references: Sequence[str]) -> dict[str,
     parts = parsed(name)
     assert parts is not None
     row = f"prediction {_abridged(prediction)}, references {_abridged(list(references))}"
+    function, given = _function(name), list(checked_references(references))
     try:
-        found = _function(name)(prediction, list(checked_references(references)))
+        found = function(prediction, given)
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"metric '{name}' raised {_told(error)}; {row}") from error
+        raise InputError(f"metric '{name}' raised {_told(error, function)}; {row}") from error
     if isinstance(found, Mapping):
         if parts.key is None or parts.key not in found:
             of = f"'{name.removesuffix(_LOWER).removesuffix(f'.{parts.key}')}"
