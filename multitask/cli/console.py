@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multitask.cli.tables import make_console, make_table
+from multitask.cli.tables import keep_whole, make_console, make_table
 from multitask.events import (
     ArmEvent,
     DoneEvent,
@@ -148,6 +148,9 @@ class ProgressConsole:
         from multitask.evaluation import metrics
 
         table = make_table(self.console, "task", "rows", "metric", "score", "95 % interval", "best baseline", "verdict")
+        keep_whole(
+            table, "metric", [metrics.shown(name) for task in results["tasks"].values() for name in task["metrics"]]
+        )
         for name, task in results["tasks"].items():
             first = True
             for metric, score in task["metrics"].items():
@@ -232,6 +235,11 @@ class ProgressConsole:
 
         heads = ("task", "shots", "metric", "mean", "sd over draws", "95 % over rows", "fitted", "best baseline")
         table = make_table(self.console, *heads)
+        keep_whole(
+            table,
+            "metric",
+            [metrics.shown(one["metric"]) for t in results["tasks"].values() for one in t["per_shot"].values()],
+        )
         notes = []
         for name, task in results["tasks"].items():
             for shots, found in task["per_shot"].items():

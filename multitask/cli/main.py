@@ -44,6 +44,8 @@ logging.getLogger("transformers.configuration_utils").addFilter(
     lambda record: not record.getMessage().startswith("Model config: ")
 )
 
+_MANY = 1e7  # a perplexity from here on is shown as a power of ten
+
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """One line on stderr, without the place in the code that only developers need."""
@@ -206,7 +208,9 @@ def evaluate(
                 )
         found = api.evaluate_text(model, text, window, stride, out=options["out"], device=device or "auto")
         for name, value in found["text"].items():
-            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            is_large = isinstance(value, float) and value >= _MANY
+            shown = f"{value:.4g}" if is_large else f"{value:,.4f}" if isinstance(value, float) else value
+            shown = f"{shown:,}" if isinstance(shown, int) else shown
             click.echo(f"{name:16} {shown}")
         return
     if window is not None or stride is not None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _NARROW = 100
+_MAX_WHOLE = 27
 
 
 def make_console(width: int = 120) -> "Console":
@@ -29,3 +31,10 @@ def make_table(console: "Console", *heads: str) -> "Table":
     for head in heads:
         table.add_column(head, overflow="fold")
     return table
+
+
+def keep_whole(table: "Table", head: str, words: Iterable[str]) -> None:
+    """Gives a column the width of its longest word, up to a third of 80 columns: other columns wrap at spaces first."""
+    for column in table.columns:
+        if column.header == head:
+            column.min_width = min(_MAX_WHOLE, max((len(word) for word in words), default=0))

@@ -102,10 +102,10 @@ def _named(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for group in groups.values():
         seeds = Counter(run.results.seed for run in group)
         apart += [group] if max(seeds.values()) == 1 else [[run] for run in group]
-    shared = Counter(group[0].results.arm for group in apart)
+    shared = Counter(_name(group) for group in apart)
     named: dict[str, list[Run]] = {}
     for group in apart:
-        name = group[0].results.arm
+        name = _name(group)
         if shared[name] > 1:
             path = group[0].path
             name = f"{name} ({path.parent.name if path.name == 'results.json' else path.stem})"
@@ -113,6 +113,16 @@ def _named(runs: Sequence[Run]) -> dict[str, list[Run]]:
             name += "'"
         named[name] = group
     return named
+
+
+def _name(group: Sequence[Run]) -> str:
+    """The arm's name; of a model that `evaluate` scored, the name of its run or folder."""
+    results = group[0].results
+    if len(group) > 1 or results.kind != "evaluate" or results.arm != "tuned":
+        return results.arm
+    named = Path(results.model.name or "")
+    name = named.parent.name if named.name == "model" else named.name
+    return name or results.arm
 
 
 def _plain(run: Run) -> dict[str, dict[str, Score]]:
@@ -128,7 +138,7 @@ def _prompted(run: Run, num_shots: int) -> dict[str, dict[str, Score]]:
     for task, scores in run.results.tasks.items():
         if (shots := scores.per_shot.get(num_shots)) is not None:
             num = max(1, len(shots.draws))
-            found[task] = {name: _of_draws(spread, num, _range(name)) for name, spread in spreads(shots).items()}
+            found[task] = {name: _of_draws(spread, num, value_range(name)) for name, spread in spreads(shots).items()}
     return found
 
 
@@ -152,10 +162,12 @@ def _over_runs(parts: Sequence[dict[str, dict[str, Score]]]) -> dict[str, dict[s
         for task, scores in part.items():
             for name, score in scores.items():
                 found[task][name].append(score)
-    return {task: {name: _mean(same, _range(name)) for name, same in scores.items()} for task, scores in found.items()}
+    return {
+        task: {name: _mean(same, value_range(name)) for name, same in scores.items()} for task, scores in found.items()
+    }
 
 
-def _range(metric: str) -> tuple[float, float]:
+def value_range(metric: str) -> tuple[float, float]:
     """The smallest and the largest value of a metric; of functions of the user nothing is known."""
     if metric not in metrics.NAMES:
         return _ANY
@@ -210,7 +222,7 @@ def _baselines(runs: Sequence[Run]) -> list[Arm]:
                 task: {
                     metric: values[min(values)]
                     if metric == "bits_per_byte"
-                    else _mean(list(values.values()), (_range(metric)[0], float("inf")))
+                    else _mean(list(values.values()), (value_range(metric)[0], float("inf")))
                     for metric, values in measured.items()
                     if metric != "perplexity" or len(values) == 1
                 }

@@ -44,6 +44,7 @@ def content_of(
     """All that `report.json` holds but the examples; `names`: what the report is of, `runs`: all files."""
     tested = [arm.name for arm in compared if any(arm.name in task.resampled for task in tasks)]
     references = tested if len(tested) <= MAX_REFERENCES else [name for name in tested if name == chosen]
+    priced = [arm.name for arm in compared if _cost(arm)]
     return {
         "schema": SCHEMA,
         "kind": "report",
@@ -59,13 +60,23 @@ def content_of(
                 "num_rows": sorted({run.results.data[task.name].num_rows for run in runs_of(compared, task.name)}),
                 "best_arms": _best_arms(task, compared),
                 "num_paired": task.num_paired,
-                "row_sets": [{"rows": str(rows), "files": files} for rows, files in task.row_sets.items()],
+                "row_sets": [
+                    {
+                        "rows": str(rows),
+                        "num_rows": rows.num_rows,
+                        "split": rows.split,
+                        "sha256": [digest[:8] for digest in rows.sha256],
+                        "files": files,
+                    }
+                    for rows, files in task.row_sets.items()
+                ],
             }
             for task in tasks
         },
         "arms": [
             {
                 "number": number,
+                "cost_number": priced.index(arm.name) + 1 if arm.name in priced else None,
                 "name": arm.name,
                 "kind": arm.kind,
                 "shots": arm.shots,

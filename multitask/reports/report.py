@@ -16,7 +16,7 @@ from multitask.reports.compared_task import compared_tasks
 from multitask.reports.comparisons import reference_arm
 from multitask.reports.content import Content, content_of, examples_of_rows
 from multitask.reports.rendering import pages
-from multitask.reports.rendering.figures import draw_figures
+from multitask.reports.rendering.figures import WIDE, alone, draw_figures
 from multitask.reports.rendering.words import words
 from multitask.reports.results import read
 
@@ -44,9 +44,12 @@ def report(paths: Sequence[Path], out: Path, against: str | None = None, languag
     chosen = reference_arm(tasks, compared, against)
     content = content_of(tasks, compared, chosen, _names(paths), runs)
     drawn = draw_figures(content, tasks, compared, words(language))
+    names = alone(drawn)
+    wider = draw_figures(content, tasks, compared, words(language), WIDE) if names else {}
+    wide = {name: svg for name, svg in wider.items() if name in names}
     for budget in EXAMPLE_BYTES:
         content["examples"] = examples_of_rows(tasks, compared, budget)
-        page = pages.page(content, drawn, language)
+        page = pages.page(content, drawn, wide, language)
         if len(page.encode()) < MAX_PAGE_BYTES:
             break
     files = {"report.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"}

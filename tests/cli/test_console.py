@@ -165,3 +165,16 @@ def test_few_rows_give_no_verdict(
     (line,) = [line for line in shown.splitlines() if "lead1" in line]
     assert line.rstrip(" │").endswith(said)
     assert ("no verdict on fewer than 10 rows: summ" in shown) == (num_rows < 10)
+
+
+def test_names_of_metrics_stay_whole_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tables(ProgressConsole())
+    own = "my_metrics.py:recall"
+    task = scored(0.4, 0.3, 0.5, 0.3, own)
+    ProgressConsole().table({"tasks": {"arithmetic": task, "summ": scored(0.4, 0.3, 0.5, 0.3)}})
+    words = capsys.readouterr().out.split()
+    assert "word_perplexity" in words
+    assert own in words

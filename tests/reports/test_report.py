@@ -6,6 +6,7 @@ from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from report_files import answers, trained, write, write_shots
 
 from multitask.errors import InputError
 from multitask.evaluation import metrics
+from multitask.reports.rendering.figures import Bar, bars
 from multitask.reports.rendering.numbers import COUNTS, amount, number, probability, signed
 from multitask.reports.rendering.words import sentence, words
 from multitask.reports.report import MAX_PAGE_BYTES, report
@@ -67,7 +69,7 @@ def test_runs_as_train_and_evaluate_leave_them(tmp_path: Path) -> None:
     content, page, markdown = made([trained()], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8")) == content
     names = {arm["name"]: arm for arm in content["arms"]}
-    assert {"multitask", "single-nli", "tuned", "majority", "unigram"} <= set(names)
+    assert {"multitask", "single-nli", "both-7", "majority", "unigram"} <= set(names)
     assert names["multitask"]["seeds"] == [7, 8]
     assert content["against"] == "multitask"
     assert content["tasks"]["nli"] == {
@@ -86,19 +88,19 @@ def test_runs_as_train_and_evaluate_leave_them(tmp_path: Path) -> None:
             assert score["value"] == pytest.approx(sum(v[metric]["value"] for v in values) / 2)
     # The evaluation of the first run gave that run's scores; its difference to the mean of both is half of theirs.
     tested = {(t["arm"], t["task"]): t for t in content["comparisons"]["multitask"]}
-    assert set(tested) == {("tuned", "nli"), ("tuned", "qa"), ("single-nli", "nli")}
+    assert set(tested) == {("both-7", "nli"), ("both-7", "qa"), ("single-nli", "nli")}
     for task, metric in (("nli", "accuracy"), ("qa", "f1")):
         values = [file["tasks"][task]["metrics"][metric]["value"] for file in (first, second)]
-        assert tested["tuned", task]["difference"] == pytest.approx((values[0] - values[1]) / 2, abs=1e-5)
+        assert tested["both-7", task]["difference"] == pytest.approx((values[0] - values[1]) / 2, abs=1e-5)
     assert [row["task"] for row in content["gain"]] == ["nli"]
     assert {row["task"] for row in content["contamination"]} == {"nli", "qa"}
     assert {row["split"] for row in content["contamination"]} == {"train", "test"}
     assert all(row[key] is not None for row in content["contamination"] for key in COUNTS)
     scored = {tuple(row["arms"]) for row in content["contamination"] if row["task"] == "qa"}
-    assert scored == {("tuned", "multitask"), ("multitask",)}, "test rows of both, training rows of one"
-    assert {matrix["arm"] for matrix in content["confusion"]} == {"multitask", "single-nli", "tuned"}
+    assert scored == {("both-7", "multitask"), ("multitask",)}, "test rows of both, training rows of one"
+    assert {matrix["arm"] for matrix in content["confusion"]} == {"multitask", "single-nli", "both-7"}
     counts = {m["arm"]: sum(map(sum, m["counts"])) for m in content["confusion"]}
-    assert counts == {"multitask": 32, "single-nli": 16, "tuned": 16}, "of all seeds"
+    assert counts == {"multitask": 32, "single-nli": 16, "both-7": 16}, "of all seeds"
     assert content["environments"] == [{"versions": first["versions"], "hardware": first["hardware"]}]
     assert len(content["runs"]) == 4
     assert "model.vocab_size: 400" in " ".join(Page(page).words)
@@ -171,10 +173,10 @@ def test_rows_are_matched_by_id_not_by_place(tmp_path: Path) -> None:
 
 def test_examples_are_those_of_the_first_seed(tmp_path: Path) -> None:
     for seed, said in ((7, "aab"), (8, "bbb")):
-        write(tmp_path / f"{seed}.json", "tuned", {"nli": answers(said, "aaa")}, seed=seed)
+        write(tmp_path / f"{seed}.json", "mine", {"nli": answers(said, "aaa")}, seed=seed)
     write(tmp_path / "z.json", "other", {"nli": answers("bbb", "aaa")})
     content, _, _ = made([tmp_path], tmp_path / "out")
-    assert content["examples"]["arms"] == ["tuned", "other"]
+    assert content["examples"]["arms"] == ["mine", "other"]
     assert [(row["id"], row["predictions"]) for row in content["examples"]["rows"]] == [
         ("r0", ["a", "b"]),
         ("r1", ["a", "b"]),
@@ -245,7 +247,7 @@ def test_the_best_prompting_is_named_by_validation_rows_not_by_test_rows(tmp_pat
 
 
 def test_confusion_by_hand(tmp_path: Path) -> None:
-    content, _, _ = made([write(tmp_path / "a.json", "tuned", {"nli": answers("aabbc", "aaabb")})], tmp_path / "out")
+    content, _, _ = made([write(tmp_path / "a.json", "mine", {"nli": answers("aabbc", "aaabb")})], tmp_path / "out")
     (matrix,) = content["confusion"]
     assert matrix["labels"] == ["a", "b", "c"]
     assert matrix["counts"] == [[2, 1, 0], [0, 1, 1], [0, 0, 0]]
@@ -253,7 +255,7 @@ def test_confusion_by_hand(tmp_path: Path) -> None:
 
 def test_many_classes_are_put_together(tmp_path: Path) -> None:
     gold = [f"class-{n % 20:02}" for n in range(60)] + ["class-19"] * 5
-    content, _, _ = made([write(tmp_path / "a.json", "tuned", {"cls": answers(gold, gold)})], tmp_path / "out")
+    content, _, _ = made([write(tmp_path / "a.json", "mine", {"cls": answers(gold, gold)})], tmp_path / "out")
     (matrix,) = content["confusion"]
     assert matrix["labels"][0] == "class-19"
     assert matrix["labels"][-1] == "(others)"
@@ -263,7 +265,7 @@ def test_many_classes_are_put_together(tmp_path: Path) -> None:
 
 
 def test_contamination_is_shown_where_it_was_measured(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", "tuned", {"nli": answers(GOLD, GOLD)})
+    path = write(tmp_path / "a.json", "mine", {"nli": answers(GOLD, GOLD)})
     content = json.loads(path.read_text())
     content["data"]["nli"]["contamination"] = {"num_duplicates": 3, "num_contained": 4321, "ngram": 8, "overlap": 0.125}
     path.write_text(json.dumps(content))
@@ -306,7 +308,7 @@ def test_an_arm_without_predictions_is_named_and_not_tested(tmp_path: Path) -> N
 
 
 def test_nothing_but_results_files(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", "tuned", {"nli": answers(GOLD, GOLD)})
+    path = write(tmp_path / "a.json", "mine", {"nli": answers(GOLD, GOLD)})
     (tmp_path / "a.json.predictions" / "nli.jsonl").unlink()
     content, page, _ = made([path], tmp_path / "out")
     assert (content["comparisons"], content["examples"]["rows"], content["confusion"]) == ({}, [], [])
@@ -354,7 +356,7 @@ def test_an_id_that_occurs_twice_is_two_rows(tmp_path: Path) -> None:
     ],
 )
 def test_broken_predictions_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
-    path = write(tmp_path / "a.json", "tuned", {"nli": answers("a", "a")})
+    path = write(tmp_path / "a.json", "mine", {"nli": answers("a", "a")})
     with (tmp_path / "a.json.predictions" / "nli.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError) as raised:
@@ -364,14 +366,14 @@ def test_broken_predictions_name_file_and_line(tmp_path: Path, line: str, messag
 
 
 def test_learning_curves_of_a_damaged_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "results.json", "tuned", {"nli": answers("ab", "aa")}, kind="train")
+    path = write(tmp_path / "results.json", "mine", {"nli": answers("ab", "aa")}, kind="train")
     (tmp_path / "metrics.jsonl").write_text('{"event": "step", "tokens": 1, "loss": {"nli": Infinity}}\n')
     with pytest.raises(InputError, match=r"metrics.jsonl:1: loss.nli is inf, a finite number was expected"):
         report([path], tmp_path / "out")
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", "tuned", {"nli": answers("ab", "aa")})
+    path = write(tmp_path / "a.json", "mine", {"nli": answers("ab", "aa")})
     with pytest.raises(InputError, match=r"a.json: cannot be written .*; choose another --out"):
         report([path], path)
 
@@ -493,7 +495,7 @@ def test_the_main_comparisons_are_with_the_best_prompting_and_the_best_baseline(
     assert trivial["difference"] == pytest.approx(report_files.accuracy(answers(GOOD, GOLD)) - 0.25, abs=0.01)
     assert trivial["low"] < trivial["difference"] - 0.1, "of the baseline, an interval of 0.1 on each side"
     for text in (page, markdown):
-        assert "multitask is not clearly different from the best prompting on 1 of 1 task and better than" in text
+        assert "multitask is not clearly different from the best prompting on nli and better than" in text
         assert "variance is pooled over arms and tasks" in text
 
 
@@ -504,11 +506,11 @@ def test_the_main_comparisons_are_with_the_best_prompting_and_the_best_baseline(
          "clear difference on 1)"),
         (["worse", "worse"], "worse than the best prompting on 2 of 2 tasks"),
         (["no clear difference", "worse"], "worse than the best prompting on 1 of 2 tasks (no clear difference on 1)"),
-        (["no clear difference"], "not clearly different from the best prompting on 1 of 1 task"),
+        (["no clear difference"], "not clearly different from the best prompting on nli"),
     ],
 )  # fmt: skip
 def test_the_verdict_in_one_sentence(verdicts: list[str], said: str) -> None:
-    compared = [{"arm": "a", "role": "best prompting", "verdict": verdict} for verdict in verdicts]
+    compared = [{"arm": "a", "task": "nli", "role": "best prompting", "verdict": verdict} for verdict in verdicts]
     assert sentence(words("en"), {"against": "b", "main_comparisons": compared}) == f"a is {said}."
     assert sentence(words("ko"), {"against": "b", "main_comparisons": []}) == words("ko")["sentence_none"]
 
@@ -575,10 +577,10 @@ def test_the_title_names_what_is_reported(tmp_path: Path) -> None:
 def test_prompting_trains_no_parameter(tmp_path: Path) -> None:
     """Files of earlier versions hold the size of the prompted model; an evaluation does not say what was trained."""
     suite(tmp_path)
-    write(tmp_path / "tuned.json", "tuned", {"nli": answers(GOOD, GOLD)}, kind="train")
+    write(tmp_path / "tuned.json", "mine", {"nli": answers(GOOD, GOLD)}, kind="train")
     content, _, _ = made([tmp_path], tmp_path / "out")
     trained = {arm["name"]: arm["cost"].get("trainable_parameters") for arm in content["arms"] if arm["cost"]}
-    assert trained == {"0-shot": 0, "4-shot": 0, "multitask": None, "single-nli": None, "tuned": 5000}
+    assert trained == {"0-shot": 0, "4-shot": 0, "multitask": None, "single-nli": None, "mine": 5000}
 
 
 # ---------------------------------------------------------------- different rows
@@ -690,3 +692,64 @@ def test_few_rows_give_no_verdict_and_no_p_value(tmp_path: Path, num_rows: int, 
     assert content["gain"][0]["verdict"] == ("better" if is_clear else "no clear difference")
     note = f"nli: {num_rows} compared rows. On fewer than 10 no verdict"
     assert (note in page) == (note in markdown) == (not is_clear)
+
+
+def test_an_evaluated_model_is_called_after_its_run(tmp_path: Path) -> None:
+    for file, name in (("a", "runs/reviews"), ("b", "runs/news/model"), ("c", "")):
+        write(tmp_path / f"{file}.json", "tuned", {"nli": answers(GOLD, GOLD)}, model={"name": name})
+    content, _, _ = made([tmp_path], tmp_path / "out")
+    assert [arm["name"] for arm in content["arms"] if arm["kind"] == "evaluate"] == ["reviews", "news", "tuned"]
+    _, page, _ = made([tmp_path / "a.json"], tmp_path / "one")
+    assert "reviews is better than the best trivial baseline on nli." in page
+
+
+def test_numbers_of_the_cost_table_begin_with_one(tmp_path: Path) -> None:
+    content, _, markdown = made(suite(tmp_path), tmp_path / "out")
+    numbers = [arm["cost_number"] for arm in content["arms"]]
+    priced = [bool(arm["cost"]) for arm in content["arms"]]
+    assert [n for n in numbers if n is not None] == list(range(1, 1 + sum(priced)))
+    assert not priced[0], "baselines come first and cost nothing"
+    cost = markdown[markdown.index("## Cost") :].splitlines()
+    assert [line.split("|")[1].strip() for line in cost[4 : 4 + sum(priced)]] == [str(n) for n in numbers if n]
+
+
+def test_the_markdown_has_every_metric(tmp_path: Path) -> None:
+    _, _, markdown = made(suite(tmp_path), tmp_path / "out")
+    table = markdown[markdown.index("## All metrics") : markdown.index("## Main comparisons")]
+    assert "| multitask | nli | perplexity | 2.000 |" in table
+    assert "| majority | nli | macro\\_f1 | 0.100 |" in table
+
+
+def test_a_korean_report_says_which_rows_in_korean(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", "one", {"nli": answers(GOLD, GOLD)})
+    write(
+        tmp_path / "b.json",
+        "two",
+        {"nli": answers(GOLD[:20], GOLD[:20])},
+        data={
+            "nli": report_files.results("evaluate", "two", 7, {}, {"nli": 20})["data"]["nli"] | {"sha256": ["cd" * 32]}
+        },
+    )
+    _, page, markdown = made([tmp_path], tmp_path / "out", language="ko")
+    assert "(test 80행 (abababab); test 20행 (cdcdcdcd))" in page
+    assert "rows of" not in page.partition("<script")[0] + markdown
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en", "multitask is better than the best trivial baseline on nli."),
+        ("ko", "nli에서 가장 좋은 단순 기준선보다 더 좋음"),
+    ],
+)
+def test_the_sentence_of_one_task_names_it(tmp_path: Path, language: str, said: str) -> None:
+    write(tmp_path / "a.json", "multitask", {"nli": answers(GOLD, GOLD)})
+    _, page, _ = made([tmp_path], tmp_path / "out", language=language)
+    assert said in page
+
+
+def test_no_tick_is_beyond_what_a_metric_can_reach() -> None:
+    texts = [e.text for e in ElementTree.fromstring(bars("accuracy", [Bar("a", 0.97, 0.95, 1.0, None, 0)])).iter()]
+    ticks = [float(text) for text in texts if text and re.fullmatch(r"[\d.]+", text)]
+    assert ticks
+    assert max(ticks) <= 1

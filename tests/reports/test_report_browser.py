@@ -304,3 +304,20 @@ def test_the_numbers_on_the_page_are_those_of_the_files(page: Any) -> None:
     cell = page.find_element(By.CSS_SELECTOR, '#score-table tr[data-arm="multitask"] td[data-task="nli"]')
     assert cell.text.split("\n")[0].split()[0] == f"{value:.3f}"
     assert "2 seeds" in cell.text
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_figures_of_one_task_have_the_whole_width(browser: Any, folder: Path, tmp_path: Path, width: int) -> None:
+    write_shots(tmp_path / "shots.json", {0: [answers(POOR, GOLD)], 4: [answers(POOR, GOLD), answers(GOOD, GOLD)]})
+    write(tmp_path / "a.json", "multitask", {"nli": answers(GOOD, GOLD)})
+    report([tmp_path], tmp_path / "out")
+    wide(browser, width)
+    browser.get((tmp_path / "out" / "report.html").as_uri())
+    widths = browser.execute_script(
+        """
+        return [...document.querySelectorAll("figure svg")].filter((part) => part.checkVisibility())
+          .map((part) => part.getBoundingClientRect().width);
+        """
+    )
+    assert len(widths) == 3, "scores, few-shot, cost: one form of each"
+    assert min(widths) > 0.85 * width

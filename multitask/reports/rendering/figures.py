@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from multitask.plots import middles
-from multitask.reports.arms import Arm
+from multitask.reports.arms import Arm, value_range
 from multitask.reports.compared_task import ComparedTask
 from multitask.reports.content import Content, model_name
 from multitask.reports.rendering.numbers import COSTS
@@ -23,7 +23,9 @@ INK = "#123457"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#a05fd0", "#7f7f7f")
 """Okabe and Ito's palette, for colour-blind readers, without yellow and black, which a page hides."""
 MAX_POINTS = 150
-WIDTH = 4.0
+WIDTH, WIDE = 4.0, 12.0
+"""Inches: of a figure among others or on a phone, and of one that has the width of a page."""
+KINDS = ("scores", "few-shot", "learning", "cost")
 GREY = -1
 _NAMESPACE = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}"
@@ -82,7 +84,7 @@ def short(text: str, most: int = 26) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def bars(metric: str, scores: Sequence[Bar]) -> str:
+def bars(metric: str, scores: Sequence[Bar], width: float = WIDTH) -> str:
     """A line for each arm: a dot, a thick line for the interval over rows, a thin capped one for runs."""
 
     def draw(figure: Any) -> None:
@@ -97,11 +99,12 @@ def bars(metric: str, scores: Sequence[Bar]) -> str:
         axes.set_yticks(range(len(scores)), [short(bar.label) for bar in scores])
         axes.set_ylim(len(scores) - 0.5, -0.5)
         axes.set_xlabel(metric)
+        _ticks_within(axes.xaxis, metric)
 
-    return _svg(draw, 0.9 + 0.27 * len(scores), "bars", metric, *scores)
+    return _svg(draw, (width, 0.9 + 0.27 * len(scores)), "bars", metric, *scores)
 
 
-def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar], said: Words) -> str:
+def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar], said: Words, width: float = WIDTH) -> str:
     """Scores over the number of demonstrations, beside those of arms that need none (dashed lines)."""
 
     def draw(figure: Any) -> None:
@@ -123,12 +126,13 @@ def few_shot(metric: str, curves: Sequence[Curve], lines: Sequence[Bar], said: W
         axes.set_xticks(range(len(steps)), [f"{step:g}" for step in steps])
         axes.set_xlabel(said["axis_shots"])
         axes.set_ylabel(metric)
+        _ticks_within(axes.yaxis, metric)
         _legend(figure, axes)
 
-    return _svg(draw, 3.6, "few_shot", metric, *curves, *lines)
+    return _svg(draw, (width, 3.6), "few_shot", metric, *curves, *lines)
 
 
-def learning(curves: Sequence[Curve], said: Words) -> str:
+def learning(curves: Sequence[Curve], said: Words, width: float = WIDTH) -> str:
     """Loss over training tokens: thin lines for training, dots for validation."""
 
     def draw(figure: Any) -> None:
@@ -152,17 +156,18 @@ def learning(curves: Sequence[Curve], said: Words) -> str:
         axes.set_ylabel(said["axis_loss"])
         _legend(figure, axes)
 
-    return _svg(draw, 3.6, "learning", *curves)
+    return _svg(draw, (width, 3.6), "learning", *curves)
 
 
-def prices(metric: str, points: Sequence[Price], names: Mapping[str, str]) -> str:
+def prices(metric: str, points: Sequence[Price], names: Mapping[str, str], width: float = WIDTH) -> str:
     """The score over each kind of cost; arms by number, filled where a model was trained."""
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import EngFormatter, NullFormatter
 
         shown = [key for key in names if any(key in point.costs for point in points)]
-        grid = figure.subplots(-(-len(shown) // 2), 2, sharey=True, squeeze=False).ravel()
+        columns = 2 if width == WIDTH else len(shown)
+        grid = figure.subplots(-(-len(shown) // columns), columns, sharey=True, squeeze=False).ravel()
         for key, axes in zip(shown, grid, strict=False):
             priced = [(point.costs[key], point) for point in points if key in point.costs]
             for cost, point in priced:
@@ -184,10 +189,18 @@ def prices(metric: str, points: Sequence[Price], names: Mapping[str, str]) -> st
             axes.set_xlabel(names[key])
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
-        for axes in grid[::2]:
+        for axes in grid[::columns]:
             axes.set_ylabel(metric)
+        _ticks_within(grid[0].yaxis, metric)
 
-    return _svg(draw, 4.8, "prices", metric, *points)
+    return _svg(draw, (width, 4.8 if width == WIDTH else 3.2), "prices", metric, *points)
+
+
+def _ticks_within(axis: Any, metric: str) -> None:
+    """Leaves out ticks that the metric cannot reach: none at an accuracy of 1.05."""
+    least, most = value_range(metric)
+    low, high = axis.get_view_interval()
+    axis.set_ticks([tick for tick in axis.get_ticklocs() if max(low, least) <= round(tick, 9) <= min(high, most)])
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -196,8 +209,11 @@ def _legend(figure: Any, axes: Any) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
-def _svg(draw: Any, height: float, *content: Any) -> str:
-    """What `draw` puts on a figure. Ids within depend on the content, so figures of one page do not mix them up."""
+def _svg(draw: Any, size: tuple[float, float], *content: Any) -> str:
+    """What `draw` puts on a figure of that width and height, in inches.
+
+    Ids within depend on width and content, so figures of one page do not mix them up.
+    """
     import io
 
     import matplotlib
@@ -206,7 +222,7 @@ def _svg(draw: Any, height: float, *content: Any) -> str:
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
     settings = {
         "svg.fonttype": "none",
-        "svg.hashsalt": repr(content),
+        "svg.hashsalt": repr((size[0], *content)),
         "text.parse_math": False,  # a dollar in a name is a dollar
         "font.size": 10,
         "axes.spines.top": False,
@@ -218,7 +234,7 @@ def _svg(draw: Any, height: float, *content: Any) -> str:
     with matplotlib.rc_context(settings | dict.fromkeys(inked, INK)), warnings.catch_warnings():
         # matplotlib's own font lacks Hangul. It only measures here: the reader's fonts draw.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _plain(file.getvalue())
@@ -263,8 +279,14 @@ def _style(text: str) -> str:
     return "; ".join(kept)
 
 
+def alone(drawn: Mapping[str, str]) -> set[str]:
+    """Names of figures that are the only one of their kind, and so have the whole width of a page."""
+    of_kind = [[name for name in drawn if name.startswith(f"{kind}-")] for kind in KINDS]
+    return {names[0] for names in of_kind if len(names) == 1}
+
+
 def draw_figures(
-    content: Content, tasks: Sequence[ComparedTask], compared: Sequence[Arm], said: Words
+    content: Content, tasks: Sequence[ComparedTask], compared: Sequence[Arm], said: Words, width: float = WIDTH
 ) -> dict[str, str]:
     """SVG by file name: scores, few-shot curves, learning curves, cost; a figure of each task."""
     models = list(dict.fromkeys(model_name(arm) for arm in compared if arm.runs))
@@ -279,15 +301,15 @@ def draw_figures(
             if task.metric in arm.scores.get(task.name, {})
         }
         found = [Bar(n, s.value, s.low, s.high, s.sd, color[n]) for n, s in scores.items()]
-        drawn[f"scores-{task.name}"] = bars(task.metric, found)
+        drawn[f"scores-{task.name}"] = bars(task.metric, found, width)
         if shots := [point for point in content["few_shot"] if point["task"] == task.name]:
             lines = [bar for bar in found if bar.label in trained]
-            drawn[f"few-shot-{task.name}"] = few_shot(task.metric, _shot_curves(shots, color, said), lines, said)
+            drawn[f"few-shot-{task.name}"] = few_shot(task.metric, _shot_curves(shots, color, said), lines, said, width)
         if curves.get(task.name):
-            drawn[f"learning-{task.name}"] = learning(curves[task.name], said)
+            drawn[f"learning-{task.name}"] = learning(curves[task.name], said, width)
         points = [
             Price(
-                arm["number"],
+                arm["cost_number"],
                 {key: arm["cost"][key] for key in COSTS if key in arm["cost"]},
                 scores[arm["name"]].value,
                 color[arm["name"]],
@@ -297,7 +319,7 @@ def draw_figures(
             if arm["name"] in scores and arm["cost"] and not arm["cost_is_shared"]
         ]
         if points:
-            drawn[f"cost-{task.name}"] = prices(task.metric, points, {key: said[key] for key in COSTS})
+            drawn[f"cost-{task.name}"] = prices(task.metric, points, {key: said[key] for key in COSTS}, width)
     return drawn
 
 

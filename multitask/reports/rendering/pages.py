@@ -21,8 +21,8 @@ from multitask.reports.rendering.words import notes, sentence, singular, words
 Content = dict[str, Any]
 
 
-def page(content: Content, drawn: Mapping[str, str], language: Language) -> str:
-    """`report.html`: every text of the results escaped, figures inline."""
+def page(content: Content, drawn: Mapping[str, str], wide: Mapping[str, str], language: Language) -> str:
+    """`report.html`: every text of the results escaped, figures inline; wide: of some a form for wide screens."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -36,10 +36,13 @@ def page(content: Content, drawn: Mapping[str, str], language: Language) -> str:
     environment.filters["breakable"] = breakable
     said = words(language)
     environment.filters["text"] = said.__getitem__
-    inline = {name: re.sub(r' xmlns="[^"]*"', "", svg, count=1) for name, svg in drawn.items()}
+    inline, wider = (
+        {name: re.sub(r' xmlns="[^"]*"', "", svg, count=1) for name, svg in each.items()} for each in (drawn, wide)
+    )
     return environment.get_template("report.html.j2").render(
         report=content,
         figures=inline,
+        wide=wider,
         language=language,
         t=said,
         counts=COUNTS,
@@ -62,6 +65,7 @@ def markdown(content: Content, drawn: Mapping[str, str], language: Language) -> 
         figures=list(drawn),
         t=said,
         scores=tables.scores(content, said),
+        metrics=tables.metrics(content, said),
         main=tables.main(content, said),
         tests=tables.tests(content["comparisons"].get(content["against"], []), said),
         few_shot=tables.few_shot(content, said),
@@ -86,7 +90,11 @@ def _said_of_all(content: Content, language: Language) -> dict[str, Any]:
     same_rows = []
     for name, task in content["tasks"].items():
         if len(task["row_sets"]) > 1:
-            sets = "; ".join(one["rows"] for one in task["row_sets"])
+            sets = "; ".join(
+                said["row_set"].format(rows=one["num_rows"], split=one["split"])
+                + f" ({', '.join(one['sha256'])})" * bool(one["sha256"])
+                for one in task["row_sets"]
+            )
             same_rows.append(said["explain_row_sets"].format(name, sets, task["metric"], task["num_paired"]))
         elif len(task["num_rows"]) > 1:
             few, many = task["num_rows"][0], task["num_rows"][-1]

@@ -34,6 +34,22 @@ def scores(content: Content, said: Words) -> Table:
     return head, rows
 
 
+def metrics(content: Content, said: Words) -> Table:
+    """Every metric of every arm; no rows where each arm has its task's first metric alone."""
+    rows = [
+        [
+            *(arm["name"], task, metric, number(score["value"]), between(score["low"], score["high"], said)),
+            *(number(score["sd"]), str(score["num"])),
+        ]
+        for arm in content["arms"]
+        for task, scores in arm["scores"].items()
+        for metric, score in scores.items()
+    ]
+    has_more = any(metric != content["tasks"][task]["metric"] for _, task, metric, *_ in rows)
+    names = ("arm", "task", "metric", "score", "interval", "sd", "runs_or_draws")
+    return [said[name] for name in names], rows if has_more else []
+
+
 def _score(score: Content | None, said: Words) -> str:
     if score is None:
         return "–"
@@ -46,6 +62,8 @@ def _score(score: Content | None, said: Words) -> str:
 
 def between(low: float | None, high: float | None, said: Words) -> str:
     """An interval: `0.3 to 0.4`."""
+    if low is None or high is None:
+        return "–"
     return f"{number(low)} {said['to']} {number(high)}"
 
 
@@ -110,7 +128,7 @@ def matrix(found: Content, said: Words) -> Table:
 def cost(content: Content, said: Words) -> Table:
     """Arms that a file says the cost of."""
     rows = [
-        [str(arm["number"]), arm["name"] + (" †" if arm["cost_is_shared"] else "")]
+        [str(arm["cost_number"]), arm["name"] + (" †" if arm["cost_is_shared"] else "")]
         + [amount(arm["cost"].get(key)) for key in (*COSTS, "total_parameters", "tokens_per_s")]
         for arm in content["arms"]
         if arm["cost"]

@@ -32,13 +32,16 @@ def sentence(said: Words, content: dict[str, Any]) -> str:
     arm = content["against"] if content["against"] in arms else max(arms, key=[one["arm"] for one in found].count)
     parts = []
     for role in ("best prompting", "best trivial baseline"):
-        verdicts = [one["verdict"] for one in found if (one["arm"], one["role"]) == (arm, role)]
+        of_role = [one for one in found if (one["arm"], one["role"]) == (arm, role)]
+        verdicts = [one["verdict"] for one in of_role]
         if not verdicts:
             continue
         counts = {verdict: verdicts.count(verdict) for verdict in ("better", "worse", "no clear difference")}
         main = next(verdict for verdict, num in counts.items() if num)
-        form = said["sentence_unclear" if main == "no clear difference" else "sentence_role"]
-        part = form.format(verb=said[main], role=said[role], num=counts.pop(main), of=len(verdicts))
+        form = "sentence_unclear" if main == "no clear difference" else "sentence_role"
+        form += "_one" if len(verdicts) == 1 else ""
+        task = of_role[0]["task"]
+        part = said[form].format(verb=said[main], role=said[role], num=counts.pop(main), of=len(verdicts), task=task)
         others = [
             said["sentence_other"].format(verdict=said[verdict], num=num) for verdict, num in counts.items() if num
         ]
