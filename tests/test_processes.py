@@ -3,18 +3,22 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from click.testing import CliRunner
-from helpers import lines, settings, torchrun, untrained
+from helpers import ROOT, lines, settings, torchrun, untrained
 
-from multitask import launch, processes
+from multitask import launch, processes, train
 from multitask.cli import main as cli_main
 from multitask.cli.main import main
 from multitask.errors import InputError
+from multitask.training import run_dir
 
 _GROUP = """
 import json, os, sys
@@ -22,6 +26,7 @@ import torch
 from torch.distributed.distributed_c10d import _get_default_group
 from multitask import processes
 from multitask.errors import InputError
+from multitask.training import run_dir
 
 def fail(unit):
     if unit == 1:
@@ -67,6 +72,7 @@ import sys, time
 import torch
 from multitask import processes
 from multitask.errors import InputError
+from multitask.training import run_dir
 try:
     with processes.together(torch.device("cpu")):
         if processes.is_main():
@@ -203,6 +209,54 @@ def test_two_processes_train_and_compare_arms_as_one(one_and_two: tuple[Path, Pa
     for arm in ("trivial", "prompted"):
         found = scores(one / "suite" / "arms" / arm / "results.json")
         assert found == scores(two / "suite" / "arms" / arm / "results.json")
+
+
+@pytest.mark.slow
+def test_torchrun_on_the_command_line(tmp_path: Path) -> None:
+    """One table, one results file; a step of one block for three processes; an error that all processes have."""
+    given = settings("qa", train={"batch_tokens": 128, "micro_batch_tokens": 128, "max_steps": 2}, eval={"max_rows": 9})
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(given), "utf-8")
+    command = ["train", "--config", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run")]
+    trained = torchrun(str(ROOT / "run.py"), *command, size=3)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert trained.stdout.count("scored qa: 9 rows") == 1
+    assert trained.stderr.count("3 processes, which are idle for 67% of the time") == 1
+    out = tmp_path / "scores.json"
+    scored = torchrun(str(ROOT / "run.py"), "evaluate", str(tmp_path / "run"), "--out", str(out))
+    assert scored.returncode == 0, scored.stderr[-3000:]
+    assert scored.stdout.count("scored qa: 9 rows") == scored.stdout.count("exact_match") == 1
+    assert scores(out)["tasks"] == scores(tmp_path / "run" / "results.json")["tasks"]
+    wrong = torchrun(str(ROOT / "run.py"), "evaluate", str(tmp_path / "run"), "--out", str(tmp_path))
+    assert wrong.returncode != 0
+    assert f"error: {tmp_path}: is a folder; name a file" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "tensor or context parallelism"),
+    ],
+)
+def test_sharded_models_are_an_error_before_anything_is_written(
+    variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    expected = f"{name} was asked for, and each process trains a whole copy of the model .DDP.: start with torchrun"
+    with pytest.raises(InputError, match=expected):
+        train(settings("qa"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not AcceleratorState._shared_state, "the next run is not one of a sharded model"
+
+
+def test_a_sharded_accelerator_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that accelerate made of a settings file of its own."""
+    monkeypatch.setattr(run_dir, "Accelerator", lambda **_: SimpleNamespace(distributed_type=DistributedType.FSDP))
+    with pytest.raises(InputError, match="FSDP was asked for, and each process trains a whole copy"):
+        train(settings("qa"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

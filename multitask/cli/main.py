@@ -71,7 +71,8 @@ class _Commands(click.Group):
                 click.echo(f"saved; resume with: {program()} {command} --resume {stopped}", err=True)
             sys.exit(130)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            if is_main_launched():
+                click.echo("interrupted", err=True)
             sys.exit(130)
 
 
