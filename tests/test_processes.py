@@ -107,9 +107,11 @@ def test_one_process_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _WORK = """
-import json, sys
+import json, os, sys
 from multitask import benchmark, evaluate, fewshot, train
+from multitask.api import pretrain
 from multitask.evaluation import evaluator
+from multitask.training import demo_model
 
 evaluator._CHUNK = 4  # rows
 out, model, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -119,6 +121,13 @@ found = {
     "fewshot": fewshot(model, given["fewshot"], out=f"{out}/shots.json", report=events.append),
     "train": train(given["train"], out=f"{out}/run", report=events.append),
 }
+text = given["pretrain"]
+found["pretrain"] = pretrain(text, out=f"{out}/text", report=events.append)
+for _ in range(2):
+    found["rates"] = pretrain(text, out=f"{out}/rates", find_learning_rate=True, report=events.append)
+os.environ["XDG_CACHE_HOME"] = f"{out}/cache"
+demo_model.read_yaml = lambda path: given["demo"]
+found["demo"] = fewshot(settings=given["prompted"], out=f"{out}/demo.json", report=events.append)
 first = benchmark(given["suite"], out=f"{out}/suite", report=events.append)["arms"]
 again = benchmark(given["suite"], out=f"{out}/suite", report=events.append)["arms"]
 print(json.dumps({
@@ -143,11 +152,22 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, l
         "seeds": [1],
         "run": settings("cls", "qa", train={"max_steps": 2}, fewshot={"shots": [1], "draws": 1}),
     }
+    (folder / "text.txt").write_text("one two three. four five six seven.\n" * 99, "utf-8")
+    text = {
+        "device": "cpu",
+        "text": {"files": {"train": str(folder / "text.txt")}, "cache": str(folder / "cache")},
+        "model": {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64},
+        "tokenizer": {"vocab_size": 270, "spare": 0},
+        "train": {"batch_tokens": 128, "block_size": 32, "max_steps": 6, "learning_rate": 1e-3, "precision": "fp32"},
+    }
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite), "utf-8")
     given = {
         "evaluate": settings("qa", "cls", eval={"max_free_rows": 5}),
         "fewshot": settings("qa", "cls", fewshot=shots),
         "train": tasks | {"train": tasks["train"] | steps},
+        "pretrain": text,
+        "demo": {name: section for name, section in settings("qa").items() if name != "data"},
+        "prompted": settings("cls", eval={"max_rows": 5}, fewshot={"shots": [0]}),
         "suite": str(folder / "suite.yaml"),
     }
     outs = []
@@ -199,11 +219,14 @@ def test_two_processes_train_and_compare_arms_as_one(one_and_two: tuple[Path, Pa
     assert scores(runs[0])["data"] == scores(runs[1])["data"]
     assert (one / "run" / "predictions" / "qa.jsonl").exists()
     main, further = sorted(map(json.loads, printed), key=lambda found: -found["events"])
-    assert main["results"] == ["evaluate", "fewshot", "train"]
+    assert main["results"] == ["evaluate", "fewshot", "train", "pretrain", "rates", "demo"]
     assert (further["results"], further["events"]) == ([], 0)
     arms = ["trivial", "prompted", "multitask-seed-1", "multitask-lora-seed-1"]
     assert main["arms"] == further["arms"] == [[arm, kept] for kept in (False, True) for arm in arms]
     assert (two / "suite" / "report.html").exists()
+    texts = [scores(out / "text" / "results.json")["tasks"]["text"] for out in (one, two)]
+    ours, other_ones = (found["metrics"]["perplexity"]["value"] for found in texts)
+    assert ours == pytest.approx(other_ones, rel=1e-4)
     names = {path.relative_to(out) for out in (one, two) for path in out.rglob("*")}
     assert all((out / name).exists() for out in (one, two) for name in names), "no file of a process of its own"
     for arm in ("trivial", "prompted"):

@@ -111,6 +111,8 @@ from multitask import train
 train(json.loads(sys.argv[1]), out=sys.argv[2])
 """
 
+_RESUME = "import sys; from multitask import train; train(resume=sys.argv[1])"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -120,13 +122,24 @@ train(json.loads(sys.argv[1]), out=sys.argv[2])
 def test_several_processes_are_one(
     size: int, batch_tokens: int, micro_batch_tokens: int, packing: str, tmp_path: Path
 ) -> None:
-    """Three passes for two processes; one pass, so that a process never has one; rows apart; one pass made four."""
+    """Three passes for two processes; one pass, so that a process never has one; rows apart; one pass made four.
+
+    And a run continues with another number of processes.
+    """
     sizes = {"batch_tokens": batch_tokens, "micro_batch_tokens": micro_batch_tokens, "packing": packing}
-    given = settings("summ", "nli", "qa", train=sizes)
+    given = settings("summ", "nli", "qa", train={**sizes, "save_every_steps": 2, "keep_checkpoints": 9})
     train(given, out=tmp_path / "one")
     done = torchrun(_TRAIN, json.dumps(given), str(tmp_path / "several"), size=size)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(left_by(tmp_path / "one"), left_by(tmp_path / "several"))
+    whole = left_by(tmp_path / "one")
+    assert_same(whole, left_by(tmp_path / "several"))
+    if size == 4:
+        return
+    train(resume=tmp_path / "several" / "checkpoints" / "step-2")
+    assert_same(whole, left_by(tmp_path / "several"))
+    done = torchrun(_RESUME, str(tmp_path / "one" / "checkpoints" / "step-4"), size=size)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(whole, left_by(tmp_path / "one"))
 
 
 # ---------------------------------------------------------------- learning rate
