@@ -104,7 +104,7 @@ def is_main() -> bool:
 def wait() -> None:
     """Returns when every process is here."""
     if size() > 1:
-        distributed.barrier()
+        PartialState().wait_for_everyone()
 
 
 def mapped(work: Callable[[Unit], Found], units: Sequence[Unit]) -> Iterable[Found]:
