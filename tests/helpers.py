@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,20 @@ def python(code: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.Complete
     """Runs code in a process of its own."""
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def torchrun(code: str, *arguments: str, size: int = 2, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs code, or with a name that ends in `.py` this file, in several processes that torchrun starts."""
+    path = Path(code) if code.endswith(".py") else FOLDER / "ranks" / f"{zlib.crc32(code.encode())}.py"
+    if not code.endswith(".py"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code, "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(path), *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
 
 
 def snippet(folder: Path) -> str:

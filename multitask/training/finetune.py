@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from multitask import processes
 from multitask.batching.collate import Example
 from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream
@@ -89,13 +90,11 @@ def train(
         loop = Loop(config.train, config.seed, inputs, out, run.accelerator, model, report)
         run.commit(loop)
         loop.run()
-        if not run.accelerator.is_main_process:
-            return None
         with interruptible(out):
             loop.load_best()
             finished = merged(model) if config.adapter.merge else model
             examples = {name: _shown(found) for name, found in rows.validation.items()}
-            save(finished, tokenizer, out / "model", tasks, examples)
+            processes.by_main(lambda: save(finished, tokenizer, out / "model", tasks, examples))
             fitted = {
                 name: tuned.fitted_baselines(task, tokenizer, block_size, config, out / "baselines", keeps=True)
                 for name, task in tasks.items()
@@ -103,6 +102,8 @@ def train(
             data, scores = tuned.score_tasks(
                 finished, tokenizer, tasks, config, out / "predictions", block_size, fitted, report
             )
+            if not run.accelerator.is_main_process:
+                return None
             for name, found in rows.train.items():
                 data[name] = data[name].model_copy(update={"train": Data.model_validate(found.report)})
             wall_s = round(time.perf_counter() - started, 1)

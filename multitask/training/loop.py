@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from multitask.batching.collate import Batch, Example, collate
-from multitask.batching.packing import SampledExample, Stream, micro_steps
+from multitask.batching.packing import SampledExample, Stream, idle_warning, micro_steps
 from multitask.config.train import LoopConfig
 from multitask.device import peak_memory_bytes
 from multitask.errors import InputError, Interrupted
@@ -42,9 +42,9 @@ class TrainingInputs:
     """The training data, the validation examples and what is called at each validation.
 
     names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples
-    that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by the main
-    process at each validation; what it returns joins the record, and its `score` (by name, higher is better) chooses
-    the best weights in place of the loss. sampling_rates, data: by name, for the first record.
+    that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by every
+    process at each validation; what it returns joins the record, and its `score` (by name, higher is better), the same
+    in all of them, chooses the best weights in place of the loss. sampling_rates, data: by name, for the first record.
     """
 
     names: Sequence[str]
@@ -149,6 +149,7 @@ class Loop:
             self.inputs.layout,
             self.config.micro_batch_tokens,
             self.block_size,
+            self.accelerator.num_processes,
         )
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         part = self.inputs.prompt_weight
@@ -255,12 +256,9 @@ class Loop:
                 tokens[name], rises[name] = num_tokens, Rise(*more)
         self._check(loss)
         selection_score = -sum(loss.values()) / len(loss)
-        seen = self.inputs.on_validation() if self.accelerator.is_main_process else ValidationScores()
+        seen = self.inputs.on_validation()
         if self.inputs.selects_by_score:
-            score = torch.zeros(1, device=self.accelerator.device)
-            if seen:
-                score += sum(seen["score"].values()) / len(seen["score"])
-            selection_score = float(self.accelerator.reduce(score, "sum"))
+            selection_score = float(torch.tensor(sum(seen["score"].values()) / len(seen["score"])))  # as in checkpoints
         is_best = self.best is None or selection_score > self.best["selection_score"]
         if is_best:
             self.best = checkpoint.Best(step=self.step, selection_score=selection_score)
@@ -297,7 +295,8 @@ class Loop:
         """Puts the best weights back and draws the curves."""
         if self.best is not None:
             checkpoint.load_weights(self._best_folder, self.model)
-        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
+        if self.accelerator.is_main_process:
+            draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
 
     @property
     def cost(self) -> Cost:
@@ -374,6 +373,9 @@ class Loop:
                 "multitask", config={"tasks": ",".join(self.inputs.names), "seed": self.seed}
             )
         self.forward.train()
+        parts = self.blocks_per_step, self.block_size, self.accelerator.num_processes
+        if self.inputs.layout == "packed" and self.accelerator.is_main_process and (text := idle_warning(*parts)):
+            self.report({"event": "warning", "text": text})
         if self.accelerator.is_main_process:
             self.report(
                 {

@@ -9,20 +9,21 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState, is_initialized
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+from accelerate.utils import DistributedType, LoggerType
 
+from multitask import processes
 from multitask.config.loading import RUN_END, RUN_START, written_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
 from multitask.files import relative_if_near, write_text
+from multitask.launch import require_whole_models
 from multitask.models.names import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop
@@ -41,6 +42,7 @@ _WRITTEN = (
     "predictions",
     "baselines",
 )
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _REPLACED = ".replaced-by-multitask"  # below the run that --overwrite replaces, until all input is read
 _REMOVED = ".removed-by-multitask"  # the same, while it is removed
 
@@ -103,15 +105,16 @@ def open_run(config: Config, out: Path, overwrite: bool, resume: bool | Path) ->
     Whatever stops the run before `Run.commit`: what was written is removed again, and the run that it was to replace is
     back. Raises InputError as `start` does.
     """
-    run = Run(*start(config, out, overwrite, resume), resume)
-    try:
-        yield run
-    except BaseException:
-        if run.accelerator.is_main_process and not resume and not run.is_committed:
-            _restore_replaced(run.out)  # once the input is right, the same command works
-        raise
-    run.accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
-    run.accelerator.end_training()
+    with processes.together(choose_device(config.device)):  # no process leaves the group while another one needs it
+        run = Run(*start(config, out, overwrite, resume), resume)
+        try:
+            yield run
+        except BaseException:
+            if run.accelerator.is_main_process and not resume and not run.is_committed:
+                _restore_replaced(run.out)  # once the input is right, the same command works
+            raise
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
 
 
 def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool | Path) -> tuple[Accelerator, str, Path]:
@@ -126,24 +129,25 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool | Path) 
         if tracker not in map(str, get_available_trackers()):
             raise InputError(f"train.tracker: '{tracker}' is not installed; `pip install {tracker}`, or leave it out")
     device = choose_device(config.device)
-    if is_initialized() and PartialState().num_processes == 1:  # of an earlier run in this process, on another device
-        AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=device.type == "cpu")
-    chosen: list[str] = [config.train.precision]
-    if chosen == ["auto"] and resume:
-        chosen = [checkpoint.read_state(_checkpoint(out, resume))["precision"]]
+    # Of an earlier run in this process, which may have had another precision or, alone, another device.
+    AcceleratorState._reset_state(reset_partial_state=processes.size() == 1)
+    processes.connect(device)
+    chosen: str = config.train.precision
+    if chosen == "auto" and resume:
+        chosen = checkpoint.read_state(_checkpoint(out, resume))["precision"]
     width = config.model.n_embd if config.model.name is None else _width(config.model.name)
-    chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
-    broadcast_object_list(chosen)
+    # A folder whose name has the time in it differs, too.
+    precision, folder = processes.by_main(lambda: (choose_precision(chosen, device, width), out))
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(chosen[0], chosen[0]),
+        mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=device.type == "cpu",
         gradient_accumulation_steps=1,
         log_with=tracker,
-        project_dir=chosen[1],
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
+        project_dir=str(folder),
     )
-    return accelerator, chosen[0], Path(chosen[1])
+    if accelerator.distributed_type in _SHARDED:
+        require_whole_models(accelerator.distributed_type.value)
+    return accelerator, precision, folder
 
 
 def _checkpoint(out: Path, resume: bool | Path) -> Path:
