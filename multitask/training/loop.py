@@ -30,6 +30,7 @@ from multitask.inference.scoring import example_nll
 from multitask.models.compiled import CompiledBlocks, compiled_blocks
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
+from multitask.models.support import training_tokens
 from multitask.overfitting import Overfitting, Rise
 from multitask.plots import draw_loss
 from multitask.signals import stop_requests
@@ -78,6 +79,8 @@ class Loop:
         self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
         num_steps = math.ceil(self.stream.num_blocks_in(config.epochs) / self.blocks_per_step)
         self.max_steps = config.max_steps or max(1, num_steps)
+        parts = model, accelerator.device, config.batch_tokens, config.gradient_checkpointing
+        self.pass_tokens = config.micro_batch_tokens or training_tokens(*parts)
         self.has_dropout = use_fast_dropout(model)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model, self._compiled()), make_optimizer(model, config, accelerator.device)
@@ -101,7 +104,7 @@ class Loop:
 
     def _compiled(self) -> CompiledBlocks | None:
         """The blocks of the model, where they are to be compiled."""
-        blocks_per_pass = max(1, self.config.micro_batch_tokens // self.block_size)
+        blocks_per_pass = max(1, self.pass_tokens // self.block_size)
         num_passes = self.max_steps * -(-self.blocks_per_step // blocks_per_pass)
         parts = self.accelerator.device, self.accelerator.mixed_precision, self.inputs.layout, num_passes
         return compiled_blocks(self.model, self.config.compile, *parts)
@@ -147,7 +150,7 @@ class Loop:
         passes = micro_steps(
             self.stream.next_blocks(self.blocks_per_step),
             self.inputs.layout,
-            self.config.micro_batch_tokens,
+            self.pass_tokens,
             self.block_size,
             self.accelerator.num_processes,
         )
@@ -160,9 +163,7 @@ class Loop:
         num_rounds = -(-len(passes) // world)
         for turn in range(num_rounds):
             number = turn * world + rank
-            is_mine = number < len(
-                passes
-            )  # a process without a pass makes one of weight zero, or the others wait for it
+            is_mine = number < len(passes)  # without a pass one of weight zero, or the other processes wait for it
             drawn = passes[number if is_mine else 0]
             if self.has_dropout:
                 torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
@@ -247,7 +248,7 @@ class Loop:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for name, examples in self.inputs.validation.items():
             mine = [examples[n] for n in range(rank, len(examples), world)]
-            nll, num = example_nll(self.model, mine, self.config.micro_batch_tokens, self.accelerator.autocast)
+            nll, num = example_nll(self.model, mine, self.pass_tokens, self.accelerator.autocast)
             rise = self.overfitting.rise(name, nll)
             total = torch.tensor([float(nll.sum()), float(num.sum()), *rise], device=self.accelerator.device)
             nats, num_tokens, *more = self.accelerator.reduce(total, "sum").tolist()
@@ -369,9 +370,8 @@ class Loop:
         if self.step > self.max_steps:
             raise InputError(f"{self.out}: already at step {self.step}, past train.max_steps {self.max_steps}")
         if self.config.tracker and self.accelerator.is_main_process:
-            self.accelerator.init_trackers(
-                "multitask", config={"tasks": ",".join(self.inputs.names), "seed": self.seed}
-            )
+            facts = {"tasks": ",".join(self.inputs.names), "seed": self.seed}
+            self.accelerator.init_trackers("multitask", config=facts)
         self.forward.train()
         parts = self.blocks_per_step, self.block_size, self.accelerator.num_processes
         if self.inputs.layout == "packed" and self.accelerator.is_main_process and (text := idle_warning(*parts)):

@@ -232,7 +232,7 @@ class _Sampler:
 def _nll(loop: Loop, blocks: _Blocks, config: PretrainConfig) -> tuple[Floats, Floats]:
     """Nats and target tokens of each block, (N,) both, in every process; each scores a part of the blocks."""
     parts = processes.mapped(
-        lambda part: example_nll(loop.model, part, config.train.micro_batch_tokens, loop.accelerator.autocast),
+        lambda part: example_nll(loop.model, part, loop.pass_tokens, loop.accelerator.autocast),
         processes.parts(blocks),
     )
     nats, tokens = zip(*parts, strict=True)

@@ -22,7 +22,7 @@ from multitask.evaluation.tuned import block_size_of, examples_of, text_of
 from multitask.models.build import build
 from multitask.models.lora import add_lora, max_positions, text_config
 from multitask.models.loss import TokenNLL
-from multitask.models.support import prepare_attention
+from multitask.models.support import prepare_attention, training_tokens
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
@@ -140,9 +140,12 @@ def estimate(
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     wrapped = TokenNLL(model).to(device).train()
     layout = prepare_attention(model, block_size, train.packing)
-    blocks = stream.next_blocks(max(1, train.micro_batch_tokens // block_size) * 3)
+    pass_tokens = train.micro_batch_tokens or training_tokens(
+        model, device, train.batch_tokens, train.gradient_checkpointing
+    )
+    blocks = stream.next_blocks(max(1, pass_tokens // block_size) * 3)
     times = []
-    for drawn in micro_steps(blocks, layout, train.micro_batch_tokens, block_size)[:3]:
+    for drawn in micro_steps(blocks, layout, pass_tokens, block_size)[:3]:
         started = time.perf_counter()
         batch = collate(list(map(stream.example, drawn)), layout, train.prompt_weight).to(device)
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
