@@ -136,6 +136,7 @@ class _Picker:
             scores = self.processors(ids.to(raw.device), raw)
         chosen = scores.argmax(-1) if self.uniform is None else self._sampled(scores, at)
         # The one wait for a GPU in a step, which rows stop by.
+        picked: list[int]
         picked, is_finite = torch.stack([chosen, scores.amax(-1).isfinite()]).tolist()
         if not all(is_finite):
             raise InputError(
