@@ -36,7 +36,7 @@ from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
 from multitask.training.checks import check_before_encoding, check_sizes
 from multitask.training.loop import Loop, TrainingInputs
-from multitask.training.run_dir import Run, open_run
+from multitask.training.run_dir import Run, estimate_note, open_run
 
 UNPACKED = (
     "models of type {} cannot keep the examples of a packed row apart: each example gets a padded row of its own, with "
@@ -90,6 +90,8 @@ def train(
         loop = Loop(config.train, config.seed, inputs, out, run.accelerator, model, report)
         run.commit(loop)
         loop.run()
+        if loop.step == loop.max_steps and (note := estimate_note(config, loop.elapsed_s)) is not None:
+            report({"event": "note", "text": note})
         with interruptible(out):
             loop.load_best()
             finished = merged(model) if config.adapter.merge else model

@@ -21,7 +21,7 @@ from torch import Tensor
 from multitask.batching.collate import Batch, Example, collate
 from multitask.batching.packing import SampledExample, Stream, idle_warning, micro_steps
 from multitask.config.train import LoopConfig
-from multitask.device import peak_memory_bytes
+from multitask.device import peak_memory_bytes, synchronize
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
@@ -92,8 +92,7 @@ class Loop:
         self.best: checkpoint.Best | None = None
         self.num_worse = 0
         self.overfitting, self.train_loss = Overfitting(), math.inf
-        # Of each name since the last log line: nats, on the device so that no step waits for them, and target tokens.
-        # The last place is that of prompt tokens, which nobody asks for.
+        # Of each name since the last log line: nats, on the device, and target tokens; the last nats are of prompts.
         self.nats = torch.zeros(len(inputs.names) + 1, dtype=self._float, device=accelerator.device)
         self.num_targets = np.zeros(len(inputs.names))
 
@@ -111,7 +110,7 @@ class Loop:
 
     @property
     def _digests(self) -> dict[str, list[str] | None]:
-        """What the data was read from, by content."""
+        """By content, what the data was read from."""
         return {name: report.get("sha256") for name, report in self.inputs.data.items()}
 
     def run(self) -> None:
@@ -124,15 +123,17 @@ class Loop:
                 began_s = time.perf_counter()
                 rate = self.optimize()
                 self.step += 1
-                self.elapsed_s += time.perf_counter() - began_s
                 is_last = self.step == self.max_steps
+                pauses = is_last or self.step % self.config.log_every_steps == 0 or self.step % every == 0
+                if pauses:
+                    synchronize(self.accelerator.device)  # what is measured elsewhere is not what a step left to do
+                self.elapsed_s += time.perf_counter() - began_s
                 if self.step % self.config.log_every_steps == 0 or is_last:
-                    now_s = time.perf_counter()
-                    self._log(rate, (self.num_tokens - mark_tokens) / (now_s - mark_s))
+                    self._log(rate, (self.num_tokens - mark_tokens) / (time.perf_counter() - mark_s))
                 if self.step % every == 0 or is_last:
                     self._validate()
                     self.forward.train()
-                if self.step % self.config.log_every_steps == 0 or self.step % every == 0:
+                if pauses:
                     mark_s, mark_tokens = time.perf_counter(), self.num_tokens
                 interrupted = self._any(stop.is_requested)
                 is_last |= self._is_out_of_patience
@@ -396,5 +397,4 @@ class Loop:
         """Whether any process was asked to stop."""
         if self.accelerator.num_processes == 1:
             return is_requested
-        flag = torch.tensor([float(is_requested)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        return bool(self.accelerator.reduce(torch.tensor([float(is_requested)], device=self.accelerator.device)) > 0)

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from multitask.config.run import RunConfig
 from multitask.data.rows import Row
 from multitask.device import choose_device, choose_precision, peak_memory_bytes
 from multitask.evaluation.tuned import block_size_of, examples_of, text_of
+from multitask.files import write_text
 from multitask.models.build import build
 from multitask.models.lora import add_lora, max_positions, text_config
 from multitask.models.loss import TokenNLL
@@ -28,7 +30,7 @@ from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
 from multitask.training.checks import check_before_encoding, check_sizes
 from multitask.training.finetune import tokenizer_texts
-from multitask.training.run_dir import check_folder
+from multitask.training.run_dir import check_folder, estimate_file
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def preview(config: RunConfig, tasks: Mapping[str, Task], out: Path | None = Non
     }
     learning: Any = add_lora(model, config.adapter, new_ids) if config.adapter.kind == "lora" else model
     found = estimate(learning, examples, config, block_size, device)
+    with suppress(OSError):  # the run that follows says how far off it was
+        write_text(estimate_file(config), repr(found.num_tokens * found.s_per_token))
     return Preview(
         config,
         tasks,

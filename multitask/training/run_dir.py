@@ -4,6 +4,7 @@
 an accelerator, and a folder `runs/NAME` with `config.yaml` in it.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from multitask.config.loading import RUN_END, RUN_START, written_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
-from multitask.files import relative_if_near, write_text
+from multitask.files import cache_folder, relative_if_near, write_text
 from multitask.launch import require_whole_models
 from multitask.models.names import model_folder
 from multitask.training import checkpoint
@@ -176,6 +177,25 @@ def with_learning_rate(config: Config) -> Config:
     if isinstance(config, RunConfig) and config.adapter.kind == "lora":
         rate = 1e-3
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
+
+
+def estimate_file(config: RunConfig) -> Path:
+    """Where `preview` keeps the seconds that it estimates for the steps of a run with these settings."""
+    train = config.train.model_dump(mode="json", exclude={"learning_rate", "precision", "tracker"})
+    parts = [train, *(config.model_dump(mode="json")[name] for name in ("tasks", "data", "model", "adapter", "device"))]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_folder(config.data) / f"estimate-{key}.txt"
+
+
+def estimate_note(config: RunConfig, train_s: float) -> str | None:
+    """How far the steps of a run were from what `preview` had estimated; None where it had not."""
+    try:
+        estimated_s = float(estimate_file(config).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    more = train_s / max(estimated_s, 1e-9) - 1
+    told = f"{abs(more):.0%} {'more' if more > 0 else 'less'} than" if abs(more) >= 0.005 else "as"
+    return f"the steps took {train_s / 60:.1f} min, {told} preview had estimated ({estimated_s / 60:.1f} min)"
 
 
 def check_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool) -> None:

@@ -1,6 +1,7 @@
 """A preview shows what training would see, and refuses what training would; both before any row is encoded."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,19 @@ def test_the_run_folder(settings: dict[str, Any], tmp_path: Path) -> None:
         preview(settings, out=tmp_path / "run")
     preview(settings, out=tmp_path / "run", overwrite=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"], "nothing is written or moved"
+
+
+def test_a_run_says_how_far_off_the_estimate_was(settings: dict[str, Any], tmp_path: Path) -> None:
+    def notes(name: str) -> list[str]:
+        seen: list[Any] = []
+        train(settings, out=tmp_path / name, report=seen.append)
+        return [e["text"] for e in seen if e["event"] == "note" and "preview had estimated" in e["text"]]
+
+    assert notes("before") == [], "nothing was estimated"
+    preview(settings)
+    (note,) = notes("after")
+    assert re.fullmatch(
+        r"the steps took [\d.]+ min, (\d+% (more|less) than|as) preview had estimated \([\d.]+ min\)", note
+    )
+    settings["train"]["max_steps"] = 2
+    assert notes("other") == [], "another run"
