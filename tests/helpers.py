@@ -8,17 +8,20 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multitask import registry
 from multitask.config.model import ModelConfig
+from multitask.errors import Interrupted
 from multitask.models import build, io
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +87,25 @@ def settings(*tasks: str, **sections: Any) -> dict[str, Any]:
     for name, section in sections.items():
         base[name] = {**base.get(name, {}), **section} if isinstance(section, Mapping) else section
     return base
+
+
+@contextmanager
+def stopped_before(step: int) -> Iterator[None]:
+    """Training that is done meanwhile is interrupted before this step (counted from 0), as by Ctrl-C."""
+    from multitask.training.loop import Loop
+
+    optimize = Loop.optimize
+
+    def interrupted(self: Any, rate: float | None = None) -> float:
+        if self.step == step:
+            raise Interrupted("stopped")
+        return optimize(self, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "optimize", interrupted)
+        with suppress(Interrupted):
+            yield
+            pytest.fail("the run was not interrupted")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
