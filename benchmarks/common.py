@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,17 @@ def commit() -> str:
     return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
-def run_arm(script: str, arm: str, work: Path) -> dict[str, Any]:
-    """One arm of a benchmark in its own process; raises RuntimeError with the end of its output when it fails."""
-    command = [sys.executable, script, "--arm", arm, "--work", str(work)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
+def run_arm(
+    script: str, arm: str, work: Path, options: Mapping[str, str] = {}, variables: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """One arm of a benchmark in its own process; raises RuntimeError with the end of its output when it fails.
+
+    options: further ones of the script. variables: of the environment.
+    """
+    given = {"--arm": arm, "--work": str(work), **options}
+    command = [sys.executable, script, *(part for pair in given.items() for part in pair)]
+    fixed = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
+    environment = {**fixed, **variables}
     with tempfile.TemporaryFile("w+") as errors:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, check=False

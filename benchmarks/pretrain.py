@@ -16,8 +16,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Clock, commit, processor
+from common import Clock, commit, processor, run_arm
 
 SEED = 7
 SHAPES = {"korean": "korean_pretrain", "shakespeare": "shakespeare"}
@@ -362,18 +360,9 @@ def _encode_to_file(work: Path, root: Path, is_by_line: bool, num_bytes: int) ->
 
 
 def run_child(work: Path, root: Path, part: str, arm: str) -> dict[str, Any]:
-    """One arm in its own process; raises RuntimeError with the end of its output when it fails."""
-    command = [sys.executable, __file__, "--part", part, "--arm", arm, "--work", str(work), "--data", str(root)]
-    environment = SPIN | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(work / "home")}
-    with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, check=False
-        )
-        errors.seek(0)
-        if done.returncode:
-            raise RuntimeError(f"{part}, {arm}: exit code {done.returncode}\n{errors.read()[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    """One arm of a part in its own process."""
+    environment = SPIN | {"XDG_CACHE_HOME": str(work / "home")}
+    return run_arm(__file__, arm, work, {"--part": part, "--data": str(root)}, environment)
 
 
 def measure(

@@ -15,8 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Clock, commit, processor
+from common import Clock, commit, processor, run_arm
 
 
 @dataclass(frozen=True)
@@ -314,20 +312,8 @@ def rounds(work: Path, root: Path, name: str, num_rounds: int) -> Iterator[tuple
     """Every arm once, then every arm again; raises RuntimeError with the end of a process's output when it fails."""
     for turn in range(num_rounds):
         for arm in SUITES[name].arms:
-            options = {"--arm": arm, "--suite": name, "--work": work / str(turn), "--data": root, "--seed": SEED + turn}
-            command = [sys.executable, __file__, *(str(part) for pair in options.items() for part in pair)]
-            with tempfile.TemporaryFile("w+") as errors:
-                done = subprocess.run(
-                    command,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"},
-                )
-                errors.seek(0)
-                if done.returncode:
-                    raise RuntimeError(f"{arm}: exit code {done.returncode}\n{errors.read()[-4000:]}")
-            result = json.loads(done.stdout.splitlines()[-1])
+            options = {"--suite": name, "--data": str(root), "--seed": str(SEED + turn)}
+            result = run_arm(__file__, arm, work / str(turn), options)
             print(f"round {turn + 1} of {num_rounds}: {arm}: {json.dumps(result)}", flush=True)
             yield arm, result
 

@@ -67,6 +67,12 @@ def gpu_name(device: str) -> str | None:
     return torch.cuda.get_device_name() if choose_device(device).type == "cuda" else None
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def reset_peak(device: torch.device) -> None:
     """Resets the peak of `peak_memory_bytes`; systems other than Linux cannot reset that of the process."""
     gc.collect()

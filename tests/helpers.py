@@ -7,17 +7,21 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multitask import registry
 from multitask.config.model import ModelConfig
+from multitask.errors import Interrupted
 from multitask.models import build, io
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +87,25 @@ def settings(*tasks: str, **sections: Any) -> dict[str, Any]:
     for name, section in sections.items():
         base[name] = {**base.get(name, {}), **section} if isinstance(section, Mapping) else section
     return base
+
+
+@contextmanager
+def stopped_before(step: int) -> Iterator[None]:
+    """Training that is done meanwhile is interrupted before this step (counted from 0), as by Ctrl-C."""
+    from multitask.training.loop import Loop
+
+    optimize = Loop.optimize
+
+    def interrupted(self: Any, rate: float | None = None) -> float:
+        if self.step == step:
+            raise Interrupted("stopped")
+        return optimize(self, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "optimize", interrupted)
+        with suppress(Interrupted):
+            yield
+            pytest.fail("the run was not interrupted")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
@@ -158,6 +181,20 @@ def python(code: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.Complete
     """Runs code in a process of its own."""
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def torchrun(code: str, *arguments: str, size: int = 2, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs code, or with a name that ends in `.py` this file, in several processes that torchrun starts."""
+    path = Path(code) if code.endswith(".py") else FOLDER / "ranks" / f"{zlib.crc32(code.encode())}.py"
+    if not code.endswith(".py"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code, "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(path), *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
 
 
 def snippet(folder: Path) -> str:

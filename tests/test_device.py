@@ -11,7 +11,7 @@ import torch
 
 from multitask import device
 from multitask.errors import InputError
-from multitask.models.support import scoring_tokens
+from multitask.models.support import scoring_tokens, training_tokens
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,29 @@ def test_tokens_of_a_scoring_pass_fit_the_card(
     assert scoring_tokens(model) == tokens
     weight.device = torch.device("cpu")
     assert scoring_tokens(model) == 8192
+
+
+@pytest.mark.parametrize(
+    ("gib", "checkpoints", "batch_tokens", "tokens"),
+    [
+        (139, False, 10**6, 65536),
+        (139, False, 16384, 16384),
+        (14, False, 10**6, 8192),
+        (14, True, 10**6, 16384),
+        (1, False, 10**6, 1024),
+    ],
+)
+def test_tokens_of_a_training_pass_follow_the_free_memory_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, gib: int, checkpoints: bool, batch_tokens: int, tokens: int
+) -> None:
+    """For the layers of GPT-2 124M, whose pass of 32,768 tokens took 26 GiB on an H200."""
+    shape = SimpleNamespace(hidden_size=768, num_hidden_layers=12)
+    parameter = SimpleNamespace(numel=lambda: 124_000_000, requires_grad=True)
+    model: Any = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: shape),
+        parameters=lambda: iter([parameter]),
+        get_base_model=None,
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gib << 30, gib << 30))
+    assert training_tokens(model, torch.device("cuda"), batch_tokens, checkpoints) == tokens
+    assert training_tokens(model, torch.device("cpu"), batch_tokens) == 4096

@@ -180,3 +180,11 @@ def test_the_dependency_page_has_the_ranges_and_the_tested_versions() -> None:
         expected[name] = (lowest or "any", versions[name.lower()])
     page = (ROOT / "docs/dependencies.md").read_text("utf-8")
     assert {name: (lowest, version) for name, lowest, version in _ROW.findall(page) if name != "package"} == expected
+
+
+def test_the_tables_of_scaling_are_those_of_its_script() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))
+    assert script["page"](text) == text
+    assert round(script["SIZES"]["124M"].parameters / 1e6) == 124
+    assert script["sent"](script["SIZES"]["124M"], 8, False) == pytest.approx(2 * 7 / 8 * 4 * 123.5e6, rel=0.01)

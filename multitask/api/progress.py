@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from multitask.errors import InputError
 from multitask.events import Event, Report, ignore
+from multitask.launch import is_main_launched
 
 Show = Report | bool | None
 """Who is told of progress. None: a bar where somebody looks, True: always, False: nobody; or a function of events."""
@@ -22,8 +23,13 @@ _BAR = 20  # characters
 
 @contextmanager
 def showing(report: Show) -> Iterator[Report]:
-    """What events are reported to; raises InputError for what a disk or a folder's permissions do not allow."""
+    """What events are reported to; raises InputError for what a disk or a folder's permissions do not allow.
+
+    Of processes that were started together, the main one reports.
+    """
     bar = None
+    if not is_main_launched():
+        report = False
     if report is True or (report is None and is_watched(sys.stderr)):
         bar = ProgressBar(sys.stderr)
     try:

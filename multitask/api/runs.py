@@ -189,17 +189,18 @@ def evaluate(
     if settings is None and home is not None:
         settings = home / "config.yaml"
     config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs), home)
+    from multitask import processes
     from multitask.device import choose_device
     from multitask.evaluation.tuned import evaluate as run
     from multitask.models.io import load_trained
 
-    loaded, tokenizer = load_trained(path)
-    loaded.to(choose_device(config.device))
     kept = (home or path) / "baselines"
     into = Path(out) if out is not None else None
-    with showing(report) as told:
-        results = run(loaded, tokenizer, str(model), chosen, config, into, told, kept)
-    return RunResults(results.to_json())
+    device = choose_device(config.device)
+    with processes.together(device), showing(report) as told:
+        loaded, tokenizer = load_trained(path)
+        results = run(loaded.to(device), tokenizer, str(model), chosen, config, into, told, kept)
+    return RunResults(results.to_json() if results is not None else {})
 
 
 def evaluate_text(
@@ -271,18 +272,19 @@ def fewshot(
     config, chosen = chosen_tasks(settings, listed(flags), names(tasks), listed(tasks_dirs))
     if named := model or config.model.name:
         model_folder(str(named))
+    from multitask import processes
     from multitask.device import choose_device
     from multitask.evaluation.fewshot import fewshot as run
     from multitask.models.io import load_causal
     from multitask.training.demo_model import demo_model
 
     into = Path(out) if out is not None else None
-    with showing(report) as told:
+    device = choose_device(config.device)
+    with processes.together(device), showing(report) as told:
         name = str(model or config.model.name or demo_model(report=told))
         loaded, tokenizer = load_causal(name, config.model.revision)
-        loaded.to(choose_device(config.device))
-        found = run(loaded, tokenizer, name, chosen, config, into, told)
-    return RunResults(found.to_json())
+        found = run(loaded.to(device), tokenizer, name, chosen, config, into, told)
+    return RunResults(found.to_json() if found is not None else {})
 
 
 def benchmark(
@@ -311,6 +313,8 @@ def benchmark(
         InputError: something given cannot be used; the message says what to do.
         Interrupted: Ctrl-C or SIGTERM, after everything was saved.
     """
+    from multitask import processes
+    from multitask.device import choose_device
     from multitask.reports import benchmark as runner
     from multitask.reports import benchmark_estimate
 
@@ -323,7 +327,7 @@ def benchmark(
     if dry_run:
         return {"arms": list(benchmark_estimate.dry_run(suite, chosen, str(path), only))}
     folder = Path(out) if out is not None else Path("runs") / path.stem
-    with showing(report) as told:
+    with processes.together(choose_device(config.device)), showing(report) as told:
         done = runner.benchmark_and_report(suite, chosen, folder, str(path), only, told)
     return {"arms": done, "report": str(folder / "report.html")}
 

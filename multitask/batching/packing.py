@@ -31,6 +31,9 @@ class SampledExample(NamedTuple):
 
 
 Block = list[SampledExample]
+_Items = list[tuple[int, Block]]
+"""What a pass holds whole, each with its width in a batch: blocks, or examples by length, longest first."""
+_MOST_IDLE = 0.1
 _MAX_WINDOWS = 64  # packed to count the blocks of an epoch
 
 
@@ -126,22 +129,67 @@ class BlockStream:
 
 
 def micro_steps(
-    blocks: Sequence[Block], layout: Literal["packed", "none"], most_tokens: int, block_size: int
+    blocks: Sequence[Block],
+    layout: Literal["packed", "none"],
+    most_tokens: int,
+    block_size: int,
+    num_processes: int = 1,
 ) -> list[list[SampledExample]]:
     """The examples of a step in passes of at most `most_tokens` tokens, padding included; at least one example each.
 
     packed: whole blocks at a time. none: the step's examples by length, so that a pass holds rows of similar length.
+    num_processes: that share the passes in turns. There are as many passes as keep all of them busy, smaller ones of
+    similar size, unless there are fewer blocks (of `none`: examples).
     """
     if layout == "packed":
-        size = max(1, most_tokens // block_size)
-        return [[d for block in blocks[n : n + size] for d in block] for n in range(0, len(blocks), size)]
-    passes: list[list[SampledExample]] = []
-    for drawn in sorted((d for block in blocks for d in block), key=lambda d: -d.length):
-        if passes and passes[-1][0].length * (len(passes[-1]) + 1) <= most_tokens:
-            passes[-1].append(drawn)
+        items = [(block_size, block) for block in blocks]
+    else:
+        drawn = sorted((d for block in blocks for d in block), key=lambda d: -d.length)
+        items = [(one.length, [one]) for one in drawn]
+    passes = _passes(items, most_tokens)
+    if len(passes) % num_processes:
+        num_wanted = min(len(items), -(-len(passes) // num_processes) * num_processes)
+        passes = _spread(items, most_tokens, num_wanted)
+    return [[d for _, block in one for d in block] for one in passes]
+
+
+def _passes(items: _Items, most_tokens: int) -> list[_Items]:
+    """Items in their order, as many to a pass as fit."""
+    passes: list[_Items] = []
+    for item in items:
+        if passes and passes[-1][0][0] * (len(passes[-1]) + 1) <= most_tokens:
+            passes[-1].append(item)
         else:
-            passes.append([drawn])
+            passes.append([item])
     return passes
+
+
+def _spread(items: _Items, most_tokens: int, num_wanted: int) -> list[_Items]:
+    """This many passes, the largest of them as small as can be."""
+    low, high = items[0][0], max(most_tokens, items[0][0])
+    while low < high:
+        middle = (low + high) // 2
+        if len(_passes(items, middle)) <= num_wanted:
+            high = middle
+        else:
+            low = middle + 1
+    passes = _passes(items, high)
+    while len(passes) < num_wanted:
+        at = max(range(len(passes)), key=lambda n: (len(passes[n]) > 1, passes[n][0][0] * len(passes[n]), n))
+        half = -(-len(passes[at]) // 2)
+        passes[at : at + 1] = passes[at][:half], passes[at][half:]
+    return passes
+
+
+def idle_warning(num_blocks: int, block_size: int, num_processes: int) -> str | None:
+    """What to say where processes wait for others for more than a tenth of a step of packed blocks."""
+    idle = 1 - num_blocks / (num_processes * -(-num_blocks // num_processes))
+    if idle <= _MOST_IDLE:
+        return None
+    return (
+        f"a step has {num_blocks} blocks of {block_size} tokens for {num_processes} processes, which are idle for "
+        f"{idle:.0%} of the time: make train.batch_tokens a multiple of {num_processes * block_size:,}, or start fewer"
+    )
 
 
 def check_window(block_size: int, n_positions: int | None) -> None:

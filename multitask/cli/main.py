@@ -3,11 +3,14 @@
 0: done. 1: our own failure. 2: wrong usage or input. 130: interrupted, everything saved.
 """
 
+import io
 import logging
 import os
 import shlex
 import sys
+import time
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +29,7 @@ from multitask.cli.options import (
 )
 from multitask.cli.text_commands import generate, tokenizer
 from multitask.errors import InputError, Interrupted
+from multitask.launch import is_main_launched, require_one_process
 
 # Threads that wait spinning starve each other as soon as another program uses a core. A 1 M-parameter model on two
 # cores, tokens/s with both free and with one busy: GNU OpenMP's default 17,000 and 450, a short spin 13,500 and 2,900,
@@ -49,7 +53,13 @@ _MANY = 1e7  # a perplexity from here on is shown as a power of ten
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """One line on stderr, without the place in the code that only developers need."""
-    click.echo(f"warning: {message}", err=True)
+    if is_main_launched():  # of several processes
+        click.echo(f"warning: {message}", err=True)
+
+
+_DIVIDED = ("benchmark", "evaluate", "fewshot", "pretrain", "train")
+"""Commands whose work several processes divide among them."""
+_AFTER_MAIN_S = 2.0
 
 
 class _Commands(click.Group):
@@ -60,21 +70,30 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except InputError as error:
+            if not is_main_launched():  # where the main process says the same, the launcher ends this one meanwhile
+                time.sleep(_AFTER_MAIN_S)
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except Interrupted as stopped:
             command = context.invoked_subcommand
-            click.echo(f"saved; resume with: {program()} {command} --resume {stopped}", err=True)
+            if is_main_launched():
+                click.echo(f"saved; resume with: {program()} {command} --resume {stopped}", err=True)
             sys.exit(130)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            if is_main_launched():
+                click.echo("interrupted", err=True)
             sys.exit(130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="multitask")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """One language model, many tasks, one honest report."""
+    if context.invoked_subcommand not in _DIVIDED:
+        require_one_process(str(context.invoked_subcommand))
+    if not is_main_launched():
+        context.with_resource(redirect_stdout(io.StringIO()))  # the main process prints the same
 
 
 @main.command()
@@ -163,7 +182,7 @@ def pretrain(
         raise Interrupted(shlex.quote(str(stopped))) from None
     finally:
         console.close()
-    if find_learning_rate:
+    if find_learning_rate and found:
         click.echo(f"the loss falls fastest at a learning rate of {found['suggested']:.1e}")
 
 
@@ -193,6 +212,7 @@ def evaluate(
     from multitask import api
 
     if text is not None:
+        require_one_process("evaluate --text")
         of_rows = {
             "--set": flags,
             "--tasks": options["tasks"],
@@ -218,7 +238,8 @@ def evaluate(
     named = dotted(flags, device=device, data__limit=limit, eval__split=split, eval__max_rows=max_rows)
     console = ProgressConsole()
     results = api.evaluate(model, config, flags=named, report=console, **options)
-    console.table(results)
+    if results:
+        console.table(results)
 
 
 @main.command()
@@ -279,7 +300,8 @@ def fewshot(
         results = api.fewshot(model, config, flags=named, report=console, **options)
     finally:
         console.close()
-    console.shots(results)
+    if results:
+        console.shots(results)
 
 
 @main.command()
@@ -309,7 +331,8 @@ def benchmark(
         )
     except Interrupted as stopped:
         console.close()
-        click.echo(f"saved below {stopped}; the same command continues from there", err=True)
+        if is_main_launched():
+            click.echo(f"saved below {stopped}; the same command continues from there", err=True)
         sys.exit(130)
     finally:
         console.close()

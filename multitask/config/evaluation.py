@@ -26,9 +26,10 @@ class EvalConfig(Settings):
     batch_tokens: int | None = Field(None, ge=16)
     """Tokens of one forward pass; a limit on memory, results stay the same. None: 8,192; on a large GPU more, by its
     memory and the model's size."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of weights and products while rows are scored and answered; bf16 is faster where there is hardware for it and
-    halves weights and keys once the model is loaded; the nats of a token differ by some hundredths."""
+    halves weights and keys once the model is loaded; the nats of a token differ by some hundredths. auto: bf16 on a GPU
+    of compute capability 8 and newer, else fp32."""
     max_free_rows: int = Field(200, ge=1)
     """Rows that are also answered freely: of a closed task, to count answers outside its set; of a task scored
     by likelihood, one sampled text each, to be described."""

@@ -21,8 +21,9 @@ class LoopConfig(Settings):
     """Optimizer steps; None: what `epochs` amounts to."""
     batch_tokens: int = Field(16384, ge=16)
     """Tokens of one step, over all micro-steps and processes; rounded down to whole blocks, at least one."""
-    micro_batch_tokens: int = Field(4096, ge=16)
-    """Tokens of one forward-backward pass; lower it when memory runs out, results stay the same."""
+    micro_batch_tokens: int | None = Field(None, ge=16)
+    """Tokens of one forward-backward pass; lower it when memory runs out, results stay the same. None: 4,096; on a GPU
+    by its free memory and the model's size, from 1,024 to 65,536."""
     block_size: int | None = Field(None, ge=16)
     """Window of one example, in tokens; None: the model's `n_positions`, at most `batch_tokens`."""
     learning_rate: float | None = Field(None, gt=0)
@@ -63,6 +64,11 @@ class LoopConfig(Settings):
     """Newest checkpoints kept."""
     tracker: str | None = None
     """An accelerate tracker by name: tensorboard, wandb, mlflow ...; None: none."""
+
+    @property
+    def length(self) -> str:
+        """The setting that decides how many steps there are, for messages: `train.epochs 3`."""
+        return f"train.epochs {self.epochs:g}" if self.max_steps is None else f"train.max_steps {self.max_steps}"
 
 
 class TrainConfig(LoopConfig):

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from multitask import processes
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row
 from multitask.errors import InputError
@@ -28,8 +29,7 @@ from multitask.evaluation.prompting import choice_rules
 from multitask.evaluation.prompting.choice_rules import BATCH, RULES
 from multitask.evaluation.prompting.demonstrations import Nearest
 from multitask.evaluation.prompting.formats import EncodedPrompt as EncodedPrompt
-from multitask.evaluation.prompting.formats import PromptFormat
-from multitask.evaluation.prompting.stops import StopRule
+from multitask.evaluation.prompting.formats import PromptFormat, Stopped
 from multitask.events import Report, ignore
 from multitask.files import writing
 from multitask.inference.decoding import generate
@@ -43,7 +43,8 @@ NO_WORDS = (
     "leaves them out; correct the `language` of the source, or set eval.rouge_tokenizer"
 )
 _Kind = tuple[object, ...]  # a prompt format, demonstrations, a language and its choices
-_CHUNK = 256  # rows whose prompts are in memory at a time
+_Kept = list[tuple[Row, EncodedPrompt]]
+_CHUNK = 256  # rows whose prompts are in memory at a time, in each process
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,8 @@ class Evaluator:
     ) -> tuple[list[ArmScores], BaselineNumbers]:
         """Scores of every arm, and the numbers of the trivial baselines on the same rows, by baseline and metric.
 
+        Of several processes each answers some of the chunks; the main one alone has scores, and writes.
+
         Args:
             rows: as `data.rows.read` gives them; one chunk is in memory at a time.
             counts: filled while rows are read.
@@ -222,24 +225,28 @@ class Evaluator:
         baselines = fitted.numbers(scores[0].text_metrics) if fitted is not None else {}
         formats = [arm.format or self.format for arm in arms]
         waiting: list[list[Prediction]] = [[] for _ in arms]  # for the likelihoods of all rows
-        paths = [predictions / arm.file_name(self.task.name) for arm in arms] if predictions is not None else []
+        folder = predictions if processes.is_main() else None
+        paths = [folder / arm.file_name(self.task.name) for arm in arms] if folder is not None else []
         with ExitStack() as files:
             sinks: list[TextIO | None] = [files.enter_context(writing(path)) for path in paths]
             sinks = sinks or [None] * len(arms)
             rows = iter(rows)
-            while chunk := list(itertools.islice(rows, _CHUNK)):
-                kept = self._kept(chunk, formats)
-                for arm, style, total, later, sink in zip(arms, formats, scores, waiting, sinks, strict=True):
-                    for found in self.predict(self._prompts(kept, arm, style), style):
-                        if self.task.is_closed and style.is_calibrated:
-                            later.append(found.without_ids())
-                        else:
-                            total.add(found, style.has_likelihood)
-                        if sink is not None:
-                            sink.write(found.line(arm.shots))
-                    report({"event": "prompted", "task": self.task.name, "arm": str(arm), "rows": self.counts.num_rows})
-                if fitted is not None:
-                    fitted.add(baselines, kept, self.counts.num_rows - len(kept), scores[0].measure)
+            while chunks := list(itertools.islice(self._chunks(rows, formats), processes.size())):
+                units = [(kept, arm, style) for _, kept in chunks for arm, style in zip(arms, formats, strict=True)]
+                answers = iter(processes.mapped(lambda unit: self.predict(self._prompts(*unit), unit[2]), units))
+                for before, kept in chunks if processes.is_main() else ():
+                    for arm, style, total, later, sink in zip(arms, formats, scores, waiting, sinks, strict=True):
+                        for found in next(answers):
+                            if self.task.is_closed and style.is_calibrated:
+                                later.append(found.without_ids())
+                            else:
+                                total.add(found, style.has_likelihood)
+                            if sink is not None:
+                                sink.write(found.line(arm.shots))
+                        num_rows = before + len(kept)
+                        report({"event": "prompted", "task": self.task.name, "arm": str(arm), "rows": num_rows})
+                    if fitted is not None:
+                        fitted.add(baselines, kept, before, scores[0].measure)
         for style, total, later in zip(formats, scores, waiting, strict=True):
             calibrate_batch(later, style)
             for found in later:
@@ -253,7 +260,13 @@ class Evaluator:
             report({"event": "warning", "text": text})
         return scores, baselines
 
-    def _kept(self, chunk: Sequence[Row], formats: Sequence[PromptFormat]) -> list[tuple[Row, EncodedPrompt]]:
+    def _chunks(self, rows: Iterator[Row], formats: Sequence[PromptFormat]) -> Iterator[tuple[int, _Kept]]:
+        """Rows that are kept, chunk by chunk, and how many were kept before each."""
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            before = self.counts.num_rows
+            yield before, self._kept(chunk, formats)
+
+    def _kept(self, chunk: Sequence[Row], formats: Sequence[PromptFormat]) -> _Kept:
         """Rows that fit without demonstrations, whatever the format; with the first one's prompts. Counts all."""
         by_format = [style.encode(chunk, [()] * len(chunk), 0) for style in dict.fromkeys(formats)]
         kept = [
@@ -269,7 +282,7 @@ class Evaluator:
         self.first += [prompt for _, prompt in kept[: max(0, self.config.eval.max_free_rows - len(self.first))]]
         return kept
 
-    def _prompts(self, kept: Sequence[tuple[Row, EncodedPrompt]], arm: Arm, style: PromptFormat) -> list[EncodedPrompt]:
+    def _prompts(self, kept: _Kept, arm: Arm, style: PromptFormat) -> list[EncodedPrompt]:
         """The rows with an arm's demonstrations; what fits without any fits with as many as there is space for."""
         if arm.shots is None:
             return [prompt for _, prompt in kept]
@@ -359,23 +372,12 @@ class Evaluator:
                 self.task.max_new_tokens,
                 style.end_ids,
                 self.batch_tokens,
-                _Stopped(style, stop),
+                Stopped(style, stop),
             )
             for one, (ids, is_finished) in zip(mine, written, strict=True):
                 text = style.completion(ids)
                 one.completion = stop.answer(text) if stop is not None else text
                 one.prediction, one.is_finished = parse(one.completion), is_finished
-
-
-@dataclass(frozen=True)
-class _Stopped:
-    """Whether generated ids hold a whole answer."""
-
-    format: PromptFormat
-    stop: StopRule | None
-
-    def __call__(self, ids: list[int]) -> bool:
-        return self.stop is not None and self.stop.is_reached(self.format.completion(ids))
 
 
 def calibrate_batch(found: Sequence[Prediction], style: PromptFormat) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from multitask import processes
 from multitask.config.data import LANGUAGE
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
@@ -47,24 +48,29 @@ def fewshot(
     config: RunConfig,
     out: Path | None = None,
     report: Report = ignore,
-) -> Results:
-    """Prompts a loaded model; with `out`, writes `out` and `out.predictions/`.
+) -> Results | None:
+    """Prompts a loaded model; with `out`, writes `out` and `out.predictions/`. Other processes have None.
 
     Raises InputError when a task has no plain prompt, no training rows to draw from, or no row that fits the window.
     """
     started = time.perf_counter()
     if out is not None:
-        check_writable(out)
+        processes.by_main(lambda: check_writable(out))
     check_metrics(tasks, config.eval)
     in_precision(model, config.eval.precision)
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
     data, scores, num_tokens = {}, {}, 0
     for key, task in tasks.items():
         began = time.perf_counter()
-        data[key], scores[key], tokens = _prompt_task(model, tokenizer, name, task, config, predictions, report)
+        found = _prompt_task(model, tokenizer, name, task, config, predictions, report)
+        if found is None:
+            continue
+        data[key], scores[key], tokens = found
         num_tokens += tokens
         result, elapsed_s = scores[key].to_json(), time.perf_counter() - began
         report({"event": "task", "task": key, "result": result, "elapsed_s": elapsed_s})
+    if not processes.is_main():
+        return None
     cost = cost_of(model, num_tokens, time.perf_counter() - started)
     results = results_of(config, "fewshot", "prompted", name, data, scores, cost=cost)
     if out is not None:
@@ -74,18 +80,23 @@ def fewshot(
 
 def _prompt_task(
     model: Any, tokenizer: Any, name: str, task: Task, config: RunConfig, predictions: Path | None, report: Report
-) -> tuple[Data, TaskScores, int]:
-    """One task with every number of shots and every draw: `data`, `tasks`, and the number of prompt tokens."""
+) -> tuple[Data, TaskScores, int] | None:
+    """One task with every number of shots and every draw: `data`, `tasks`, and the number of prompt tokens.
+
+    None in other processes than the main one.
+    """
     prompt_format = _format(model, tokenizer, name, task, config)
     split, counts = config.eval.split, Counts()
     arms = _arms(task, config)
     if not any(has_split(source, split) for source in resolve(task, config.data)):
         raise InputError(f"task '{task.name}' has no rows of the split '{split}'; give `files: {{{split}: ...}}`")
-    fitted = fit(task, config)
+    fitted = fit(task, config) if processes.is_main() else None
     rows = itertools.islice(read(task, split, config.data, counts), config.eval.max_rows)
     evaluator = Evaluator(model, tokenizer, task, prompt_format, config)
     arms, chosen = _with_templates(evaluator, prompt_format, arms, config, report)
     scores, baselines = evaluator.run(rows, counts, arms, fitted, predictions, report)
+    if not processes.is_main():
+        return None
     by_arm: dict[tuple[int | None, str | None], list[ArmScores]] = {}
     for arm, each in zip(arms, scores, strict=True):
         by_arm.setdefault((arm.shots, arm.template), []).append(each)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from multitask import processes
 from multitask.config.data import DataConfig
 from multitask.config.evaluation import EvalConfig
 from multitask.config.run import RunConfig
@@ -116,14 +117,16 @@ def first_metrics(
 ) -> dict[str, float]:
     """Each task's first metric on given prompts, larger is better; of perplexity and bits per byte minus the log.
 
-    A task has none when it is measured by likelihood alone and no row fits the block size.
+    A task has none when it is measured by likelihood alone and no row fits the block size. To be called by every
+    process: each answers a part of the prompts, and all have the metrics.
     """
     best = {}
     for name, task in tasks.items():
         evaluator = Evaluator(model, tokenizer, task, StreamFormat(task, tokenizer, block_size), config)
         scores = ArmScores(task, config)
-        for found in evaluator.predict(prompts[name]):
-            scores.add(found, has_likelihood=True)
+        for part in processes.mapped(evaluator.predict, processes.parts(prompts[name])):
+            for found in part:
+                scores.add(found, has_likelihood=True)
         numbers = dict(scores.named()).get(task.metrics[0])
         if numbers is not None:
             metric = metrics.build(task.metrics[0], "en")
@@ -136,13 +139,13 @@ def first_metrics(
 def fitted_baselines(
     task: Task, tokenizer: Any, block_size: int, config: RunConfig, folder: Path | None = None, keeps: bool = False
 ) -> Fitted | None:
-    """Baselines fitted on the encoded training rows; None for a task without training rows.
+    """Baselines fitted on the encoded training rows; None for a task without training rows, or not the main process.
 
     folder: of a run, where they were kept when it was trained; the rows are encoded only if they are not there, or
     were fitted on other rows. keeps: write them there.
     """
     sources = [source for source in resolve(task, config.data) if has_split(source, "train")]
-    if not sources:
+    if not sources or not processes.is_main():
         return None
     found = [provenance(source, "train", config.data) for source in sources]
     parts = [fingerprint(task), tokenizer.backend_tokenizer.to_str(), *(s.model_dump_json() for s in sources)]
@@ -170,16 +173,18 @@ def score_tasks(
 ) -> tuple[dict[str, Data], dict[str, TaskScores]]:
     """`data` and `tasks` of a results file. Predictions go to `predictions/<task>.jsonl`, line by line.
 
-    fitted: the baselines of each task; None where there are none.
+    fitted: the baselines of each task; None where there are none. To be called by every process; the main one alone
+    has what it returns, the others have nothing.
     """
     check_answer_length(tasks, block_size)
     in_precision(model, config.eval.precision)
     data, scores = {}, {}
     for name, task in tasks.items():
         started = time.perf_counter()
-        data[name], scores[name] = _score_task(
-            model, tokenizer, task, tasks, config, predictions, block_size, fitted[name], report
-        )
+        found = _score_task(model, tokenizer, task, tasks, config, predictions, block_size, fitted[name], report)
+        if found is None:
+            continue
+        data[name], scores[name] = found
         result, elapsed_s = scores[name].to_json(), time.perf_counter() - started
         report({"event": "task", "task": name, "result": result, "elapsed_s": elapsed_s})
     return data, scores
@@ -195,12 +200,14 @@ def _score_task(
     block_size: int,
     fitted: Fitted | None,
     report: Report,
-) -> tuple[Data, TaskScores]:
+) -> tuple[Data, TaskScores] | None:
     counts, limit = Counts(), config.eval.max_rows
     evaluator = Evaluator(model, tokenizer, task, StreamFormat(task, tokenizer, block_size), config)
     texts: list[str] = []
     rows = _remembering(itertools.islice(read(task, config.eval.split, config.data, counts), limit), texts)
     (scores,), baselines = evaluator.run(rows, counts, fitted=fitted, predictions=predictions, report=report)
+    if not processes.is_main():
+        return None
     found: dict[str, object] = {
         "num_examples": scores.num_rows,
         "num_unfinished": scores.num_unfinished,
@@ -296,14 +303,14 @@ def evaluate(
     out: Path | None = None,
     report: Report = ignore,
     baselines: Path | None = None,
-) -> Results:
-    """Scores a loaded model; with `out`, writes `out` and `out.predictions/`.
+) -> Results | None:
+    """Scores a loaded model; with `out`, writes `out` and `out.predictions/`. Other processes have None.
 
     baselines: the folder of a run in which its baselines were kept.
     """
     started = time.perf_counter()
     if out is not None:
-        check_writable(out)
+        processes.by_main(lambda: check_writable(out))
     block_size = block_size_of(config.train, model)
     if (window := max_positions(model)) is not None:
         block_size = min(block_size, window)
@@ -321,6 +328,8 @@ def evaluate(
     predictions = out.with_name(out.name + ".predictions") if out is not None else None
     fitted = {key: fitted_baselines(task, tokenizer, block_size, config, baselines) for key, task in tasks.items()}
     data, scores = score_tasks(model, tokenizer, tasks, config, predictions, block_size, fitted, report)
+    if not processes.is_main():
+        return None
     tokens = sum(rows.num_tokens or 0 for rows in data.values())
     cost = cost_of(model, tokens, time.perf_counter() - started)
     results = results_of(config, "evaluate", "tuned", name, data, scores, cost=cost)

@@ -134,24 +134,26 @@ class _Picker:
             width = max(len(row) for row in whole)  # an id of V as padding is an error in transformers before 5.23
             ids = torch.stack([torch.cat([row[:1].expand(width - len(row)), row]) for row in whole])
             scores = self.processors(ids.to(raw.device), raw)
-        if not scores.amax(-1).isfinite().all():
+        chosen = scores.argmax(-1) if self.uniform is None else self._sampled(scores, at)
+        # The one wait for a GPU in a step, which rows stop by.
+        picked: list[int]
+        picked, is_finite = torch.stack([chosen, scores.amax(-1).isfinite()]).tolist()
+        if not all(is_finite):
             raise InputError(
                 "the model's scores of the next token are NaN or infinite: its weights are broken, or the repetition "
                 "penalty is too large"
             )
-        picked: list[int] = scores.argmax(-1).tolist() if self.uniform is None else self._sampled(scores, at)
         if self.on_tokens is not None:
             self.on_tokens(at, picked, raw, scores)
         return picked
 
-    def _sampled(self, scores: Tensor, at: Sequence[tuple[int, int]]) -> list[int]:
+    def _sampled(self, scores: Tensor, at: Sequence[tuple[int, int]]) -> Tensor:
         assert self.uniform is not None
         cumulative = to_double(scores).softmax(-1).cumsum(-1)
         numbers = [[self.uniform(row, step)] for row, step in at]
         uniform = torch.tensor(numbers, dtype=torch.float64, device=cumulative.device)
         picked = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
-        sampled: list[int] = picked.clamp_max(scores.shape[-1] - 1).tolist()
-        return sampled
+        return picked.clamp_max(scores.shape[-1] - 1).to(scores.device)
 
 
 @dataclass(frozen=True)

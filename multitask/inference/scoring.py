@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from multitask.batching.collate import Example, Ids, collate
-from multitask.device import logit_rows, to_double
+from multitask.device import choose_precision, logit_rows, to_double
 from multitask.inference.kv_cache import (
     PrefixCache,
     SharedPrefixBatch,
@@ -30,13 +30,17 @@ from multitask.models.support import attending, layout_of
 Floats = npt.NDArray[np.float64]
 
 
-def in_precision(model: Any, precision: Literal["fp32", "bf16"]) -> Any:
-    """The same model with its weights in the precision that it is scored in.
+def in_precision(model: Any, precision: Literal["auto", "fp32", "bf16"]) -> Any:
+    """The same model with its weights in the precision that it is scored in; auto: bf16 on a GPU that trains in it.
 
     What its architecture supports is found before, in its own precision: rounding would hide it. Buffers keep theirs:
     rounded frequencies of rotary positions would turn far tokens by large angles.
     """
-    if precision == "bf16" and next(model.parameters()).dtype != torch.bfloat16:
+    device = next(model.parameters()).device
+    is_rounded = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and choose_precision("auto", device) == "bf16"
+    )
+    if is_rounded and next(model.parameters()).dtype != torch.bfloat16:
         for longest in (1, 1 << 30):  # within and beyond a sliding window
             supports_shared_prefix(model, longest)
             layout_of(model, longest)

@@ -23,6 +23,8 @@ from transformers import AttentionInterface
 
 from multitask.models.dropout import drop, kept
 
+_TILE = 128  # queries, at least
+
 _varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn as _varlen_attn
@@ -187,6 +189,15 @@ def _scattered(parts: list[Tensor], groups: Groups) -> Tensor:
     return parts[0] if groups.is_even else torch.cat(parts, 1).index_select(1, groups.scatter)
 
 
+def _tiles(length: int) -> list[tuple[int, int]]:
+    """Queries of an example in parts, the last one first: behind a part's own queries there is no key to multiply.
+
+    500 -> (334, 500), (167, 334), (0, 167).
+    """
+    size = -(-length // max(1, length // _TILE))
+    return [(start, min(start + size, length)) for start in reversed(range(0, length, size))]
+
+
 class _EagerApart(torch.autograd.Function):
     """`_eager` over all groups of a row, its gradient written by hand: on a CPU the fastest of all ways tried.
 
@@ -202,22 +213,24 @@ class _EagerApart(torch.autograd.Function):
         """query, key, value (H, T, D) -> (T, H, D)."""
         num_heads, _, width = query.shape
         parts = [part.contiguous() for part in (query, key, value)]
-        outputs, saved = [], []
+        outputs: list[Tensor] = []
+        saved: list[Tensor | None] = []
         for index in groups.gather:
             num, length = index.shape
             shape = (num_heads * num, length, width)
             q, k, v = (_gathered(part, index, groups).view(shape) for part in parts)
             q = q * scaling
-            scores = torch.bmm(q, k.transpose(1, 2))
-            scores += _future(length, scores.device, scores.dtype)
-            weights = scores.softmax(-1).to(v.dtype)
-            if dropout:
-                keep, factor = kept(weights, dropout)
-                mixed = torch.bmm(weights * keep, v).mul_(factor)
-            else:
-                keep, factor, mixed = None, 1.0, torch.bmm(weights, v)
-            outputs.append(mixed.view(num_heads, num * length, width))
-            saved += [q, k, v, weights, keep]
+            saved += [q, k, v]
+            mixed = torch.empty_like(q)
+            for start, stop in _tiles(length):
+                scores = torch.bmm(q[:, start:stop], k[:, :stop].transpose(1, 2))
+                scores += _future(stop, scores.device, scores.dtype)[start:]
+                weights = scores.softmax(-1).to(v.dtype)
+                keep, factor = kept(weights, dropout) if dropout else (None, 1.0)
+                dropped = weights if keep is None else weights * keep
+                torch.bmm(dropped, v[:, :stop], out=mixed[:, start:stop])
+                saved += [weights, keep]
+            outputs.append((mixed.mul_(factor) if dropout else mixed).view(num_heads, num * length, width))
         ctx.save_for_backward(*saved)
         ctx.scaling, ctx.factor, ctx.groups = scaling, factor, groups
         return _scattered(outputs, groups).transpose(0, 1)
@@ -227,7 +240,7 @@ class _EagerApart(torch.autograd.Function):
         """Gradient (T, H, D) -> gradients of query, key and value (H, T, D)."""
         _, num_heads, width = grad.shape
         groups: Groups = ctx.groups
-        saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        saved = iter(ctx.saved_tensors)  # read once: gradient checkpointing allows no more
         if groups.is_even:
             placed = grad.transpose(0, 1)
         else:
@@ -235,21 +248,27 @@ class _EagerApart(torch.autograd.Function):
             placed = grad.new_zeros(num_heads, num_places, width).index_copy_(1, groups.scatter, grad.transpose(0, 1))
         grads: tuple[list[Tensor], ...] = ([], [], [])
         start = 0
-        for number, index in enumerate(groups.gather):
+        for index in groups.gather:
             num, length = index.shape
-            q, k, v, weights, keep = saved[5 * number : 5 * number + 5]
-            flat = (num_heads, num * length, width)
+            q, k, v = next(saved), next(saved), next(saved)
             out = placed[:, start : start + num * length].reshape(num_heads * num, length, width)
+            out = out * ctx.factor if ctx.factor != 1 else out
             start += num * length
-            if keep is None:
-                by_weight, mixed = torch.bmm(out, v.transpose(1, 2)), weights
-            else:
-                out = out * ctx.factor
-                by_weight, mixed = torch.bmm(out, v.transpose(1, 2)).mul_(keep), weights * keep
-            by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
-            grads[0].append(torch.bmm(by_score, k).mul_(ctx.scaling).view(flat))
-            grads[1].append(torch.bmm(by_score.transpose(1, 2), q).view(flat))
-            grads[2].append(torch.bmm(mixed.transpose(1, 2), out).view(flat))
+            of_query, of_key, of_value = map(torch.empty_like, (q, k, v))
+            for first, last in _tiles(length):
+                weights, keep, given = next(saved), next(saved), out[:, first:last]
+                by_weight = torch.bmm(given, v[:, :last].transpose(1, 2))
+                by_weight = by_weight if keep is None else by_weight.mul_(keep)
+                by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+                torch.bmm(by_score, k[:, :last], out=of_query[:, first:last])
+                mixed, beta = (
+                    weights if keep is None else weights * keep,
+                    int(last < length),
+                )  # 0: the first to be written
+                of_key[:, :last].baddbmm_(by_score.transpose(1, 2), q[:, first:last], beta=beta)
+                of_value[:, :last].baddbmm_(mixed.transpose(1, 2), given, beta=beta)
+            for part, found in zip(grads, (of_query.mul_(ctx.scaling), of_key, of_value), strict=True):
+                part.append(found.view(num_heads, num * length, width))
         return *(_scattered(part, groups) for part in grads), None, None, None
 
 

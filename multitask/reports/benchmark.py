@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
+from multitask import processes
 from multitask.config.loading import load, merged, read_yaml
 from multitask.config.run import BenchmarkConfig, RunConfig
 from multitask.data.sources import has_split, provenance, resolve
@@ -103,23 +104,37 @@ def benchmark(
     base = _base(suite, report) if any(arm.kind != "trivial" for arm in arms) else None
     done: list[DoneArm] = []
     for number, arm in enumerate(arms, 1):
-        folder, key = out / "arms" / arm.folder, _key(arm, tasks, base if arm.kind != "trivial" else None)
-        stamp = out / "keys" / arm.folder
-        is_ours = stamp.exists() and stamp.read_text("utf-8") == key
-        kept = is_ours and (folder / "results.json").exists()
+        folder, own = out / "arms" / arm.folder, {name: tasks[name] for name in arm.tasks}
+        state = _state(arm, own, base if arm.kind != "trivial" else None, out)
+        kept = state == "whole"
         report({"event": "arm", "arm": arm.folder, "number": number, "of": len(arms), "kept": kept})
         started = time.perf_counter()
         reset_peak(choose_device(arm.config.device))
         if not kept:
-            if not is_ours:
-                shutil.rmtree(folder, ignore_errors=True)
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.write_text(key, "utf-8")
-            _run(arm, {name: tasks[name] for name in arm.tasks}, base, folder, report)
+            _run(arm, own, base, folder, state == "stopped", report)
         done.append(
             {"arm": arm.folder, "folder": str(folder), "kept": kept, "elapsed_s": time.perf_counter() - started}
         )
     return done
+
+
+_State = Literal["whole", "stopped", "none"]
+
+
+def _state(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, out: Path) -> _State:
+    """What is there of an arm, as the main process sees it; what other settings, rows or code made is removed."""
+
+    def look() -> _State:
+        folder, stamp, key = out / "arms" / arm.folder, out / "keys" / arm.folder, _key(arm, tasks, base)
+        if not stamp.exists() or stamp.read_text("utf-8") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(key, "utf-8")
+        if (folder / "results.json").exists():
+            return "whole"
+        return "stopped" if any((folder / "checkpoints").glob("step-*")) else "none"
+
+    return processes.by_main(look)
 
 
 def chosen(arms: Sequence[ArmRun], only: Sequence[str] | None) -> list[ArmRun]:
@@ -172,13 +187,17 @@ def _content(base: str | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path, report: Report) -> None:
+def _trivial(arm: ArmRun, tasks: Mapping[str, Task], folder: Path) -> None:
+    data, scores = baselines.trivial(tasks, arm.config)
+    results = results_file.results_of(arm.config, "baseline", "trivial", "none", data, scores)
+    results_file.write_results(folder / "results.json", results)
+
+
+def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path, resumes: bool, report: Report) -> None:
     """Scores one arm into its folder."""
     folder.parent.mkdir(exist_ok=True)
     if arm.kind == "trivial":
-        data, scores = baselines.trivial(tasks, arm.config)
-        results = results_file.results_of(arm.config, "baseline", "trivial", "none", data, scores)
-        results_file.write_results(folder / "results.json", results)
+        processes.by_main(lambda: _trivial(arm, tasks, folder))
     elif arm.kind == "prompted":
         assert base is not None
         model, tokenizer = load_causal(base, arm.config.model.revision)
@@ -188,7 +207,6 @@ def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path,
         config = arm.config
         if base is not None:
             config = config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
-        resumes = any((folder / "checkpoints").glob("step-*"))
         finetune.train(config, tasks, folder, overwrite=not resumes, resume=resumes, report=report, arm=arm.name)
 
 
@@ -221,5 +239,6 @@ def benchmark_and_report(
         done = benchmark(suite, tasks, folder, where, only, report)
     except Interrupted:
         raise Interrupted(str(folder)) from None
-    write_report([folder], folder, language=suite.report.language)
+    if processes.is_main():
+        write_report([folder], folder, language=suite.report.language)
     return done

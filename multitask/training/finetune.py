@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from multitask import processes
 from multitask.batching.collate import Example
 from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream
@@ -35,7 +36,7 @@ from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
 from multitask.training.checks import check_before_encoding, check_sizes, few_steps, notes_on_settings
 from multitask.training.loop import Loop, TrainingInputs
-from multitask.training.run_dir import Run, open_run
+from multitask.training.run_dir import Run, estimate_note, open_run
 
 UNPACKED = (
     "models of type {} cannot keep the examples of a packed row apart: each example gets a padded row of its own, with "
@@ -93,13 +94,13 @@ def train(
             report({"event": "warning", "text": few})
         run.commit(loop)
         loop.run()
-        if not run.accelerator.is_main_process:
-            return None
+        if loop.step == loop.max_steps and (note := estimate_note(config, loop.elapsed_s)) is not None:
+            report({"event": "note", "text": note})
         with interruptible(out):
             loop.load_best()
             finished = merged(model) if config.adapter.merge else model
             examples = {name: _shown(found) for name, found in rows.validation.items()}
-            save(finished, tokenizer, out / "model", tasks, examples)
+            processes.by_main(lambda: save(finished, tokenizer, out / "model", tasks, examples))
             fitted = {
                 name: tuned.fitted_baselines(task, tokenizer, block_size, config, out / "baselines", keeps=True)
                 for name, task in tasks.items()
@@ -107,6 +108,8 @@ def train(
             data, scores = tuned.score_tasks(
                 finished, tokenizer, tasks, config, out / "predictions", block_size, fitted, report
             )
+            if not run.accelerator.is_main_process:
+                return None
             for name, found in rows.train.items():
                 data[name] = data[name].model_copy(update={"train": Data.model_validate(found.report)})
             wall_s = round(time.perf_counter() - started, 1)

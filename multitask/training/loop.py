@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from multitask.batching.collate import Batch, Example, collate
-from multitask.batching.packing import SampledExample, Stream, micro_steps
+from multitask.batching.packing import SampledExample, Stream, idle_warning, micro_steps
 from multitask.config.train import LoopConfig
-from multitask.device import peak_memory_bytes
+from multitask.device import peak_memory_bytes, synchronize
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
@@ -30,6 +30,7 @@ from multitask.inference.scoring import example_nll
 from multitask.models.compiled import CompiledBlocks, compiled_blocks
 from multitask.models.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
+from multitask.models.support import training_tokens
 from multitask.overfitting import Overfitting, Rise
 from multitask.plots import draw_loss
 from multitask.signals import stop_requests
@@ -42,9 +43,9 @@ class TrainingInputs:
     """The training data, the validation examples and what is called at each validation.
 
     names: tasks, in the order of `SampledExample.task`, or `text`. validation: of each name examples
-    that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by the main
-    process at each validation; what it returns joins the record, and its `score` (by name, higher is better) chooses
-    the best weights in place of the loss. sampling_rates, data: by name, for the first record.
+    that fit the window. layout, prompt_weight: as in `collate`. on_validation: called by every
+    process at each validation; what it returns joins the record, and its `score` (by name, higher is better), the same
+    in all of them, chooses the best weights in place of the loss. sampling_rates, data: by name, for the first record.
     """
 
     names: Sequence[str]
@@ -78,6 +79,8 @@ class Loop:
         self.blocks_per_step = max(1, config.batch_tokens // self.block_size)
         num_steps = math.ceil(self.stream.num_blocks_in(config.epochs) / self.blocks_per_step)
         self.max_steps = config.max_steps or max(1, num_steps)
+        parts = model, accelerator.device, config.batch_tokens, config.gradient_checkpointing
+        self.pass_tokens = config.micro_batch_tokens or training_tokens(*parts)
         self.has_dropout = use_fast_dropout(model)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model, self._compiled()), make_optimizer(model, config, accelerator.device)
@@ -89,8 +92,7 @@ class Loop:
         self.best: checkpoint.Best | None = None
         self.num_worse = 0
         self.overfitting, self.train_loss = Overfitting(), math.inf
-        # Of each name since the last log line: nats, on the device so that no step waits for them, and target tokens.
-        # The last place is that of prompt tokens, which nobody asks for.
+        # Of each name since the last log line: nats, on the device, and target tokens; the last nats are of prompts.
         self.nats = torch.zeros(len(inputs.names) + 1, dtype=self._float, device=accelerator.device)
         self.num_targets = np.zeros(len(inputs.names))
 
@@ -101,14 +103,14 @@ class Loop:
 
     def _compiled(self) -> CompiledBlocks | None:
         """The blocks of the model, where they are to be compiled."""
-        blocks_per_pass = max(1, self.config.micro_batch_tokens // self.block_size)
+        blocks_per_pass = max(1, self.pass_tokens // self.block_size)
         num_passes = self.max_steps * -(-self.blocks_per_step // blocks_per_pass)
         parts = self.accelerator.device, self.accelerator.mixed_precision, self.inputs.layout, num_passes
         return compiled_blocks(self.model, self.config.compile, *parts)
 
     @property
     def _digests(self) -> dict[str, list[str] | None]:
-        """What the data was read from, by content."""
+        """By content, what the data was read from."""
         return {name: report.get("sha256") for name, report in self.inputs.data.items()}
 
     def run(self) -> None:
@@ -121,15 +123,17 @@ class Loop:
                 began_s = time.perf_counter()
                 rate = self.optimize()
                 self.step += 1
-                self.elapsed_s += time.perf_counter() - began_s
                 is_last = self.step == self.max_steps
+                pauses = is_last or self.step % self.config.log_every_steps == 0 or self.step % every == 0
+                if pauses:
+                    synchronize(self.accelerator.device)  # what is measured elsewhere is not what a step left to do
+                self.elapsed_s += time.perf_counter() - began_s
                 if self.step % self.config.log_every_steps == 0 or is_last:
-                    now_s = time.perf_counter()
-                    self._log(rate, (self.num_tokens - mark_tokens) / (now_s - mark_s))
+                    self._log(rate, (self.num_tokens - mark_tokens) / (time.perf_counter() - mark_s))
                 if self.step % every == 0 or is_last:
                     self._validate()
                     self.forward.train()
-                if self.step % self.config.log_every_steps == 0 or self.step % every == 0:
+                if pauses:
                     mark_s, mark_tokens = time.perf_counter(), self.num_tokens
                 interrupted = self._any(stop.is_requested)
                 is_last |= self._is_out_of_patience
@@ -147,8 +151,9 @@ class Loop:
         passes = micro_steps(
             self.stream.next_blocks(self.blocks_per_step),
             self.inputs.layout,
-            self.config.micro_batch_tokens,
+            self.pass_tokens,
             self.block_size,
+            self.accelerator.num_processes,
         )
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         part = self.inputs.prompt_weight
@@ -159,9 +164,7 @@ class Loop:
         num_rounds = -(-len(passes) // world)
         for turn in range(num_rounds):
             number = turn * world + rank
-            is_mine = number < len(
-                passes
-            )  # a process without a pass makes one of weight zero, or the others wait for it
+            is_mine = number < len(passes)  # without a pass one of weight zero, or the other processes wait for it
             drawn = passes[number if is_mine else 0]
             if self.has_dropout:
                 torch.manual_seed(hash((self.seed, self.step, number)) % 2**63)
@@ -246,7 +249,7 @@ class Loop:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for name, examples in self.inputs.validation.items():
             mine = [examples[n] for n in range(rank, len(examples), world)]
-            nll, num = example_nll(self.model, mine, self.config.micro_batch_tokens, self.accelerator.autocast)
+            nll, num = example_nll(self.model, mine, self.pass_tokens, self.accelerator.autocast)
             rise = self.overfitting.rise(name, nll)
             total = torch.tensor([float(nll.sum()), float(num.sum()), *rise], device=self.accelerator.device)
             nats, num_tokens, *more = self.accelerator.reduce(total, "sum").tolist()
@@ -255,12 +258,9 @@ class Loop:
                 tokens[name], rises[name] = num_tokens, Rise(*more)
         self._check(loss)
         selection_score = -sum(loss.values()) / len(loss)
-        seen = self.inputs.on_validation() if self.accelerator.is_main_process else ValidationScores()
+        seen = self.inputs.on_validation()
         if self.inputs.selects_by_score:
-            score = torch.zeros(1, device=self.accelerator.device)
-            if seen:
-                score += sum(seen["score"].values()) / len(seen["score"])
-            selection_score = float(self.accelerator.reduce(score, "sum"))
+            selection_score = float(torch.tensor(sum(seen["score"].values()) / len(seen["score"])))  # as in checkpoints
         is_best = self.best is None or selection_score > self.best["selection_score"]
         if is_best:
             self.best = checkpoint.Best(step=self.step, selection_score=selection_score)
@@ -297,7 +297,8 @@ class Loop:
         """Puts the best weights back and draws the curves."""
         if self.best is not None:
             checkpoint.load_weights(self._best_folder, self.model)
-        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
+        if self.accelerator.is_main_process:
+            draw_loss(self.out / "metrics.jsonl", self.out / "loss.png", self.config.max_steps is None)
 
     @property
     def cost(self) -> Cost:
@@ -368,16 +369,14 @@ class Loop:
     def start(self) -> None:
         """Before the first step: trackers and the first report; raises InputError where no step is left."""
         if self.step > self.max_steps:
-            wanted = "train.max_steps" if self.config.max_steps else f"train.epochs {self.config.epochs:g}"
-            raise InputError(
-                f"{self.out}: already at step {self.step}, past the last one, {self.max_steps}, that {wanted} asks "
-                "for; raise it"
-            )
+            raise InputError(f"{self.out}: at step {self.step}, past {self.max_steps} of {self.config.length}")
         if self.config.tracker and self.accelerator.is_main_process:
-            self.accelerator.init_trackers(
-                "multitask", config={"tasks": ",".join(self.inputs.names), "seed": self.seed}
-            )
+            facts = {"tasks": ",".join(self.inputs.names), "seed": self.seed}
+            self.accelerator.init_trackers("multitask", config=facts)
         self.forward.train()
+        parts = self.blocks_per_step, self.block_size, self.accelerator.num_processes
+        if self.inputs.layout == "packed" and self.accelerator.is_main_process and (text := idle_warning(*parts)):
+            self.report({"event": "warning", "text": text})
         if self.accelerator.is_main_process:
             self.report(
                 {
@@ -398,5 +397,4 @@ class Loop:
         """Whether any process was asked to stop."""
         if self.accelerator.num_processes == 1:
             return is_requested
-        flag = torch.tensor([float(is_requested)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        return bool(self.accelerator.reduce(torch.tensor([float(is_requested)], device=self.accelerator.device)) > 0)

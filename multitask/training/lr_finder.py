@@ -39,7 +39,7 @@ def find_learning_rate(
         )
     if out.is_dir() and {path.name for path in out.iterdir()} <= _RATES:  # of an earlier try
         for path in out.iterdir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process was faster
     train = config.train.model_copy(update={"max_steps": num_steps, "learning_rate": 1.0, "warmup_steps": 0})
     config, out, accelerator = run_dir.start(config.model_copy(update={"train": train}), out, False, False)
     try:

@@ -8,6 +8,7 @@ sample.
 import math
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from multitask import processes
 from multitask.batching.collate import Example
 from multitask.batching.packing import SampledExample, check_window
 from multitask.batching.text_blocks import TextStream
@@ -26,7 +28,7 @@ from multitask.evaluation.baselines import score_of
 from multitask.evaluation.schema import Data, Results, Score, TaskScores
 from multitask.events import Report, ValidationScores, ignore
 from multitask.inference.decoding import generate
-from multitask.inference.scoring import example_nll
+from multitask.inference.scoring import Floats, example_nll
 from multitask.models.bigram import BigramCounts, BigramLMHeadModel
 from multitask.models.build import build_model
 from multitask.models.io import save_plain, write_plain_card
@@ -57,6 +59,10 @@ class _Blocks(Sequence[Example]):
         return len(self.drawn)
 
     def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            part = copy(self)
+            part.drawn = self.drawn[number]
+            return part
         return self.stream.example(self.drawn[number])
 
 
@@ -97,15 +103,16 @@ def pretrain(
         loop = Loop(config.train, config.seed, ready.inputs, out, run.accelerator, model, report)
         run.commit(loop)
         loop.run()
-        if not run.accelerator.is_main_process:
-            return None
         with interruptible(out):
             loop.load_best()
-            save_plain(model, tokenizer, out / "model", config.sample_prompt)
+            processes.by_main(lambda: save_plain(model, tokenizer, out / "model", config.sample_prompt))
+            nats, tokens = _nll(loop, ready.in_order, config)
+            if not run.accelerator.is_main_process:
+                return None
             held, train = ready.validation.report, ready.train.report
             rows = {"num_rows": held["num_documents"], "train": train | {"num_rows": train["num_documents"]}}
             data = Data.model_validate(held | rows)
-            scores = _score(loop, ready, config).model_copy(update=ready.inputs.on_validation())
+            scores = _score(out, ready, config, nats, tokens).model_copy(update=ready.inputs.on_validation())
             cost = loop.cost.model_copy(update={"wall_s": round(time.perf_counter() - started, 1)})
             parts = config, "pretrain", arm or config.model.arch, str(out / "model"), {NAME: data}, {NAME: scores}
             results = results_file.results_of(*parts, cost=cost)
@@ -222,13 +229,22 @@ class _Sampler:
         return {"sample": self.config.sample_prompt + whole_text(self.tokenizer.decode(ids))}
 
 
-def _score(loop: Loop, ready: Prepared, config: PretrainConfig) -> TaskScores:
+def _nll(loop: Loop, blocks: _Blocks, config: PretrainConfig) -> tuple[Floats, Floats]:
+    """Nats and target tokens of each block, (N,) both, in every process; each scores a part of the blocks."""
+    parts = processes.mapped(
+        lambda part: example_nll(loop.model, part, loop.pass_tokens, loop.accelerator.autocast),
+        processes.parts(blocks),
+    )
+    nats, tokens = zip(*parts, strict=True)
+    return np.concatenate(nats), np.concatenate(tokens)
+
+
+def _score(out: Path, ready: Prepared, config: PretrainConfig, nats: Floats, tokens: Floats) -> TaskScores:
     """Perplexity of the whole validation text, block by block, beside count-based baselines.
 
     Words and bytes are divided among blocks by their tokens, so that scores per word and per byte have intervals too.
     """
     blocks, ids = ready.in_order, ready.train.ids
-    nats, tokens = example_nll(loop.model, blocks, config.train.micro_batch_tokens, loop.accelerator.autocast)
     counted = BigramCounts(ids[:-1], ids[1:], len(ready.tokenizer))
     held = ready.validation.report
     own, baselines = metrics.Numbers(), {"unigram": metrics.Numbers(), "bigram": metrics.Numbers()}
@@ -239,7 +255,7 @@ def _score(loop: Loop, ready: Prepared, config: PretrainConfig) -> TaskScores:
             "bytes": held["num_bytes"] * float(tokens[number]) / len(ready.validation),
         }
         if not math.isfinite(nats[number]):
-            raise InputError(f"{loop.out}: the model finds no finite likelihood of the validation text")
+            raise InputError(f"{out}: the model finds no finite likelihood of the validation text")
         own.append({"nll": float(nats[number]), **sizes})
         before, targets = np.asarray(sequence[:-1]), np.asarray(sequence[1:])
         baselines["unigram"].append({"nll": float(counted.unigram(targets).sum()), **sizes})

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,20 +26,22 @@ from multitask.device import (
     free_memory_bytes,
     peak_memory_bytes,
     reset_peak,
+    synchronize,
     used_memory_bytes,
 )
 from multitask.errors import InputError
 from multitask.evaluation.tuned import block_size_of, examples_of, text_of
+from multitask.files import write_text
 from multitask.models.build import build
 from multitask.models.lora import add_lora, max_positions, text_config
 from multitask.models.loss import TokenNLL
-from multitask.models.support import prepare_attention
+from multitask.models.support import prepare_attention, training_tokens
 from multitask.task import Task
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import with_answer_tokens
 from multitask.training.checks import check_before_encoding, check_sizes
 from multitask.training.finetune import tokenizer_texts
-from multitask.training.run_dir import check_folder
+from multitask.training.run_dir import check_folder, estimate_file
 
 _FIRST_PASS = 256  # tokens
 _MARGIN = 1.2  # for what grows faster than the number of tokens
@@ -113,6 +116,8 @@ def preview(config: RunConfig, tasks: Mapping[str, Task], out: Path | None = Non
     }
     learning: Any = add_lora(model, config.adapter, new_ids) if config.adapter.kind == "lora" else model
     found = estimate(learning, examples, config, block_size, device)
+    with suppress(OSError):  # the run that follows says how far off it was
+        write_text(estimate_file(config), repr(found.num_tokens * found.s_per_token))
     return Preview(
         config,
         tasks,
@@ -161,9 +166,13 @@ def estimate(
     stream = BlockStream(examples, Mixture(sizes, rates, config.seed), block_size, train.packing_window)
     precision = choose_precision(train.precision, device, text_config(model).hidden_size)
     layout = prepare_attention(model, block_size, train.packing)
+    model.to(device)
+    pass_tokens = train.micro_batch_tokens or training_tokens(
+        model, device, train.batch_tokens, train.gradient_checkpointing
+    )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    whole = _tokens_of_pass(examples, train, layout, block_size)
+    whole = _tokens_of_pass(examples, train, pass_tokens, layout, block_size)
     measured = _Passes(model, stream, config, layout, precision, device).measure(
         whole, sum(int(rows.lengths.sum()) - len(rows) for rows in examples.values()), 8 * trainable
     )
@@ -182,19 +191,19 @@ def estimate(
         peak_bytes=measured.peak_bytes,
         free_bytes=measured.free_bytes,
         tokens_that_fit=measured.tokens_that_fit if measured.tokens_that_fit < whole else None,
-        lower=f"train.block_size and {_MICRO}"
-        if layout == "packed" and block_size > train.micro_batch_tokens
-        else _MICRO,
+        lower=f"train.block_size and {_MICRO}" if layout == "packed" and block_size > pass_tokens else _MICRO,
     )
 
 
-def _tokens_of_pass(examples: Mapping[str, Examples], train: TrainConfig, layout: str, block_size: int) -> int:
+def _tokens_of_pass(
+    examples: Mapping[str, Examples], train: TrainConfig, pass_tokens: int, layout: str, block_size: int
+) -> int:
     """Most tokens of a forward-backward pass of training, padding included."""
     of_step = max(1, train.batch_tokens // block_size) * block_size
     if layout == "packed":
-        return min(of_step, max(1, train.micro_batch_tokens // block_size) * block_size)
+        return min(of_step, max(1, pass_tokens // block_size) * block_size)
     longest = max(int(rows.lengths.max()) - 1 for rows in examples.values())
-    return max(longest, min(of_step, train.micro_batch_tokens))
+    return max(longest, min(of_step, pass_tokens))
 
 
 class _Measured(NamedTuple):
@@ -284,6 +293,7 @@ class _Passes:
         ):
             loss, _ = self.wrapped(batch, 1.0 / max(1.0, float(batch.weights.sum())))
         loss.backward()
+        synchronize(self.device)
         elapsed_s = time.perf_counter() - started
         return _Pass(batch.input_ids.numel(), elapsed_s, peak_memory_bytes(self.device), sum(saved.values()))
 

@@ -4,26 +4,28 @@
 an accelerator, and a folder `runs/NAME` with `config.yaml` in it.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState, is_initialized
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+from accelerate.utils import DistributedType, LoggerType
 
+from multitask import processes
 from multitask.config.loading import RUN_END, RUN_START, written_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.device import choose_device, choose_precision
 from multitask.errors import InputError, suggest
-from multitask.files import relative_if_near, write_text
+from multitask.files import cache_folder, relative_if_near, write_text
+from multitask.launch import require_whole_models
 from multitask.models.names import model_folder
 from multitask.training import checkpoint
 from multitask.training.loop import Loop
@@ -42,6 +44,7 @@ _WRITTEN = (
     "predictions",
     "baselines",
 )
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _REPLACED = ".replaced-by-multitask"  # below the run that --overwrite replaces, until all input is read
 _REMOVED = ".removed-by-multitask"  # the same, while it is removed
 
@@ -104,15 +107,16 @@ def open_run(config: Config, out: Path, overwrite: bool, resume: bool | Path) ->
     Whatever stops the run before `Run.commit`: what was written is removed again, and the run that it was to replace is
     back. Raises InputError as `start` does.
     """
-    run = Run(*start(config, out, overwrite, resume), resume)
-    try:
-        yield run
-    except BaseException:
-        if run.accelerator.is_main_process and not resume and not run.is_committed:
-            _restore_replaced(run.out)  # once the input is right, the same command works
-        raise
-    run.accelerator.wait_for_everyone()  # a process that leaves the group early can leave another one waiting for ever
-    run.accelerator.end_training()
+    with processes.together(choose_device(config.device)):  # no process leaves the group while another one needs it
+        run = Run(*start(config, out, overwrite, resume), resume)
+        try:
+            yield run
+        except BaseException:
+            if run.accelerator.is_main_process and not resume and not run.is_committed:
+                _restore_replaced(run.out)  # once the input is right, the same command works
+            raise
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
 
 
 def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool | Path) -> tuple[Accelerator, str, Path]:
@@ -127,24 +131,25 @@ def _engine(config: RunConfig | PretrainConfig, out: Path, resume: bool | Path) 
         if tracker not in map(str, get_available_trackers()):
             raise InputError(f"train.tracker: '{tracker}' is not installed; `pip install {tracker}`, or leave it out")
     device = choose_device(config.device)
-    if is_initialized() and PartialState().num_processes == 1:  # of an earlier run in this process, on another device
-        AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=device.type == "cpu")
-    chosen: list[str] = [config.train.precision]
-    if chosen == ["auto"] and resume:
-        chosen = [checkpoint.read_state(_checkpoint(out, resume))["precision"]]
+    # Of an earlier run in this process, which may have had another precision or, alone, another device.
+    AcceleratorState._reset_state(reset_partial_state=processes.size() == 1)
+    processes.connect(device)
+    chosen: str = config.train.precision
+    if chosen == "auto" and resume:
+        chosen = checkpoint.read_state(_checkpoint(out, resume))["precision"]
     width = config.model.n_embd if config.model.name is None else _width(config.model.name)
-    chosen = [choose_precision(chosen[0], device, width), str(out)]  # a name with the time in it differs, too
-    broadcast_object_list(chosen)
+    # A folder whose name has the time in it differs, too.
+    precision, folder = processes.by_main(lambda: (choose_precision(chosen, device, width), out))
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(chosen[0], chosen[0]),
+        mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=device.type == "cpu",
         gradient_accumulation_steps=1,
         log_with=tracker,
-        project_dir=chosen[1],
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # one process encodes for all
+        project_dir=str(folder),
     )
-    return accelerator, chosen[0], Path(chosen[1])
+    if accelerator.distributed_type in _SHARDED:
+        require_whole_models(accelerator.distributed_type.value)
+    return accelerator, precision, folder
 
 
 def _checkpoint(out: Path, resume: bool | Path) -> Path:
@@ -173,6 +178,25 @@ def with_learning_rate(config: Config) -> Config:
     if isinstance(config, RunConfig) and config.adapter.kind == "lora":
         rate = 1e-3
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
+
+
+def estimate_file(config: RunConfig) -> Path:
+    """Where `preview` keeps the seconds that it estimates for the steps of a run with these settings."""
+    train = config.train.model_dump(mode="json", exclude={"learning_rate", "precision", "tracker"})
+    parts = [train, *(config.model_dump(mode="json")[name] for name in ("tasks", "data", "model", "adapter", "device"))]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_folder(config.data) / f"estimate-{key}.txt"
+
+
+def estimate_note(config: RunConfig, train_s: float) -> str | None:
+    """How far the steps of a run were from what `preview` had estimated; None where it had not."""
+    try:
+        estimated_s = float(estimate_file(config).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    more = train_s / max(estimated_s, 1e-9) - 1
+    told = f"{abs(more):.0%} {'more' if more > 0 else 'less'} than" if abs(more) >= 0.005 else "as"
+    return f"the steps took {train_s / 60:.1f} min, {told} preview had estimated ({estimated_s / 60:.1f} min)"
 
 
 def check_folder(config: RunConfig | PretrainConfig, out: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from multitask.batching.collate import collate
 from multitask.batching.mixture import Mixture, sampling_rates
-from multitask.batching.packing import BlockStream, SampledExample, best_fit, check_window, micro_steps
+from multitask.batching.packing import BlockStream, SampledExample, best_fit, check_window, idle_warning, micro_steps
 from multitask.batching.text_blocks import TextStream
 from multitask.errors import InputError
 from multitask.models.attention import group_by_length
@@ -121,6 +121,45 @@ def test_micro_steps_hold_every_example_of_a_step(layout: Any, most_tokens: int)
         assert size <= most_tokens or is_least
     if most_tokens == 10_000:
         assert len(passes) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("most_tokens", "num_processes"), [(256, 8), (64, 8), (10_000, 5), (10_000, 40), (300, 3)])
+def test_no_process_is_without_a_pass(layout: Any, most_tokens: int, num_processes: int) -> None:
+    blocks = stream().next_blocks(16)
+    alone = micro_steps(blocks, layout, most_tokens, 64)
+    passes = micro_steps(blocks, layout, most_tokens, 64, num_processes)
+    assert Counter(d for p in passes for d in p) == Counter(d for p in alone for d in p)
+    assert all(passes)
+
+    def width(drawn: list[SampledExample]) -> int:
+        return sum(d.length for d in drawn) if layout == "packed" else max(d.length for d in drawn) * len(drawn)
+
+    assert max(map(width, passes)) <= max(map(width, alone)), "no pass needs more memory than in one process"
+    if layout == "packed" and num_processes == 40:
+        assert passes == blocks, "a pass holds at least a block"
+    else:
+        assert len(passes) == -(-len(alone) // num_processes) * num_processes
+    assert micro_steps(blocks, layout, most_tokens, 64, 1) == alone
+
+
+def test_passes_are_of_like_size() -> None:
+    blocks = stream().next_blocks(12)
+    passes = micro_steps(blocks, "packed", 256, 64, 8)
+    sizes = [sum(block[0] in drawn for block in blocks) for drawn in passes]
+    assert sizes == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert micro_steps(blocks, "packed", 256, 64) == [
+        [d for block in blocks[n : n + 4] for d in block] for n in (0, 4, 8)
+    ]
+
+
+def test_idle_processes_by_hand() -> None:
+    assert [idle_warning(blocks, 64, size) for blocks, size in ((16, 8), (100, 8), (3, 1), (1, 1))] == [None] * 4
+    assert idle_warning(12, 64, 8) == (
+        "a step has 12 blocks of 64 tokens for 8 processes, which are idle for 25% of the time: make "
+        "train.batch_tokens a multiple of 512, or start fewer"
+    )
+    assert "idle for 50% of the time" in str(idle_warning(4, 64, 8))
 
 
 def example(rng: random.Random, length: int) -> tuple[list[int], int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import furthest, settings, weights
+from helpers import furthest, settings, stopped_before, weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -19,7 +19,6 @@ from multitask import evaluate, train
 from multitask.batching.collate import collate
 from multitask.config.model import AdapterConfig
 from multitask.device import choose_device, choose_precision
-from multitask.errors import Interrupted
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choice_nll, example_nll
 from multitask.models import attention
@@ -229,29 +228,21 @@ def test_a_run_learns_what_it_learns_on_a_cpu(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         train(settings("qa", "cls", device=device), out=tmp_path / device)
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
-    again = evaluate(tmp_path / "cuda", flags=["device=cuda"])
-    elsewhere = evaluate(tmp_path / "cuda", flags=["device=cpu"])
+    flags = ("device=cpu", ["device=cuda", "eval.precision=fp32"], "device=cuda")
+    elsewhere, again, rounded = (evaluate(tmp_path / "cuda", flags=given) for given in flags)
     for task in ("qa", "cls"):
-        found, wanted = (results["tasks"][task]["metrics"]["perplexity"]["value"] for results in (again, elsewhere))
-        assert found == pytest.approx(wanted, rel=1e-4)
+        for results, tolerance in ((again, 1e-4), (rounded, 1e-2)):  # bf16 by itself where the card has it
+            found, wanted = (r["tasks"][task]["metrics"]["perplexity"]["value"] for r in (results, elsewhere))
+            assert found == pytest.approx(wanted, rel=tolerance)
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path, precision: str) -> None:
     given = settings("qa", device="cuda", train={"precision": precision, "save_every_steps": 1, "log_every_steps": 1})
     train(given, out=tmp_path / "whole")
-    optimize: Callable[..., float] = loop.Loop.optimize
-
-    def interrupted(self: Any, rate: float | None = None) -> float:
-        if self.step == 3:
-            raise Interrupted("killed")
-        return optimize(self, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "optimize", interrupted)
-        with pytest.raises(Interrupted):
-            train(given, out=tmp_path / "parts")
+    with stopped_before(3):
+        train(given, out=tmp_path / "parts")
     train(resume=tmp_path / "parts")
     # Sums of a GPU's backward pass are not ordered: nearly, not bit for bit.
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import FACTS, FOLDER, files, furthest, settings, snippet, weights
+from helpers import FACTS, FOLDER, files, furthest, settings, snippet, stopped_before, weights
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -29,7 +29,7 @@ from transformers import (
 from multitask import train
 from multitask.batching.collate import collate
 from multitask.config.model import AdapterConfig, ModelConfig
-from multitask.errors import InputError, Interrupted
+from multitask.errors import InputError
 from multitask.inference.decoding import generate
 from multitask.inference.kv_cache import supports_shared_prefix
 from multitask.inference.scoring import choice_nll, example_nll
@@ -312,25 +312,14 @@ def run(name: str, out: Path, **sections: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["none", "lora"])
-def test_a_run_is_resumed_bit_for_bit_and_loads_without_us(
-    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_resumed_bit_for_bit_and_loads_without_us(name: str, kind: str, tmp_path: Path) -> None:
     if name == "phi" and kind == "lora":
         return
     adapter = {"adapter": {"kind": kind, "merge": True}}
     whole = run(name, tmp_path / "whole", **adapter)
     assert whole["tasks"]["qa"]["metrics"]["perplexity"]["value"] > 1
-    optimize = loop.Loop._optimize
-
-    def interrupted(self: Any, rate: float | None = None) -> float:
-        if self.step == 3:
-            raise Interrupted("killed")
-        return optimize(self, rate)
-
-    monkeypatch.setattr(loop.Loop, "_optimize", interrupted)
-    with pytest.raises(Interrupted):
+    with stopped_before(3):
         run(name, tmp_path / "parts", **adapter)
-    monkeypatch.undo()
     train(resume=tmp_path / "parts")
     assert furthest(weights(tmp_path / "parts" / "model"), weights(tmp_path / "whole" / "model")) == 0
     folder = tmp_path / "whole" / "model"

@@ -153,12 +153,17 @@ def test_the_gradient_to_compile_is_the_one_in_place(softcap: float | None, has_
     torch.manual_seed(0)
     logits, gold = 3 * torch.randn(7, 30), torch.randint(30, (7, 1))
     bias, weights = torch.randn(30) if has_bias else None, torch.rand(7, 1)
-    nll, slope = _gradient_to_compile(logits.clone(), bias, gold, weights, softcap, True)
-    wanted, gradient = _gradient(logits.clone(), bias, gold, weights, softcap, True)
-    torch.testing.assert_close(nll, wanted)
-    assert slope is not None
-    torch.testing.assert_close(slope, gradient)
-    assert _gradient_to_compile(logits, bias, gold, weights, softcap, False)[1] is None
+    wanted, gradient = _gradient(logits.clone(), 30, bias, gold, weights, softcap, True)
+    assert gradient is not None
+    padded = torch.nn.functional.pad(logits, (0, 2), value=9.0)  # whatever the columns of the padding hold
+    for given, function in ((logits, _gradient_to_compile), (padded, _gradient_to_compile), (padded, _gradient)):
+        nll, slope = function(given.clone(), 30, bias, gold, weights, softcap, True)
+        torch.testing.assert_close(nll, wanted)
+        assert slope is not None
+        assert slope.shape == given.shape
+        torch.testing.assert_close(slope[:, :30], gradient)
+        assert not slope[:, 30:].any()
+    assert _gradient_to_compile(logits, 30, bias, gold, weights, softcap, False)[1] is None
 
 
 def test_where_nothing_can_be_compiled() -> None:

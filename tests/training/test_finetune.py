@@ -2,14 +2,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import ENVIRONMENT, FACTS, ROOT, files, furthest, lines, settings, weights
+from helpers import FACTS, files, furthest, lines, settings, torchrun, weights
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -107,32 +105,41 @@ def test_the_seed_decides_everything(whole: Ran, tmp_path: Path) -> None:
     assert furthest(other.weights, whole.weights) > 1e-3
 
 
-_TWO = """
+_TRAIN = """
 import json, sys
-import torch
 from multitask import train
-if __name__ == "__main__":
-    train(json.loads(sys.argv[1]), out=sys.argv[2])
+train(json.loads(sys.argv[1]), out=sys.argv[2])
 """
+
+_RESUME = "import sys; from multitask import train; train(resume=sys.argv[1])"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_tokens", "packing"), [(384, "packed"), (128, "packed"), (384, "none")])
-def test_two_processes_are_one(batch_tokens: int, packing: str, tmp_path: Path) -> None:
-    """Three passes for two processes; one pass, so that a process never has one; rows apart."""
-    given = settings(
-        "summ", "nli", "qa", train={"batch_tokens": batch_tokens, "micro_batch_tokens": 128, "packing": packing}
-    )
-    (tmp_path / "two.py").write_text(_TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(tmp_path / "two.py")]
+@pytest.mark.parametrize(
+    ("size", "batch_tokens", "micro_batch_tokens", "packing"),
+    [(2, 384, 128, "packed"), (2, 128, 128, "packed"), (2, 384, 128, "none"), (4, 640, 640, "packed")],
+)
+def test_several_processes_are_one(
+    size: int, batch_tokens: int, micro_batch_tokens: int, packing: str, tmp_path: Path
+) -> None:
+    """Three passes for two processes; one pass, so that a process never has one; rows apart; one pass made four.
+
+    And a run continues with another number of processes.
+    """
+    sizes = {"batch_tokens": batch_tokens, "micro_batch_tokens": micro_batch_tokens, "packing": packing}
+    given = settings("summ", "nli", "qa", train={**sizes, "save_every_steps": 2, "keep_checkpoints": 9})
     train(given, out=tmp_path / "one")
-    done = subprocess.run(
-        [*command, json.dumps(given), str(tmp_path / "two")],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = torchrun(_TRAIN, json.dumps(given), str(tmp_path / "several"), size=size)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(left_by(tmp_path / "one"), left_by(tmp_path / "two"))
+    whole = left_by(tmp_path / "one")
+    assert_same(whole, left_by(tmp_path / "several"))
+    if size == 4:
+        return
+    train(resume=tmp_path / "several" / "checkpoints" / "step-2")
+    assert_same(whole, left_by(tmp_path / "several"))
+    done = torchrun(_RESUME, str(tmp_path / "one" / "checkpoints" / "step-4"), size=size)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(whole, left_by(tmp_path / "one"))
 
 
 # ---------------------------------------------------------------- learning rate

@@ -1,6 +1,7 @@
 """A preview shows what training would see, and refuses what training would; both before any row is encoded."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,19 @@ def test_words_of_the_estimate(settings: dict[str, Any]) -> None:
     assert "; 1 step, " in said
     assert " in about 1 s" in said
     assert "a | after each of its tokens" in said
+
+
+def test_a_run_says_how_far_off_the_estimate_was(settings: dict[str, Any], tmp_path: Path) -> None:
+    def notes(name: str) -> list[str]:
+        seen: list[Any] = []
+        train(settings, out=tmp_path / name, report=seen.append)
+        return [e["text"] for e in seen if e["event"] == "note" and "preview had estimated" in e["text"]]
+
+    assert notes("before") == [], "nothing was estimated"
+    preview(settings)
+    (note,) = notes("after")
+    assert re.fullmatch(
+        r"the steps took [\d.]+ min, (\d+% (more|less) than|as) preview had estimated \([\d.]+ min\)", note
+    )
+    settings["train"]["max_steps"] = 2
+    assert notes("other") == [], "another run"

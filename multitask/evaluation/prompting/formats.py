@@ -68,3 +68,15 @@ class PromptFormat(Protocol):
 
     def require_rows(self, num_kept: int, num_dropped: int, split: str) -> None:
         """Raises InputError when no row was kept."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Whether generated ids hold a whole answer."""
+
+    format: PromptFormat
+    stop: StopRule | None
+
+    def __call__(self, ids: list[int]) -> bool:
+        """Of ids so far."""
+        return self.stop is not None and self.stop.is_reached(self.format.completion(ids))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from multitask import processes
 from multitask.config.run import RunConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.data.sources import has_split, resolve
@@ -109,8 +110,12 @@ def _scores(
     encoded = [each.encode(rows, rankings, shots) for each in formats]
     fitting = [at for at in range(len(rows)) if all(prompts[at] is not None for prompts in encoded)]
     scores = {}
-    for style, each, prompts in zip(styles, formats, encoded, strict=True):
-        found = evaluator.predict([prompt for at in fitting if (prompt := prompts[at]) is not None], each)
+    units = [
+        ([prompt for at in fitting if (prompt := prompts[at]) is not None], each)
+        for each, prompts in zip(formats, encoded, strict=True)
+    ]
+    answers = processes.mapped(lambda unit: evaluator.predict(*unit), units)
+    for style, each, found in zip(styles, formats, answers, strict=True):
         if task.is_closed:
             calibrate_batch(found, each)
         for rule in rules if found else ():
