@@ -26,6 +26,8 @@ Split = Literal["train", "validation", "test"]
 
 def label_key(label: object) -> str:
     """A class as settings and rows may write it, in one form: 1, 1.0, "1" and "1.0" are `1`; True and "true" `true`."""
+    if type(label) is int:  # most labels
+        return str(label)
     if isinstance(label, bool) or (isinstance(label, str) and label in ("True", "TRUE", "False", "FALSE")):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():

@@ -20,6 +20,8 @@ from multitask.pattern import fields
 from multitask.source_hash import source_hash
 from multitask.task import Task
 
+_NESTED = {list, dict}
+
 SYNTHETIC = SourceConfig(synthetic={"train": 20000, "validation": 500, "test": 500})
 
 
@@ -148,7 +150,7 @@ def _nfc_keys(found: Any) -> Any:
     """The same with names of columns in NFC, nested ones too; values stay as they are."""
     if isinstance(found, list):
         return [_nfc_keys(item) for item in found] if any(isinstance(item, list | dict) for item in found) else found
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or (all(map(str.isascii, found)) and _NESTED.isdisjoint(map(type, found.values()))):
         return found
     return {
         key if key.isascii() else normalize("NFC", key): _nfc_keys(value) if isinstance(value, list | dict) else value
