@@ -115,7 +115,8 @@ class SourceConfig(Settings):
     renamed = {"world": "synthetic", "cut": "split_by"}
 
     files: dict[Literal["train", "validation", "test", "all"], list[str]] | None = None
-    """Local files of each split, relative to `data.root`; `all`: to be split as `split_by` says."""
+    """Local files of each split, relative to `data.root`, read one after the other; `*`, `?` and `**` match names.
+    `all`: to be split as `split_by` says."""
     hub: str | None = None
     """Namespaced name on the Hugging Face hub, read through `datasets`; a local folder works too."""
     hub_config: str | None = None

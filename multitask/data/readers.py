@@ -7,6 +7,7 @@ Our own line reader: a general loader names neither file nor line, and merges ro
 """
 
 import codecs
+import glob
 import gzip
 import json
 import os
@@ -73,6 +74,21 @@ def existing(name: str, data: DataConfig) -> Path:
     else:
         text += f"; there is no folder {path.parent}"
     raise InputError(text if base or path.is_absolute() else f"{text} ({ROOT_HINT})")
+
+
+def matching(name: str, data: DataConfig) -> list[str]:
+    """The name of a file, or those of a pattern (`*`, `?`, `[]`, `**`) in alphabetical order; relative as it is.
+
+    Raises InputError for a pattern that no file has.
+    """
+    base = data.root or os.environ.get("MULTITASK_DATA") or ""
+    if not glob.has_magic(name) or _in_any_form(Path(base, name).expanduser()).is_file():
+        return [name]
+    folder, pattern = Path(base).expanduser(), str(Path(name).expanduser())
+    found = sorted(one for one in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / one).is_file())
+    if not found:
+        raise InputError(f"{Path(folder, pattern)}: no file has a name of this pattern")
+    return found
 
 
 def _in_any_form(path: Path) -> Path:

@@ -12,10 +12,10 @@ from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig, SplitConfig
 from multitask.config.loading import load, read_yaml
-from multitask.data.readers import RawRecord, existing, file_records
+from multitask.data.readers import RawRecord, existing, file_records, matching
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
-from multitask.files import sha256_of, shipped
+from multitask.files import cache_folder, remembered_sha256, shipped
 from multitask.pattern import fields
 from multitask.source_hash import source_hash
 from multitask.task import Task
@@ -54,6 +54,7 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance
     Of a hub set the Arrow files in the local cache are hashed; of the synthetic dataset, its code; the count is in
     the name.
     """
+    cache = cache_folder(data)
     if source.synthetic is not None:
         module = "documents" if is_documents(source) else "dataset"
         files, digests = (
@@ -63,10 +64,10 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance
     elif source.hub is not None:
         files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
         arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
-        digests = [sha256_of(Path(f["filename"]) for f in found) for found in arrow]
+        digests = [remembered_sha256((Path(f["filename"]) for f in found), cache) for found in arrow]
     else:
-        files = [name for name, _ in _parts(source, split)]
-        digests = [sha256_of([existing(name, data)]) for name in files]
+        files = [name for name, _ in _files(source, split, data)]
+        digests = [remembered_sha256([existing(name, data)], cache) for name in files]
     return {"files": files, "sha256": digests, "revision": source.revision}
 
 
@@ -115,6 +116,12 @@ def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
         names = named.get(key, [])
         parts += [(name, key == "all") for name in ([names] if isinstance(names, str) else names)]
     return parts
+
+
+def _files(source: SourceConfig, split: str, data: DataConfig) -> list[tuple[str, bool]]:
+    """The parts of a split, patterns of file names resolved."""
+    parts = _parts(source, split)
+    return parts if source.files is None else [(one, is_all) for name, is_all in parts for one in matching(name, data)]
 
 
 def _share(source: SourceConfig, split: str) -> float:
@@ -166,7 +173,7 @@ def source_records(task: Task, source: SourceConfig, split: str, data: DataConfi
     if source.synthetic is not None:
         yield from _synthetic_records(task, source, split)
         return
-    for name, is_divided in _parts(source, split):
+    for name, is_divided in _files(source, split, data):
         is_empty = True
         records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
         for record in records:
