@@ -52,13 +52,13 @@ def make_rows(path: Path, num_rows: int, seed: int) -> None:
 
 
 def settings(work: Path) -> dict[str, Any]:
-    """A tiny model, ten steps of short rows, 200 rows scored."""
+    """A tiny model, three steps of short rows, 200 rows scored."""
     files = {split: [f"{split}.jsonl"] for split in ("train", "validation", "test")}
     source = {"files": files, "labels": {label: word for word, label in TEXTS.items()}}
     return {
         "data": {"root": work, "cache": work / "cache", "sources": {"cls": [source]}},
         "model": {"vocab_size": 4000, "n_layer": 2, "n_embd": 64, "n_positions": 128},
-        "train": {"max_steps": 10, "batch_tokens": 2048, "log_every_steps": 1, "eval_max_rows": 200},
+        "train": {"max_steps": 3, "batch_tokens": 2048, "log_every_steps": 1, "eval_max_rows": 200},
         "eval": {"max_rows": 200, "num_bootstrap": 100},
         "seed": SEED,
     }
@@ -126,7 +126,7 @@ def measure(work: Path, num_rows: int, num_rounds: int) -> dict[str, list[dict[s
 
 
 def _median(results: list[dict[str, Any]], key: str) -> float:
-    return statistics.median(result[key] for result in results)
+    return float(statistics.median(result[key] for result in results))
 
 
 def markdown(results: dict[int, dict[str, list[dict[str, Any]]]], command: str, notes: tuple[str, ...]) -> str:
@@ -173,7 +173,7 @@ def markdown(results: dict[int, dict[str, list[dict[str, Any]]]], command: str, 
             "largest resident set, mapped files included.",
             "- Rows: 6 to 14 words of 20,000 made ones, drawn by Zipf's law, and one of two labels; seeds "
             f"{SEED}, 0, 1, 2. Tokenizer: byte-level BPE of 4,000 tokens trained by the cold run.",
-            "- Model: GPT-2 of 2 layers, width 64; 10 steps of 2,048 tokens.",
+            "- Model: GPT-2 of 2 layers, width 64; 3 steps of 2,048 tokens.",
             f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
             f"- Python {platform.python_version()}, tokenizers {version('tokenizers')}, transformers "
             f"{version('transformers')}, torch {version('torch')}{commit()}.",

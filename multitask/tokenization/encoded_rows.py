@@ -29,13 +29,15 @@ from multitask.source_hash import source_hash
 from multitask.task import Task
 from multitask.tokenization.chunks import ahead
 from multitask.tokenization.row_encoder import RowEncoder
-from multitask.tokenization.row_file import DAMAGE, SCHEMA, RowBatches
+from multitask.tokenization.row_file import BATCH_BYTES, DAMAGE, SCHEMA, RowBatches, one_batch
 from multitask.tokenization.row_file import Examples as Examples
 from multitask.tokenization.survey import LostCharacters
 from multitask.tokenization.tokenizer import lost_characters
 
 _BATCH = 1000  # rows encoded at a time
 _THREADS = 2  # while one waits for `tokenizers`, which works on all cores, the other does what Python has to do
+
+_LIVE_OBJECTS = 200_000  # more than batches on their way have
 
 
 def prepare(
@@ -124,15 +126,17 @@ def _key(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Python's search for cycles, of which there are none among rows and ids, took a third of the time of encoding."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+def _rare_garbage_collection() -> Iterator[None]:
+    """Python's search for cycles, of which rows and ids have none, took a third of the time of encoding.
+
+    It is not switched off: errors of bad rows that are skipped are cycles.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(before[0] and _LIVE_OBJECTS, *before[1:])
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.set_threshold(*before)
 
 
 def _write(
@@ -154,6 +158,7 @@ def _write(
     rows = read(task, split, config, counts)
     num_truncated = num_dropped = num_rows = num_ahead = 0
     batches, lost = RowBatches(task), LostCharacters(tokenizer, encoder.plain)
+    waiting: list[pa.RecordBatch] = []
     classes, used = dict[str, None](), set[str]()
 
     def read_ahead() -> Iterator[list[Row]]:
@@ -169,7 +174,7 @@ def _write(
     aside = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _no_garbage_collection(), pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        with _rare_garbage_collection(), pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             for batch, examples in ahead(encoder.encode, read_ahead(), _THREADS):
                 found = [(row, one) for row, one in zip(batch, examples, strict=True) if one is not None]
                 num_ahead -= len(batch)
@@ -181,8 +186,13 @@ def _write(
                         classes |= dict.fromkeys(row.choices)
                         used.add(row.fields[task.target])
                 if batch:
-                    writer.write_batch(batches.of([row for row, _ in found], [one for _, one in found]))
+                    waiting.append(batches.of([row for row, _ in found], [one for _, one in found]))
                     lost.add([text for row in batch for text in row.texts])
+                if sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+                    writer.write_batch(one_batch(waiting))
+                    waiting.clear()
+            if any(one.num_rows for one in waiting):
+                writer.write_batch(one_batch(waiting))
         if not lost.is_certain:
             again = itertools.islice(read(task, split, config, Counts()), num_rows + num_dropped)
             lost.counts = Counter()

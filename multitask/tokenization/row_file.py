@@ -36,6 +36,9 @@ SCHEMA = pa.schema(
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException)
 """What reading a truncated or damaged file raises."""
 
+BATCH_BYTES = 1 << 22
+"""A record batch is at least so large, so that what is read of it lies in few places: ids apart from texts."""
+_ROWS = 1000  # of a record batch that are Python objects at a time
 _OF_ROWS = ("id", "texts", "references", "earlier", "where", "kind")
 
 
@@ -77,6 +80,12 @@ class RowBatches:
             pa.array([example.is_truncated for example in examples], pa.bool_()),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def one_batch(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """Several record batches, not all of them empty, as one."""
+    (found,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return found
 
 
 def _lists(found: Sequence[Sequence[int]]) -> pa.ListArray:
@@ -182,8 +191,14 @@ class Examples:
         return bool(self._batches[batch].column("is_truncated")[at].as_py())
 
     def rows(self, limit: int | None = None) -> Iterator[Row]:
-        """All rows in order, or the first `limit`, one record batch in memory at a time."""
-        return itertools.islice((row for batch in self._batches for row in self._rows(batch)), limit)
+        """All rows in order, or the first `limit`, one record batch in memory at a time.
+
+        They are read from the file: in the mapped one each page that was looked at counts as memory.
+        """
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_file(source) as reader:
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            parts = (batch.slice(at, _ROWS) for batch in batches for at in range(0, batch.num_rows, _ROWS))
+            yield from itertools.islice((row for part in parts for row in self._rows(part)), limit)
 
     def fit(self, block_size: int, max_answer_tokens: int | None) -> bool:
         """Whether no row would be truncated or dropped in a window, as `RowEncoder` takes it."""

@@ -4,6 +4,8 @@ import gc
 import json
 import os
 import random
+import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from multitask.task import Task
 from multitask.tokenization import encoded_rows as examples_module
 from multitask.tokenization.encoded_rows import Examples, prepare
 from multitask.tokenization.row_encoder import RowEncoder
+from multitask.tokenization.row_file import RowBatches
 from multitask.tokenization.tokenizer import add_markers
 
 ROOT = Path(__file__).parents[2]
@@ -220,18 +223,41 @@ def test_what_a_thread_raises_is_told_and_nothing_is_left(shelf: Shelf) -> None:
     with pytest.raises(InputError, match="the tokenizer cannot encode the text of a row: WordPiece error: Missing"):
         shelf.prepare(tokenizer=tokenizer)
     assert shelf.cached() == []
-    assert gc.isenabled()
 
 
-def test_garbage_is_collected_again_afterwards(shelf: Shelf) -> None:
+def test_garbage_is_collected_as_before_afterwards(shelf: Shelf) -> None:
+    before = gc.get_threshold()
     shelf.prepare()
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        shelf.prepare(limit=3)
-        assert not gc.isenabled(), "as it was before"
-    finally:
-        gc.enable()
+    assert gc.get_threshold() == before
+
+
+def test_skipped_rows_do_not_stay_in_memory(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that a frame holds, and that holds the frame, is a cycle."""
+    monkeypatch.setattr(examples_module, "_LIVE_OBJECTS", 2000)
+    monkeypatch.setattr(examples_module, "_BATCH", 1000)
+    good = json.dumps({"text": "the cat", "label": 1})
+    most = {}
+    for num in (2000, 20_000):
+        shelf.write(f"{num}.jsonl", [good, *["{"] * num])
+        tracemalloc.start()
+        assert len(shelf.prepare(files=(f"{num}.jsonl",), on_bad_row="skip")) == 1
+        most[num] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most[20_000] < 1.5 * most[2000]
+
+
+def test_ctrl_c_ends_the_threads_and_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(RowBatches, "of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.prepare()
+    assert threading.active_count() == before
+    assert shelf.cached() == []
+    assert len(shelf.prepare()) == 10
 
 
 def test_a_conversation_comes_back_with_all_its_turns(shelf: Shelf) -> None:
