@@ -148,8 +148,9 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
         yield from _json_records(path, source, shape)
         return
     header: list[str] | None = None
+    file_name, file_path = path.name, str(path)
     for number, raw in raw_records(path, has_quotes=kind == "csv"):
-        where = f"{path}:{number}"
+        where = f"{file_path}:{number}"
         found: Record | RowError
         try:
             text = _without_end(_decoded(raw, path, number, source.encoding))
@@ -173,7 +174,7 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
             if kind in ("csv", "tsv") and header is None:
                 raise InputError(f"{error} (in the header)") from None
             found = error
-        yield RawRecord(f"{path.name}:{number}", where, found)
+        yield RawRecord(f"{file_name}:{number}", where, found)
 
 
 def _shape(path: Path, source: SourceConfig) -> json_documents.Shape:

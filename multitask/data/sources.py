@@ -178,8 +178,8 @@ def source_records(task: Task, source: SourceConfig, split: str, data: DataConfi
         records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
         for record in records:
             is_empty = False
-            if isinstance(record.found, dict):
-                record = record._replace(found=_nfc_keys(record.found))
+            if isinstance(record.found, dict) and (found := _nfc_keys(record.found)) is not record.found:
+                record = record._replace(found=found)
             if is_divided and isinstance(record.found, dict):
                 group = _group(record.found, source)
                 if group is None:

@@ -159,7 +159,7 @@ def _write(
     num_truncated = num_dropped = num_rows = num_ahead = 0
     batches, lost = RowBatches(task), LostCharacters(tokenizer, encoder.plain)
     waiting: list[pa.RecordBatch] = []
-    classes, used = dict[str, None](), set[str]()
+    used = set[str]()
 
     def read_ahead() -> Iterator[list[Row]]:
         """No row more than the limit needs is read, so that the counts are of what was looked at."""
@@ -182,9 +182,7 @@ def _write(
                 num_dropped += len(batch) - len(found)
                 num_truncated += sum(one.is_truncated for _, one in found)
                 if task.is_closed:
-                    for row, _ in found:
-                        classes |= dict.fromkeys(row.choices)
-                        used.add(row.fields[task.target])
+                    used.update([row.fields[task.target] for row, _ in found])
                 if batch:
                     waiting.append(batches.of([row for row, _ in found], [one for _, one in found]))
                     lost.add([text for row in batch for text in row.texts])
@@ -206,7 +204,7 @@ def _write(
             "num_skipped": counts.num_skipped,
             "num_chars_lost": lost.counts.total(),
             "chars_lost": dict(lost.counts.most_common(20)),
-            "unused_labels": [word for word in classes if word not in used],
+            "unused_labels": [word for word in batches.choices if word not in used] if task.is_closed else [],
         }
         path = windowed if num_truncated or num_dropped else path
         with replacing(path.with_suffix(".json")) as written:

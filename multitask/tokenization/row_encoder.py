@@ -5,7 +5,7 @@ ids are the prompt, the rest is learned. Labels are not stored: they are the ids
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -47,8 +47,7 @@ def target_spans(borders: Borders, length: int) -> Iterator[tuple[int, int]]:
     return zip(several[::2], (*several[1::2], length), strict=True)
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A row as ids.
 
     input_ids: what the tokenizer puts before a text, prompt, target and `<|end|>`.
@@ -165,12 +164,11 @@ class RowEncoder:
             ids = [*ids[: draft.place], shorter, *ids[draft.place + 1 :]]
         starts = list(accumulate(map(len, ids), initial=len(self.first_ids)))
         target = self.task.target
-        borders = [
-            starts[border] for at, piece in enumerate(pieces) if piece.field == target for border in (at, at + 2)
-        ]
+        at = [place for place, piece in enumerate(pieces) if piece.field == target]
+        borders = [starts[border] for place in at for border in (place, place + 2)][:-1]
         if borders[0] == 0:  # the first token of an example is never learned
             return None
-        return Encoded([*self.first_ids, *chain.from_iterable(ids)], borders[:-1], draft.is_truncated)
+        return Encoded([*self.first_ids, *chain.from_iterable(ids)], borders, draft.is_truncated)
 
     def _shorten(
         self, piece: Piece, offsets: Sequence[tuple[int, int]], num_free: int, keep: tuple[int, int] | None

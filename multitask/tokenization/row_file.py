@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,17 +42,31 @@ _ROWS = 1000  # of a record batch that are Python objects at a time
 _OF_ROWS = ("id", "texts", "references", "earlier", "where", "kind")
 
 
+class _Kind(NamedTuple):
+    """What many rows have in common."""
+
+    language: str
+    choices: tuple[str, ...]
+    classes: tuple[str, ...]
+    no_answer: str | None
+
+
 class RowBatches:
     """Makes record batches of one task's rows, and keeps what they share: names of fields, the few kinds of rows."""
 
     def __init__(self, task: Task) -> None:
         self._fields, self._target = fields(task.stream), task.target
-        self._kinds: dict[tuple[object, ...], int] = {}
+        self._kinds: dict[_Kind, int] = {}
 
     @property
     def shared(self) -> dict[str, object]:
         """For the JSON file."""
         return {"fields": self._fields, "target": self._target, "kinds": list(self._kinds)}
+
+    @property
+    def choices(self) -> list[str]:
+        """Words of classes, those of the first row first."""
+        return list(dict.fromkeys(word for kind in self._kinds for word in kind.choices))
 
     def of(self, rows: Sequence[Row], examples: Sequence[Encoded]) -> pa.RecordBatch:
         """Rows with their ids."""
@@ -69,7 +83,10 @@ class RowBatches:
             ),
             pa.array([row.where for row in rows], pa.string()),
             pa.array(
-                [kinds.setdefault((row.language, row.choices, row.classes, row.no_answer), len(kinds)) for row in rows],
+                [
+                    kinds.setdefault(_Kind(row.language, row.choices, row.classes, row.no_answer), len(kinds))
+                    for row in rows
+                ],
                 pa.int32(),
             ),
             _lists([example.input_ids for example in examples]),
@@ -114,7 +131,7 @@ class Examples:
         self._fields: list[str] = self.report.pop("fields")
         self._target: str = self.report.pop("target")
         self._kinds = [
-            (language, tuple(choices), tuple(classes), no_answer)
+            _Kind(language, tuple(choices), tuple(classes), no_answer)
             for language, choices, classes, no_answer in self.report.pop("kinds")
         ]
         self._moved: list[tuple[str, str]] = [
@@ -164,17 +181,17 @@ class Examples:
         columns = [batch.column(name).to_pylist() for name in _OF_ROWS]
         for row_id, texts, references, earlier, where, kind in zip(*columns, strict=True):
             found = {name: text for name, text in zip(self._fields, texts, strict=True) if text is not None}
-            language, choices, classes, no_answer = self._kinds[kind]
+            shared = self._kinds[kind]
             yield Row(
                 row_id,
                 found,
                 references=(found[self._target],) if references is None else tuple(references),
-                language=language,
-                choices=choices,
-                classes=classes,
+                language=shared.language,
+                choices=shared.choices,
+                classes=shared.classes,
                 keep=None,
                 where=self._where(where),
-                no_answer=no_answer,
+                no_answer=shared.no_answer,
                 earlier=tuple(json.loads(earlier)) if earlier else (),
             )
 

@@ -16,11 +16,10 @@ _NEW, _LOST_SPACE, _KEPT_SPACE, _LOST, _KEPT = range(5)  # what becomes of a cha
 
 
 class CharacterSurvey:
-    """Counts characters that do not survive encode and decode; looks at each kind of character once.
+    """Counts characters of a plain text corpus that do not survive encode and decode; tries each character once.
 
-    `encoding.lost_characters` looks at whole texts, and for as long as it takes to encode them twice more. Here a
-    character is tried alone, white space between two letters. What is lost otherwise, as a word that is too long for a
-    WordPiece vocabulary, shows in `num_unknown`.
+    A character is tried alone, white space between two letters, and no text is encoded again. What is lost otherwise,
+    as a word that is too long for a WordPiece vocabulary, shows in `num_unknown`.
     """
 
     def __init__(self, plain: Tokenizer, has_unknown: bool) -> None:
