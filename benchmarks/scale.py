@@ -118,8 +118,7 @@ def measure(work: Path, num_rows: int, num_rounds: int) -> dict[str, list[dict[s
         make_rows(work / f"{split}.jsonl", num, seed)
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for arm in ["cold", "warm", *["raw", "ours"] * num_rounds, "raw"]:
-        os.environ["SCALE_STARTED"] = str(time.time())
-        result = run_arm(__file__, arm, work)
+        result = run_arm(__file__, arm, work, variables={"SCALE_STARTED": str(time.time())})
         print(f"{num_rows:,} rows, {arm}: {json.dumps(result)}", file=sys.stderr, flush=True)
         found[arm].append(result)
     return found
