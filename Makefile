@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-gpu format clean
+.PHONY: help demo test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -60,6 +60,9 @@ bench-eval-real: .venv-eval/installed  ## a pretrained model beside lm-evaluatio
 
 bench-pretrain: $(VENV)/installed  ## tokens/s of pretraining beside a plain loop and Hugging Face's Trainer; needs lm_*.txt below MULTITASK_DATA; writes benchmarks/pretrain.md
 	$(BIN)/python benchmarks/pretrain.py
+
+bench-scale: $(VENV)/installed  ## 100,000 and 1,000,000 short rows: rate of encoding, seconds to the first step, memory; writes benchmarks/scale.md
+	$(BIN)/python benchmarks/scale.py
 
 bench-gpu: $(VENV)/installed  ## tokens/s and share of the peak on a GPU; writes benchmarks/gpu.md
 	$(BIN)/python benchmarks/gpu.py

@@ -6,7 +6,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +44,44 @@ def sha256_of(paths: Iterable[Path]) -> str:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     return digest.hexdigest()
+
+
+_SETTLED_NS = 2_000_000_000
+_LEAST_BYTES = 1 << 20
+
+
+def remembered_sha256(paths: Iterable[Path], cache: Path) -> str:
+    """As `sha256_of`; the digest of more than a megabyte is kept in the cache folder, so that it is read once.
+
+    It is found again by path, size, times of change (mtime, ctime) and inode of every file, and by nothing else: where
+    one of them is another, all is read anew. Of files that changed less than 2 seconds ago nothing is kept, as their
+    next change could have the same time.
+    """
+    paths = list(paths)
+    before, started = _versions(paths), time.time_ns()
+    if sum(size for size, *_ in before) < _LEAST_BYTES:
+        return sha256_of(paths)
+    name = hashlib.sha256("\0".join(str(path.resolve()) for path in paths).encode("utf-8", "surrogateescape"))
+    memory = cache / "hashes" / f"{name.hexdigest()[:24]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        kept = json.loads(memory.read_text("utf-8"))
+        if kept["versions"] == before and re.fullmatch("[0-9a-f]{64}", kept["sha256"]):
+            return str(kept["sha256"])
+    digest = sha256_of(paths)
+    is_settled = all(max(times) < started - _SETTLED_NS for _, *times, _ in before)
+    if is_settled and _versions(paths) == before:
+        with suppress(OSError), replacing(memory) as aside:
+            aside.write_text(json.dumps({"versions": before, "sha256": digest}), "utf-8")
+    return digest
+
+
+def _versions(paths: Iterable[Path]) -> list[list[int]]:
+    """Size, times of change in nanoseconds and inode of each file; of none where one cannot be looked at."""
+    try:
+        found = [path.stat() for path in paths]
+    except OSError:
+        return []
+    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino] for one in found]
 
 
 def flush(path: Path) -> None:

@@ -9,9 +9,8 @@ conversation of three turns has three replies, and each of them is a target.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from multitask.task import END, PAD, Prompt, Task
 
@@ -19,9 +18,8 @@ _TOKEN = re.compile(r"(<\|[^|<>{}\s]+\|>)|\{(\w+)\}")
 _REPEATED = re.compile(r"\((?=<\|)(.*)\)\+$", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One stretch of a rendered row: a marker, or a field together with the literal text before it.
+class Piece(NamedTuple):
+    """One span of a rendered row: a marker, or a field together with the literal text before it.
 
     text: what stands in the stream; of a field, without the literal.
     field: the field's name; None for a marker and for literal text that no field follows.

@@ -1,5 +1,6 @@
 """Atomic writes: the old file stays until the new one is whole."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -119,3 +120,102 @@ def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.M
         files.write_json(path, 2)
     assert path.read_text() == "1\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- digests that are kept
+
+
+@pytest.fixture
+def digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`digests(path, ...)` -> the digest, and whether the files were read for it."""
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    read: list[Path] = []
+
+    def counted(paths: Any) -> str:
+        read.extend(paths := list(paths))
+        return whole(paths)
+
+    whole = files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", counted)
+
+    def found(*paths: Path) -> tuple[str, bool]:
+        read.clear()
+        digest = files.remembered_sha256(paths, tmp_path / "cache")
+        assert digest == whole(paths)
+        return digest, bool(read)
+
+    return found
+
+
+def big(path: Path, byte: bytes = b"a") -> Path:
+    path.write_bytes(byte * (1 << 20))
+    return path
+
+
+def test_a_large_file_is_read_once(tmp_path: Path, digests: Any) -> None:
+    path = big(tmp_path / "a")
+    digest, was_read = digests(path)
+    assert was_read
+    assert digests(path) == (digest, False)
+    assert digests(path, path)[0] != digest
+    small = tmp_path / "small"
+    small.write_text("abc")
+    assert digests(small)[1]
+    assert digests(small)[1], "not worth keeping"
+    assert len(list((tmp_path / "cache" / "hashes").iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["content", "same time", "same size and time", "another file", "a second file"])
+def test_a_changed_file_is_read_again(change: str, tmp_path: Path, digests: Any) -> None:
+    path = big(tmp_path / "a")
+    old = path.stat()
+    first, _ = digests(path)
+    if change == "content":
+        big(path, b"b")
+    elif change == "same time":
+        path.write_bytes(b"a" * ((1 << 20) + 1))
+    elif change == "same size and time":  # written in place, mtime put back: ctime tells
+        with path.open("r+b") as file:
+            file.write(b"b")
+    elif change == "another file":
+        os.replace(big(tmp_path / "b", b"b"), path)
+    if change == "a second file":
+        assert digests(path, big(tmp_path / "b"))[1]
+        big(tmp_path / "b", b"c")
+        assert digests(path, tmp_path / "b")[1]
+        return
+    if change != "content":
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    digest, was_read = digests(path)
+    assert was_read
+    assert digest != first
+    assert digests(path) == (digest, False)
+
+
+def test_of_a_file_that_has_just_changed_nothing_is_kept(
+    tmp_path: Path, digests: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two changes within one tick of the file system's clock have the same time."""
+    monkeypatch.setattr(files, "_SETTLED_NS", 3600 * 10**9)
+    path = big(tmp_path / "a")
+    assert [digests(path)[1] for _ in range(3)] == [True] * 3
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"versions": 3, "sha256": "x"}', "null"])
+def test_a_damaged_memory_is_made_anew(content: str, tmp_path: Path, digests: Any) -> None:
+    path = big(tmp_path / "a")
+    digests(path)
+    (memory,) = (tmp_path / "cache" / "hashes").iterdir()
+    kept = json.loads(memory.read_text())
+    for text in (content, json.dumps(kept | {"sha256": "x"})):
+        memory.write_text(text)
+        assert digests(path)[1]
+        assert not digests(path)[1]
+
+
+def test_digests_need_no_cache(tmp_path: Path, digests: Any) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    assert digests(big(tmp_path / "a"))[1]
+    with pytest.raises(InputError, match="missing: cannot be read"):
+        digests(tmp_path / "missing")

@@ -123,7 +123,7 @@ def test_the_embedded_world_has_rows_for_it(plugin: tuple[Path, Task]) -> None:
     tokenizer = byte_level([], markers({task.name: task}))
     for row, example in zip(rows, RowEncoder(task, tokenizer, 2000).encode(rows), strict=True):
         assert example is not None
-        assert tokenizer.decode(example.input_ids) == text_of(render(task, row.fields))
+        assert tokenizer.decode(example.input_ids) == text_of(render(task, row.fields, earlier=row.earlier))
         assert {row.fields[task.target]} <= set(row.references)
         if task.is_closed:
             assert row.fields[task.target] in row.choices

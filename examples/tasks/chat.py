@@ -13,7 +13,8 @@ and the validation loss are of all replies. Of a conversation that is longer tha
 out (counted as truncated).
 Source: the format of Alpaca (Taori et al., 2023) and of Vicuna's ShareGPT conversations (Chiang et al., 2023).
 
-`multitask train --tasks chat --tasks-dir examples/tasks --config chat.yaml`
+`multitask train --tasks chat --tasks-dir examples/tasks` trains on conversations of the synthetic dataset, and with
+`--config chat.yaml` on those of a file.
 """
 
 from typing import Any
@@ -85,11 +86,11 @@ TASK = Task(
     prompts={
         "en": (
             Prompt("{system}\nUser: {user}\nAssistant:", stop=("\nUser:", "\nAssistant:")),
-            Prompt("{system}\n{user}\n", stop=("\n\n",), name="bare"),
+            Prompt("{system}\nQ: {user}\nA:", stop=("\nQ:",), name="question"),
         ),
         "ko": (
             Prompt("{system}\n사용자: {user}\n도우미:", stop=("\n사용자:", "\n도우미:")),
-            Prompt("{system}\n{user}\n", stop=("\n\n",), name="bare"),
+            Prompt("{system}\n질문: {user}\n답:", stop=("\n질문:",), name="question"),
         ),
     },
     metrics=("rougeL",),

@@ -26,6 +26,8 @@ Split = Literal["train", "validation", "test"]
 
 def label_key(label: object) -> str:
     """A class as settings and rows may write it, in one form: 1, 1.0, "1" and "1.0" are `1`; True and "true" `true`."""
+    if type(label) is int:  # most labels
+        return str(label)
     if isinstance(label, bool) or (isinstance(label, str) and label in ("True", "TRUE", "False", "FALSE")):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
@@ -113,7 +115,8 @@ class SourceConfig(Settings):
     renamed = {"world": "synthetic", "cut": "split_by"}
 
     files: dict[Literal["train", "validation", "test", "all"], list[str]] | None = None
-    """Local files of each split, relative to `data.root`; `all`: to be split as `split_by` says."""
+    """Local files of each split, relative to `data.root`, read one after the other; `*`, `?` and `**` match names.
+    `all`: to be split as `split_by` says."""
     hub: str | None = None
     """Namespaced name on the Hugging Face hub, read through `datasets`; a local folder works too."""
     hub_config: str | None = None

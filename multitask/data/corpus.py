@@ -8,9 +8,7 @@ textbook of Raschka ("Build a Large Language Model (From Scratch)") split a text
 """
 
 import codecs
-import glob
 import gzip
-import os
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from multitask.config.data import DataConfig, SourceConfig, TextConfig
-from multitask.data.readers import EXTENSIONS, existing, file_records, short
+from multitask.data.readers import EXTENSIONS, existing, file_records, matching, short
 from multitask.errors import InputError, RowError, suggest
-from multitask.files import sha256_of
+from multitask.files import cache_folder, remembered_sha256
 from multitask.source_hash import source_hash
 
 TextSplit = Literal["train", "validation"]
@@ -97,7 +95,8 @@ def provenance(config: TextConfig, split: TextSplit) -> dict[str, object]:
         )
     else:
         files = _names(config, source)
-        digests = [sha256_of([existing(name, _rows(config))]) for name in files]
+        cache = cache_folder(_rows(config))
+        digests = [remembered_sha256([existing(name, _rows(config))], cache) for name in files]
     share = config.validation if is_shared else None
     return {"files": files, "sha256": digests, "split": split, "validation_share": share}
 
@@ -174,24 +173,12 @@ def _is_shared(config: TextConfig) -> bool:
 
 def _rows(config: TextConfig) -> DataConfig:
     """The settings as readers of rows know them."""
-    return DataConfig(root=config.root)
+    return DataConfig(root=config.root, cache=config.cache)
 
 
 def _names(config: TextConfig, split: str) -> list[str]:
     """Names of the files of a split, patterns resolved in alphabetical order; relative where they are given so."""
-    found: list[str] = []
-    for name in _named(config).get(split, []):
-        base = config.root or os.environ.get("MULTITASK_DATA") or ""
-        if not glob.has_magic(name) or Path(base, name).expanduser().is_file():
-            found.append(name)
-            continue
-        folder = Path(base).expanduser()
-        pattern = str(Path(name).expanduser())
-        matches = sorted(n for n in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / n).is_file())
-        if not matches:
-            raise InputError(f"{Path(folder, pattern)}: no file has a name of this pattern")
-        found += matches
-    return found
+    return [one for name in _named(config).get(split, []) for one in matching(name, _rows(config))]
 
 
 def _format(path: Path, config: TextConfig) -> str:

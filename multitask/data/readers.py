@@ -7,6 +7,7 @@ Our own line reader: a general loader names neither file nor line, and merges ro
 """
 
 import codecs
+import glob
 import gzip
 import json
 import os
@@ -75,6 +76,21 @@ def existing(name: str, data: DataConfig) -> Path:
     raise InputError(text if base or path.is_absolute() else f"{text} ({ROOT_HINT})")
 
 
+def matching(name: str, data: DataConfig) -> list[str]:
+    """The name of a file, or those of a pattern (`*`, `?`, `[]`, `**`) in alphabetical order; relative as it is.
+
+    Raises InputError for a pattern that no file has.
+    """
+    base = data.root or os.environ.get("MULTITASK_DATA") or ""
+    if not glob.has_magic(name) or _in_any_form(Path(base, name).expanduser()).is_file():
+        return [name]
+    folder, pattern = Path(base).expanduser(), str(Path(name).expanduser())
+    found = sorted(one for one in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / one).is_file())
+    if not found:
+        raise InputError(f"{Path(folder, pattern)}: no file has a name of this pattern")
+    return found
+
+
 def _in_any_form(path: Path) -> Path:
     """The path whose names are the same in NFC (macOS writes Korean names in NFD); the path itself if there is none."""
     if path.exists() or path.parent == path or path.name.isascii():
@@ -132,8 +148,9 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
         yield from _json_records(path, source, shape)
         return
     header: list[str] | None = None
+    file_name, file_path = path.name, str(path)
     for number, raw in raw_records(path, has_quotes=kind == "csv"):
-        where = f"{path}:{number}"
+        where = f"{file_path}:{number}"
         found: Record | RowError
         try:
             text = _without_end(_decoded(raw, path, number, source.encoding))
@@ -157,7 +174,7 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
             if kind in ("csv", "tsv") and header is None:
                 raise InputError(f"{error} (in the header)") from None
             found = error
-        yield RawRecord(f"{path.name}:{number}", where, found)
+        yield RawRecord(f"{file_name}:{number}", where, found)
 
 
 def _shape(path: Path, source: SourceConfig) -> json_documents.Shape:

@@ -55,6 +55,8 @@ class Row:
     @property
     def texts(self) -> list[str]:
         """Every text of the row, repetitions before the last first."""
+        if not self.earlier:
+            return list(self.fields.values())
         return [text for one in (*self.earlier, self.fields) for text in one.values()]
 
     @property
@@ -135,7 +137,7 @@ class RowSchema:
         closed = self._closed(language, where)
         label, raw = self.task.label, found.get(self.task.label or "")
         if label is not None and raw is not None and str(raw).strip():
-            if label_key(raw) in self.skip_labels:
+            if self.skip_labels and label_key(raw) in self.skip_labels:
                 return None
             found = {**found, label: self._word(raw, closed, where)}
         prepared = self._prepared(found, where)

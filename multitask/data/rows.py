@@ -104,6 +104,9 @@ def _with_columns(records: Iterator[RawRecord], schema: RowSchema) -> Iterator[R
         if not missing or len(held) == LOOKAHEAD:
             yield from held
             held = None
+            if not missing:
+                yield from records
+                return
     if missing and names:
         raise InputError(schema.missing_columns(missing, list(names)))
     yield from held or ()
@@ -120,9 +123,11 @@ def read(task: Task, split: str, config: DataConfig, counts: Counts) -> Iterator
     """Rows of all sources of a task, one source after the other in turn, so that a limit takes from each."""
     sources = [source for source in data_sources.resolve(task, config) if data_sources.has_split(source, split)]
     streams = [data_rows.read_rows(task, source, split, config, counts) for source in sources]
-    while streams:
+    while len(streams) > 1:
         for stream in list(streams):
             try:
                 yield next(stream)
             except StopIteration:
                 streams.remove(stream)
+    for stream in streams:
+        yield from stream

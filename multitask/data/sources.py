@@ -12,13 +12,15 @@ from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig, SplitConfig
 from multitask.config.loading import load, read_yaml
-from multitask.data.readers import RawRecord, existing, file_records
+from multitask.data.readers import RawRecord, existing, file_records, matching
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
-from multitask.files import sha256_of, shipped
+from multitask.files import cache_folder, remembered_sha256, shipped
 from multitask.pattern import fields
 from multitask.source_hash import source_hash
 from multitask.task import Task
+
+_NESTED = {list, dict}
 
 SYNTHETIC = SourceConfig(synthetic={"train": 20000, "validation": 500, "test": 500})
 
@@ -52,6 +54,7 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance
     Of a hub set the Arrow files in the local cache are hashed; of the synthetic dataset, its code; the count is in
     the name.
     """
+    cache = cache_folder(data)
     if source.synthetic is not None:
         module = "documents" if is_documents(source) else "dataset"
         files, digests = (
@@ -61,10 +64,10 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance
     elif source.hub is not None:
         files = ["/".join(filter(None, (source.hub, source.hub_config, name))) for name, _ in _parts(source, split)]
         arrow = [_hub_set(source, name).cache_files for name, _ in _parts(source, split)]
-        digests = [sha256_of(Path(f["filename"]) for f in found) for found in arrow]
+        digests = [remembered_sha256((Path(f["filename"]) for f in found), cache) for found in arrow]
     else:
-        files = [name for name, _ in _parts(source, split)]
-        digests = [sha256_of([existing(name, data)]) for name in files]
+        files = [name for name, _ in _files(source, split, data)]
+        digests = [remembered_sha256([existing(name, data)], cache) for name in files]
     return {"files": files, "sha256": digests, "revision": source.revision}
 
 
@@ -115,6 +118,12 @@ def _parts(source: SourceConfig, split: str) -> list[tuple[str, bool]]:
     return parts
 
 
+def _files(source: SourceConfig, split: str, data: DataConfig) -> list[tuple[str, bool]]:
+    """The parts of a split, patterns of file names resolved."""
+    parts = _parts(source, split)
+    return parts if source.files is None else [(one, is_all) for name, is_all in parts for one in matching(name, data)]
+
+
 def _share(source: SourceConfig, split: str) -> float:
     """Share of the groups of `all` that goes to `split`."""
     assert source.split_by is not None
@@ -148,7 +157,7 @@ def _nfc_keys(found: Any) -> Any:
     """The same with names of columns in NFC, nested ones too; values stay as they are."""
     if isinstance(found, list):
         return [_nfc_keys(item) for item in found] if any(isinstance(item, list | dict) for item in found) else found
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or (all(map(str.isascii, found)) and _NESTED.isdisjoint(map(type, found.values()))):
         return found
     return {
         key if key.isascii() else normalize("NFC", key): _nfc_keys(value) if isinstance(value, list | dict) else value
@@ -164,13 +173,13 @@ def source_records(task: Task, source: SourceConfig, split: str, data: DataConfi
     if source.synthetic is not None:
         yield from _synthetic_records(task, source, split)
         return
-    for name, is_divided in _parts(source, split):
+    for name, is_divided in _files(source, split, data):
         is_empty = True
         records = _hub_records(source, name) if source.hub is not None else file_records(name, source, data)
         for record in records:
             is_empty = False
-            if isinstance(record.found, dict):
-                record = record._replace(found=_nfc_keys(record.found))
+            if isinstance(record.found, dict) and (found := _nfc_keys(record.found)) is not record.found:
+                record = record._replace(found=found)
             if is_divided and isinstance(record.found, dict):
                 group = _group(record.found, source)
                 if group is None:

@@ -38,6 +38,9 @@ Measure = Callable[[Row, str, Sequence[str]], dict[str, dict[str, float]]]
 """The numbers of one prediction, by metric: `ArmScores.measure`."""
 BaselineNumbers = dict[str, dict[str, metrics.Numbers]]
 """By baseline and metric; those of `unigram` and `bigram` under `nll`."""
+MAX_ROWS = 200_000
+"""Most training rows that baselines are fitted on."""
+_CHUNK = 1000
 _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+|\n+")
 
 
@@ -54,34 +57,51 @@ def random_span(text: str, num_words: int, number: int) -> str:
     return " ".join(words[start : start + num_words])
 
 
-def count_target_bigrams(train: Examples, vocab_size: int) -> BigramCounts:
-    """Bigram counts of the target tokens of training rows, with the token before each target."""
-    rows = [
-        (train.ids(n), *span) for n in range(len(train)) for span in target_spans(train.borders(n), train.lengths[n])
-    ]
-    before = [ids[start - 1 : stop - 1] for ids, start, stop in rows]
-    return BigramCounts(np.concatenate(before), np.concatenate([ids[a:b] for ids, a, b in rows]), vocab_size)
+def count_target_bigrams(train: Examples, vocab_size: int, step: int = 1) -> BigramCounts:
+    """Bigram counts of the target tokens of every `step`-th training row, with the token before each target."""
+    before, targets = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    numbers = range(0, len(train), step)
+    for first in range(0, len(numbers), _CHUNK):  # a view of each row takes more memory than its ids
+        rows = [
+            (train.ids(n), *span)
+            for n in numbers[first : first + _CHUNK]
+            for span in target_spans(train.borders(n), train.lengths[n])
+        ]
+        before.append(np.concatenate([ids[start - 1 : stop - 1] for ids, start, stop in rows]))
+        targets.append(np.concatenate([ids[start:stop] for ids, start, stop in rows]))
+    return BigramCounts(np.concatenate(before), np.concatenate(targets), vocab_size)
 
 
 class Fitted:
     """The baselines of a task, fitted on its training rows: the most frequent class, and how long answers are.
 
     bigram_counts: of the target tokens; None: no unigram and bigram perplexity.
+    step: every `step`-th row is fitted on: 1, and 2, 4, 8 ... so that there are at most `MAX_ROWS`.
     """
 
     def __init__(self, task: Task, rows: Iterable[Row], bigram_counts: BigramCounts | None = None) -> None:
         self.task, self.bigram_counts = task, bigram_counts
-        self.classes: Counter[str] = Counter()
-        self.answer_words = array("i")
-        for row in rows:
-            answer = row.fields[task.target]
-            self.classes.update(c for c, word in zip(row.classes, row.choices, strict=True) if word == answer)
-            self.answer_words.append(len(answer.split()))
+        self.step = 1
+        found: list[tuple[tuple[str, ...], int]] = []
+        for number, row in enumerate(rows):
+            if number % self.step == 0:
+                answer = row.fields[task.target]
+                classes = tuple(c for c, word in zip(row.classes, row.choices, strict=True) if word == answer)
+                found.append((classes, len(answer.split())))
+            if len(found) > MAX_ROWS:
+                found, self.step = found[::2], 2 * self.step
+        self.classes = Counter(name for classes, _ in found for name in classes)
+        self.answer_words = array("i", [num_words for _, num_words in found])
+
+    @property
+    def sample(self) -> dict[str, object]:
+        """The number of rows for the results, where they are a sample."""
+        return {"num_baseline_rows": len(self.answer_words)} if self.step > 1 else {}
 
     def save(self, path: Path, key: str) -> None:
         """Writes what was fitted, with a key that says on which rows."""
         arrays = {"answer_words": np.array(self.answer_words, np.int32)}
-        metadata = {"key": key, "classes": json.dumps(self.classes, ensure_ascii=False)}
+        metadata = {"key": key, "step": str(self.step), "classes": json.dumps(self.classes, ensure_ascii=False)}
         if self.bigram_counts is not None:
             arrays |= self.bigram_counts.arrays()
             metadata |= {"weight": repr(self.bigram_counts.weight)}
@@ -102,6 +122,7 @@ class Fitted:
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         fitted = cls(task, ())
+        fitted.step = int(metadata.get("step", "1"))
         fitted.classes.update(json.loads(metadata["classes"]))
         fitted.answer_words.extend(arrays["answer_words"].tolist())
         if "weight" in metadata:
@@ -208,7 +229,11 @@ def trivial(tasks: Mapping[str, Task], config: RunConfig) -> tuple[dict[str, Dat
             num_rows += 1
         update = {"num_rows": num_rows, "num_truncated": 0, "num_dropped": 0, "num_skipped": counts.num_skipped}
         data[name] = data_of(task, config, config.eval.split).model_copy(update=update)
-        scores[name] = TaskScores(num_examples=num_rows, metrics={}, baselines=baseline_scores(numbers, task, config))
+        found = baseline_scores(numbers, task, config)
+        sample = fitted.sample if fitted is not None else {}
+        scores[name] = TaskScores.model_validate(
+            {"num_examples": num_rows, "metrics": {}, "baselines": found, **sample}
+        )
     return data, scores
 
 

@@ -112,12 +112,15 @@ def _prompt_task(
                 for name, each in others.items()
             }
         per_shot[k] = found.model_copy(update=update)
-    task_scores = TaskScores(
-        num_examples=evaluator.counts.num_rows,
-        separator=prompt_format.separator,
-        metrics={},
-        baselines=baseline_scores(baselines, task, config),
-        per_shot=per_shot,
+    task_scores = TaskScores.model_validate(
+        {
+            "num_examples": evaluator.counts.num_rows,
+            "separator": prompt_format.separator,
+            "metrics": {},
+            "baselines": baseline_scores(baselines, task, config),
+            "per_shot": per_shot,
+            **(fitted.sample if fitted is not None else {}),
+        }
     )
     data = data_of(task, config, split).model_copy(update=counts_of(evaluator))
     return data, task_scores, sum(s.num_tokens for s in scores)

@@ -138,6 +138,8 @@ class TaskScores(_Part):
     confusion: Confusion | None = None
     hub_metrics: dict[str, dict[str, float]] = {}
     baselines: dict[str, dict[str, Score]] = {}
+    num_baseline_rows: int | None = None
+    """Training rows that the baselines were fitted on, where they are an evenly spaced sample; None: all."""
     free_answers: FreeAnswers | None = None
     generation: GeneratedTexts | None = None
     per_shot: dict[int, Shots] = {}
@@ -151,6 +153,7 @@ class Contamination(_Part):
     """Overlap of the evaluated rows with the training rows, by n-grams of words."""
 
     num_train: int = 0
+    """Training rows that were compared: the first million, where there are more."""
     num_test: int = 0
     num_duplicates: int = 0
     ngram: int = 0

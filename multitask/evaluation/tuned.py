@@ -155,7 +155,8 @@ def fitted_baselines(
     if path is not None and (kept := Fitted.load(task, path, key)) is not None:
         return kept
     train = prepare(task, "train", tokenizer, block_size, config.data, limit=config.data.limit)
-    fitted = Fitted(task, train.rows(), count_target_bigrams(train, len(tokenizer)))
+    fitted = Fitted(task, train.rows())
+    fitted.bigram_counts = count_target_bigrams(train, len(tokenizer), fitted.step)
     if path is not None and keeps:
         fitted.save(path, key)
     return fitted
@@ -215,6 +216,7 @@ def _score_task(
         "num_unscored": scores.num_unscored,
         "metrics": scores_of(scores.numbers, task, config),
         "baselines": baseline_scores(baselines, task, config),
+        **(fitted.sample if fitted is not None else {}),
         **_parts(scores),
         **_freely(model, tokenizer, task, tasks, evaluator, config, block_size),
     }

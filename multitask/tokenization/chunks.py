@@ -1,12 +1,18 @@
-"""Long texts in chunks whose ids, one after another, are those of the whole text."""
+"""Long texts in chunks whose ids, one after another, are those of the whole text; chunks encoded ahead in threads."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
 from multitask.errors import InputError
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 _CONTEXT = 200  # characters at both sides of a seam
 
@@ -54,3 +60,23 @@ def _seams(text: str, start: int, end: int) -> Iterator[int]:
         begin = max(start, end - _CONTEXT)
         yield from reversed([found.start() for found in _SEAM.finditer(text, begin, end)])
         end = begin
+
+
+def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], num: int = 1) -> Iterator[tuple[_Item, _Made]]:
+    """Items in order, each with what `make` gives for it; `num` threads make those to come while one is used.
+
+    For work that runs outside Python's lock, as that of `tokenizers` does, on all cores. Threads and not processes: no
+    start-up, no copies between processes, and scripts and notebooks need no `__main__` guard.
+    """
+    waiting: deque[tuple[_Item, Future[_Made]]] = deque()
+    with ThreadPoolExecutor(num) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(make, item)))
+                if len(waiting) > num:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

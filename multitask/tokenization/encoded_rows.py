@@ -1,9 +1,10 @@
 """Encoded rows of one task and split: written once to a memory-mapped Arrow file, found again by content.
 
-`prepare(nli, "train", tokenizer, 256, data)` -> `Examples`: `examples.ids(5)` is a view of the file, no copy;
-lengths alone (4 bytes a row) stay in memory.
+`prepare(nli, "train", tokenizer, 256, data)` -> `Examples`: `examples.ids(5)` is a view of the file, no copy. A file
+of which no row was truncated or dropped serves every window that its rows fit.
 """
 
+import gc
 import hashlib
 import itertools
 import json
@@ -11,12 +12,9 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
@@ -26,133 +24,20 @@ from multitask.data import sources as data_sources
 from multitask.data.readers import existing
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
-from multitask.events import Json
 from multitask.files import cache_folder, cannot_cache, replacing, temporary
 from multitask.source_hash import source_hash
 from multitask.task import Task
-from multitask.tokenization.row_encoder import Encoded, RowEncoder, target_spans
+from multitask.tokenization.chunks import ahead
+from multitask.tokenization.row_encoder import RowEncoder
+from multitask.tokenization.row_file import BATCH_BYTES, DAMAGE, SCHEMA, RowBatches, one_batch
+from multitask.tokenization.row_file import Examples as Examples
+from multitask.tokenization.survey import LostCharacters
 from multitask.tokenization.tokenizer import lost_characters
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
-"""What reading a truncated or damaged file raises."""
+_BATCH = 1000  # rows encoded at a time
+_THREADS = 2  # while one waits for `tokenizers`, which works on all cores, the other does what Python has to do
 
-_BATCH = 1000
-_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "fields": pa.string(),  # JSON: field -> text
-        "references": pa.list_(pa.string()),
-        "language": pa.string(),
-        "choices": pa.list_(pa.string()),
-        "classes": pa.list_(pa.string()),
-        "where": pa.string(),
-        "no_answer": pa.string(),
-        "earlier": pa.string(),  # JSON: a list of field -> text
-        "input_ids": pa.list_(pa.int32()),
-        "borders": pa.list_(pa.int32()),
-        "num_targets": pa.int32(),
-        "is_truncated": pa.bool_(),
-    }
-)
-
-
-class Examples:
-    """Examples of one task and split, read from a memory-mapped file.
-
-    lengths, num_targets: int32 arrays (N,), ids of an example and those of them that are targets. report: counts and
-    provenance, as `results.json` shows them.
-    """
-
-    def __init__(self, path: Path, files: Sequence[str] = ()) -> None:
-        """Opens the file; raises `_DAMAGE` for one that is truncated or damaged.
-
-        files: the paths that the rows are read from now. The content is the same when it was encoded from others.
-        """
-        self.path = path
-        self.report: Json = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        paths = self.report.pop("paths")
-        self._moved: list[tuple[str, str]] = [
-            (old, new) for old, new in zip(paths, files or paths, strict=True) if old != new
-        ]
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches = [self._reader.get_batch(n) for n in range(self._reader.num_record_batches)]
-        for batch in self._batches:
-            batch.validate()
-        if self._reader.schema != _SCHEMA or sum(b.num_rows for b in self._batches) != self.report["num_rows"]:
-            raise ValueError("not the rows that were encoded")
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self._ids, self._borders = _Lists(self._batches, "input_ids"), _Lists(self._batches, "borders")
-        self.lengths: npt.NDArray[np.int32] = self._ids.lengths()
-        self.num_targets: npt.NDArray[np.int32] = np.concatenate(
-            [batch.column("num_targets").to_numpy() for batch in self._batches] or [np.zeros(0, "i4")]
-        )
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def ids(self, number: int) -> npt.NDArray[np.int32]:
-        """Ids of one example, (T,), a view of the file."""
-        return self._ids.of(*self._place(number))
-
-    def borders(self, number: int) -> npt.NDArray[np.int32]:
-        """Where targets of one example begin and end, a view of the file."""
-        return self._borders.of(*self._place(number))
-
-    def _place(self, number: int) -> tuple[int, int]:
-        """The record batch of an example, and its place in it."""
-        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return batch, number - int(self._starts[batch])
-
-    def row(self, number: int) -> Row:
-        """One row with its texts; `keep` is not stored."""
-        batch, at = self._place(number)
-        found = self._batches[batch].slice(at, 1).to_pylist()[0]
-        lists = {name: tuple(found[name]) for name in ("references", "choices", "classes")}
-        return Row(
-            found["id"],
-            json.loads(found["fields"]),
-            language=found["language"],
-            keep=None,
-            where=self._where(found["where"]),
-            no_answer=found["no_answer"],
-            earlier=tuple(json.loads(found["earlier"])),
-            **lists,
-        )
-
-    def _where(self, where: str) -> str:
-        """Where a row stands now, if it was encoded from the same file in another folder."""
-        for old, new in self._moved:
-            if where.startswith(f"{old}:"):
-                return new + where[len(old) :]
-        return where
-
-    def is_truncated(self, number: int) -> bool:
-        """Whether a row's text was truncated to fit."""
-        batch, at = self._place(number)
-        return bool(self._batches[batch].column("is_truncated")[at].as_py())
-
-    def rows(self, limit: int | None = None) -> Iterator[Row]:
-        """All rows in order, or the first `limit`, one record batch in memory at a time."""
-        return itertools.islice((self.row(n) for n in range(len(self))), limit)
-
-
-class _Lists:
-    """A column of lists of int32: those of an example are a view of the file."""
-
-    def __init__(self, batches: Sequence[Any], name: str) -> None:
-        columns = [batch.column(name) for batch in batches]
-        self.values = [column.values.to_numpy(zero_copy_only=True) for column in columns]
-        self.offsets = [column.offsets.to_numpy() for column in columns]
-
-    def of(self, batch: int, at: int) -> npt.NDArray[np.int32]:
-        """The list at one place of a record batch."""
-        offsets = self.offsets[batch]
-        found: npt.NDArray[np.int32] = self.values[batch][offsets[at] : offsets[at + 1]]
-        return found
-
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """The length of every list, (N,)."""
-        return np.concatenate([np.diff(offsets) for offsets in self.offsets] or [np.zeros(0, "i4")])
+_LIVE_OBJECTS = 200_000  # more than batches on their way have
 
 
 def prepare(
@@ -178,14 +63,18 @@ def prepare(
             f"give `files: {{{split}: ...}}`"
         )
     provenance = [data_sources.provenance(source, split, config) for source in sources]
-    key = _key(task, sources, provenance, split, tokenizer, block_size, config, max_answer_tokens, limit)
+    key = _key(task, sources, provenance, split, tokenizer, config, limit)
     path = cache_folder(config) / f"{task.name}-{split}-{key}.arrow"
+    window = str(block_size) if max_answer_tokens is None else f"{block_size}-{max_answer_tokens}"
+    windowed = path.with_stem(f"{path.stem}-{window}")
     paths = [
         str(existing(name, config))
         for source, item in zip(sources, provenance, strict=True)
         for name in (item["files"] if source.files is not None else ())
     ]
     examples = _cached(path, paths)
+    if examples is None or not examples.fit(block_size, max_answer_tokens):
+        examples = _cached(windowed, paths)
     if examples is None:
         encoder = RowEncoder(task, tokenizer, block_size, max_answer_tokens)
         report: dict[str, object] = {
@@ -195,8 +84,7 @@ def prepare(
             "revision": next((item["revision"] for item in provenance if item["revision"]), None),
             "split": split,
         }
-        _write(path, task, split, config, encoder, tokenizer, report, limit)
-        examples = Examples(path, paths)
+        examples = Examples(_write(path, windowed, task, split, config, encoder, tokenizer, report, limit), paths)
     if len(examples) == 0:
         raise InputError(
             f"task '{task.name}', {split}: no usable row: {json.dumps(examples.report)}; "
@@ -211,7 +99,7 @@ def _cached(path: Path, files: Sequence[str]) -> Examples | None:
         return None
     try:
         return Examples(path, files)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         text = f"{path}: this file of the cache is truncated or damaged ({error}); the rows are encoded anew"
         warnings.warn(text, stacklevel=3)
         return None
@@ -223,24 +111,37 @@ def _key(
     provenance: Sequence[data_sources.Provenance],
     split: str,
     tokenizer: PreTrainedTokenizerFast,
-    block_size: int,
     config: DataConfig,
-    max_answer_tokens: int | None,
     limit: int | None,
 ) -> str:
-    """A hash of everything the file depends on: data, task, tokenizer, settings and the code that encodes."""
+    """A hash of all that a file depends on but the window: data, task, tokenizer, settings, the code that encodes."""
     parts = [
         registry.fingerprint(task),
         tokenizer.backend_tokenizer.to_str(),
         json.dumps([source.model_dump(mode="json") for source in sources]),  # unsorted: labels stand in order
-        json.dumps([provenance, split, block_size, config.on_bad_row, max_answer_tokens, limit], sort_keys=True),
+        json.dumps([provenance, split, config.on_bad_row, limit], sort_keys=True),
         source_hash(__name__),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
+@contextmanager
+def _rare_garbage_collection() -> Iterator[None]:
+    """Python's search for cycles, of which rows and ids have none, took a third of the time of encoding.
+
+    It is not switched off: errors of bad rows that are skipped are cycles.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(before[0] and _LIVE_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _write(
     path: Path,
+    windowed: Path,
     task: Task,
     split: str,
     config: DataConfig,
@@ -248,65 +149,70 @@ def _write(
     tokenizer: PreTrainedTokenizerFast,
     report: dict[str, object],
     limit: int | None,
-) -> None:
-    """Encode in batches and write; the file appears under its name only when it is whole."""
+) -> Path:
+    """Encodes in batches and writes; the file appears under its name only when it is whole.
+
+    Returns its name: `path` where every row is there as it is, so that the file serves other windows too.
+    """
     counts = Counts()
-    num_truncated = num_dropped = num_rows = 0
-    lost: Counter[str] = Counter()
-    classes, used = dict[str, None](), set[str]()
-    aside = temporary(path)
     rows = read(task, split, config, counts)
+    num_truncated = num_dropped = num_rows = num_ahead = 0
+    batches, lost = RowBatches(task), LostCharacters(tokenizer, encoder.plain)
+    waiting: list[pa.RecordBatch] = []
+    used = set[str]()
+
+    def read_ahead() -> Iterator[list[Row]]:
+        """No row more than the limit needs is read, so that the counts are of what was looked at."""
+        nonlocal num_ahead
+        while (most := min(_BATCH, limit - num_rows - num_ahead) if limit else _BATCH) or num_ahead:
+            batch = list(itertools.islice(rows, most))
+            if most and not batch:
+                return
+            num_ahead += len(batch)
+            yield batch
+
+    aside = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            # No row more than the limit needs is read, so that the counts are of what was looked at.
-            while batch := list(itertools.islice(rows, min(_BATCH, limit - num_rows) if limit else _BATCH)):
-                records = []
-                for row, example in zip(batch, encoder.encode(batch), strict=True):
-                    if example is None:
-                        num_dropped += 1
-                    else:
-                        num_rows += 1
-                        num_truncated += example.is_truncated
-                        records.append(_record(row, example))
-                        if task.is_closed:
-                            classes |= dict.fromkeys(row.choices)
-                            used.add(row.fields[task.target])
-                writer.write_batch(pa.RecordBatch.from_pylist(records, schema=_SCHEMA))
-                lost.update(lost_characters([t for r in batch for t in r.texts], tokenizer, encoder.plain))
+        with _rare_garbage_collection(), pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            for batch, examples in ahead(encoder.encode, read_ahead(), _THREADS):
+                found = [(row, one) for row, one in zip(batch, examples, strict=True) if one is not None]
+                num_ahead -= len(batch)
+                num_rows += len(found)
+                num_dropped += len(batch) - len(found)
+                num_truncated += sum(one.is_truncated for _, one in found)
+                if task.is_closed:
+                    used.update([row.fields[task.target] for row, _ in found])
+                if batch:
+                    waiting.append(batches.of([row for row, _ in found], [one for _, one in found]))
+                    lost.add([text for row in batch for text in row.texts])
+                if sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+                    writer.write_batch(one_batch(waiting))
+                    waiting.clear()
+            if any(one.num_rows for one in waiting):
+                writer.write_batch(one_batch(waiting))
+        if not lost.is_certain:
+            again = itertools.islice(read(task, split, config, Counts()), num_rows + num_dropped)
+            lost.counts = Counter()
+            while batch := list(itertools.islice(again, _BATCH)):
+                texts = [text for row in batch for text in row.texts]
+                lost.counts.update(lost_characters(texts, tokenizer, encoder.plain))
         report |= {
             "num_rows": num_rows,
             "num_truncated": num_truncated,
             "num_dropped": num_dropped,
             "num_skipped": counts.num_skipped,
-            "num_chars_lost": sum(lost.values()),
-            "chars_lost": dict(lost.most_common(20)),
-            "unused_labels": [word for word in classes if word not in used],
+            "num_chars_lost": lost.counts.total(),
+            "chars_lost": dict(lost.counts.most_common(20)),
+            "unused_labels": [word for word in batches.choices if word not in used] if task.is_closed else [],
         }
+        path = windowed if num_truncated or num_dropped else path
         with replacing(path.with_suffix(".json")) as written:
-            written.write_text(json.dumps(report, ensure_ascii=False), "utf-8")
+            written.write_text(json.dumps(report | batches.shared, ensure_ascii=False), "utf-8")
         os.replace(aside, path)
     except OSError as error:
         raise cannot_cache(path, error, "data.cache") from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-
-
-def _record(row: Row, example: Encoded) -> dict[str, object]:
-    """One line of the Arrow file."""
-    return {
-        "id": row.id,
-        "fields": json.dumps(row.fields, ensure_ascii=False),
-        "references": list(row.references),
-        "language": row.language,
-        "choices": list(row.choices),
-        "classes": list(row.classes),
-        "where": row.where,
-        "no_answer": row.no_answer,
-        "earlier": json.dumps(row.earlier, ensure_ascii=False),
-        "input_ids": example.input_ids,
-        "borders": example.borders,
-        "num_targets": sum(stop - start for start, stop in target_spans(example.borders, len(example.input_ids))),
-        "is_truncated": example.is_truncated,
-    }
+    return path

@@ -4,10 +4,10 @@
 ids are the prompt, the rest is learned. Labels are not stored: they are the ids of the targets.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from multitask.config.data import DataConfig
 from multitask.data.row_schema import answer_words
 from multitask.data.rows import Row
+from multitask.errors import InputError
 from multitask.pattern import Piece, parse, render, segments
 from multitask.task import Task
 from multitask.tokenization.tokenizer import first_ids, plain_reader
@@ -46,8 +47,7 @@ def target_spans(borders: Borders, length: int) -> Iterator[tuple[int, int]]:
     return zip(several[::2], (*several[1::2], length), strict=True)
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A row as ids.
 
     input_ids: what the tokenizer puts before a text, prompt, target and `<|end|>`.
@@ -63,6 +63,24 @@ class Encoded:
     def num_prompt(self) -> int:
         """Ids before the last target."""
         return self.borders[-1]
+
+
+class _Draft(NamedTuple):
+    """A rendered row that may still be too long.
+
+    ids: of each piece. place, num_free: of the piece to shorten, and how many ids it may have; None: none.
+    """
+
+    pieces: tuple[Piece, ...]
+    ids: list[list[int]]
+    is_truncated: bool = False
+    place: int | None = None
+    num_free: int = 0
+
+    @property
+    def long_text(self) -> str | None:
+        """The text to shorten."""
+        return None if self.place is None else self.pieces[self.place].literal + self.pieces[self.place].text
 
 
 class RowEncoder:
@@ -85,76 +103,95 @@ class RowEncoder:
         self.first_ids = first_ids(tokenizer)
         once, repeated = segments(task.stream)
         self._num_pieces = len(parse(repeated)) if repeated else len(parse(once))  # that end with a target
+        self._markers = {marker: [number] for marker, number in self.marker_ids.items()}
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | None]:
-        """Rows to examples, in order; None for a row to refuse.
+        """Rows to examples, in order; None for a row that is dropped. Raises InputError for texts without ids.
 
-        Dropped is what is too long without a field to truncate, and what has no token of prompt or target left.
+        Dropped is what is too long without a field to truncate, and what has no token of prompt or target left. Equal
+        texts are encoded once, and without offsets, which take time; those of texts to shorten are looked up.
         """
         rendered = [render(self.task, row.fields, earlier=row.earlier) for row in rows]
-        texts = [p.literal + p.text for pieces in rendered for p in pieces if not p.is_marker]
-        encodings = iter(self.plain.encode_batch(texts, add_special_tokens=False))
-        return [
-            self._assemble(row, list(pieces), [None if p.is_marker else next(encodings) for p in pieces])
+        texts = list(dict.fromkeys([p.literal + p.text for pieces in rendered for p in pieces if not p.is_marker]))
+        ids = dict(zip(texts, [one.ids for one in self._batch(self.plain.encode_batch_fast, texts)], strict=True))
+        markers = self._markers
+        drafts = [
+            self._draft(row, pieces, [markers[p.text] if p.is_marker else ids[p.literal + p.text] for p in pieces])
             for row, pieces in zip(rows, rendered, strict=True)
         ]
-
-    def _assemble(self, row: Row, pieces: list[Piece], encodings: list[Encoding | None]) -> Encoded | None:
-        ids = [
-            [self.marker_ids[piece.text]] if encoding is None else encoding.ids
-            for piece, encoding in zip(pieces, encodings, strict=True)
+        long = list(dict.fromkeys(text for draft in drafts if draft and (text := draft.long_text) is not None))
+        offsets = {
+            text: one.offsets for text, one in zip(long, self._batch(self.plain.encode_batch, long), strict=True)
+        }
+        return [
+            None if draft is None else self._assemble(row, draft, offsets)
+            for row, draft in zip(rows, drafts, strict=True)
         ]
-        if not all(part for part, piece in zip(ids, pieces, strict=True) if piece.field == self.task.target):
+
+    def _batch(self, encode: Callable[..., list[Encoding]], texts: list[str]) -> list[Encoding]:
+        try:
+            return encode(texts, add_special_tokens=False) if texts else []
+        except Exception as error:  # what `tokenizers` raises has no class of its own
+            raise InputError(f"the tokenizer cannot encode the text of a row: {error}") from error
+
+    def _draft(self, row: Row, pieces: tuple[Piece, ...], ids: list[list[int]]) -> _Draft | None:
+        """A row without the first repetitions if it is too long with them; None for one that is dropped."""
+        if not all(ids) and not all(p for p, piece in zip(ids, pieces, strict=True) if piece.field == self.task.target):
             return None
-        blind = self.max_answer_tokens is not None
-        limit = self.block_size - len(self.first_ids) - (self.max_answer_tokens or 0)
-        excess = sum(map(len, ids[:-2] if blind else ids)) - limit  # the last two are the target and its end
-        is_truncated = excess > 0
-        for number in reversed(range(len(row.earlier))):  # the first repetition is the first to go
-            if excess <= 0:
-                break
-            start = len(pieces) - (number + 2) * self._num_pieces
-            stop = start + self._num_pieces
-            excess -= sum(map(len, ids[start:stop]))
-            del pieces[start:stop], encodings[start:stop], ids[start:stop]
-        if excess > 0:
-            places = [n for n, piece in enumerate(pieces) if piece.field and piece.field == self.task.truncate]
-            at_cut = places[-1] if places else None
-            if at_cut is None:
-                return None
-            encoding = encodings[at_cut]
-            assert encoding is not None
-            shorter = self._shorten(pieces[at_cut], encoding, len(ids[at_cut]) - excess, None if blind else row.keep)
+        sizes = list(map(len, ids))
+        excess = sum(sizes) + len(self.first_ids) - self.block_size
+        if self.max_answer_tokens is not None:  # the last two are the target and its end
+            excess += self.max_answer_tokens - sum(sizes[-2:])
+        if excess <= 0:
+            return _Draft(pieces, ids)
+        start = stop = len(pieces) - (len(row.earlier) + 1) * self._num_pieces
+        while excess > 0 and stop < len(pieces) - self._num_pieces:  # the first repetition is the first to go
+            excess -= sum(sizes[stop : stop + self._num_pieces])
+            stop += self._num_pieces
+        pieces, ids = pieces[:start] + pieces[stop:], ids[:start] + ids[stop:]
+        if excess <= 0:
+            return _Draft(pieces, ids, is_truncated=True)
+        places = [at for at, piece in enumerate(pieces) if piece.field and piece.field == self.task.truncate]
+        return _Draft(pieces, ids, True, places[-1], len(ids[places[-1]]) - excess) if places else None
+
+    def _assemble(self, row: Row, draft: _Draft, offsets: Mapping[str, list[tuple[int, int]]]) -> Encoded | None:
+        pieces, ids = draft.pieces, draft.ids
+        if draft.place is not None:
+            keep = row.keep if self.max_answer_tokens is None else None
+            shorter = self._shorten(pieces[draft.place], offsets[draft.long_text or ""], draft.num_free, keep)
             if shorter is None:
                 return None
-            ids[at_cut] = shorter
+            ids = [*ids[: draft.place], shorter, *ids[draft.place + 1 :]]
         starts = list(accumulate(map(len, ids), initial=len(self.first_ids)))
-        targets = [at for at, piece in enumerate(pieces) if piece.field == self.task.target]
-        borders = [starts[border] for at in targets for border in (at, at + 2)][:-1]
+        target = self.task.target
+        at = [place for place, piece in enumerate(pieces) if piece.field == target]
+        borders = [starts[border] for place in at for border in (place, place + 2)][:-1]
         if borders[0] == 0:  # the first token of an example is never learned
             return None
-        return Encoded([*self.first_ids, *(i for part in ids for i in part)], borders, is_truncated)
+        return Encoded([*self.first_ids, *chain.from_iterable(ids)], borders, draft.is_truncated)
 
-    def _shorten(self, piece: Piece, encoding: Encoding, room: int, keep: tuple[int, int] | None) -> list[int] | None:
-        """The ids of a stretch of the piece's text that has at most `room` ids; None when no such stretch will do.
+    def _shorten(
+        self, piece: Piece, offsets: Sequence[tuple[int, int]], num_free: int, keep: tuple[int, int] | None
+    ) -> list[int] | None:
+        """The ids of a span of the piece's text that has at most `num_free` ids; None when no such span will do.
 
-        The text is truncated, not the ids, and encoded anew, so that the tokenizer reads the rendered string as we do.
+        offsets: of the whole text's ids, in characters. The text is truncated, not the ids, and encoded anew, so that
+        the tokenizer reads the rendered string as we do.
         """
-        text, lead, limit = piece.literal + piece.text, len(piece.literal), room
-        offsets = encoding.offsets
+        text, lead, limit = piece.literal + piece.text, len(piece.literal), num_free
         first = last = 0
         if keep is not None:
             first = next((n for n, (_, end) in enumerate(offsets) if end > keep[0] + lead), 0)
             last = next((n for n, (_, end) in enumerate(offsets) if end >= keep[1] + lead), len(offsets) - 1)
-        while room > 0:
-            if last - first + 1 > room:
+        while num_free > 0:
+            if last - first + 1 > num_free:
                 return None
-            start = 0 if last < room else min((first + last + 1 - room) // 2, len(offsets) - room)
-            stretch = text[offsets[start][0] : offsets[start + room - 1][1]]
+            start = 0 if last < num_free else min((first + last + 1 - num_free) // 2, len(offsets) - num_free)
+            span = text[offsets[start][0] : offsets[start + num_free - 1][1]]
             if start > 0:
-                stretch = piece.literal + stretch
-            ids: list[int] = self.plain.encode(stretch, add_special_tokens=False).ids
+                span = piece.literal + span
+            ids: list[int] = self.plain.encode(span, add_special_tokens=False).ids
             if len(ids) <= limit:
                 return ids or None
-            room -= len(ids) - limit
+            num_free -= len(ids) - limit
         return None

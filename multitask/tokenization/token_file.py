@@ -12,7 +12,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -31,7 +30,7 @@ from multitask.errors import InputError, suggest
 from multitask.events import Json, Report, ignore
 from multitask.files import cache_folder, cannot_cache, replacing
 from multitask.source_hash import source_hash
-from multitask.tokenization.chunks import pieces
+from multitask.tokenization.chunks import ahead, pieces
 from multitask.tokenization.survey import CharacterSurvey, TextCounts, UnknownCharacter
 from multitask.tokenization.tokenizer import plain_reader
 
@@ -359,13 +358,6 @@ def _encoded(
     batches: Iterable[_Batch], encoder: _Encoder, survey: CharacterSurvey
 ) -> Iterator[tuple[_Batch, Ids, TextCounts]]:
     """Batches, their ids, what was counted; while one is encoded, the one before is written and the next is read."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[_Batch, Future[list[Encoding]], TextCounts] | None = None
-        for batch in batches:
-            found = survey.count(batch.texts)
-            future = pool.submit(encoder.encode, batch)
-            if waiting:
-                yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]
-            waiting = batch, future, found
-        if waiting:
-            yield waiting[0], encoder.ids(waiting[0], waiting[1].result()), waiting[2]
+    counted = ((batch, survey.count(batch.texts)) for batch in batches)
+    for (batch, found), encodings in ahead(lambda item: encoder.encode(item[0]), counted):
+        yield batch, encoder.ids(batch, encodings), found

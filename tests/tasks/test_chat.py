@@ -162,7 +162,7 @@ def test_first_turns_are_left_out_where_the_window_ends(tmp_path: Path, max_answ
         num_turns = len(list(target_spans(found.borders, len(found.input_ids))))
         seen.add(num_turns)
         shorter = replace(row, earlier=row.earlier[3 - num_turns :])
-        assert encoded(shorter) == replace(found, is_truncated=False), "as if the first turns had never been"
+        assert encoded(shorter) == found._replace(is_truncated=False), "as if the first turns had never been"
         assert found.is_truncated == (num_turns < 3)
         kept = found.num_prompt + 4 if max_answer_tokens else len(found.input_ids)
         assert kept <= block_size

@@ -22,7 +22,7 @@ class Recorder:
 
     def __init__(self, plain: Any) -> None:
         self.plain, self.seen = plain, [""]
-        self.encode_batch = plain.encode_batch
+        self.encode_batch, self.encode_batch_fast = plain.encode_batch, plain.encode_batch_fast
 
     def encode(self, text: str, **options: Any) -> Any:
         self.seen.append(text)

@@ -278,6 +278,16 @@ def _recall(rng: Random, split: str, index: int, language: str) -> Row:
     return {"question": one.ask(asked, language), "answer": one.value(asked, language)}
 
 
+def _conversation(rng: Random, split: str, index: int, language: str) -> Row:
+    """One to three questions about a being of whom all facts are told first; each reply is a value."""
+    one, asked = meet(rng, split), rng.sample(ATTRIBUTES, rng.randint(1, 3))
+    return {
+        "system": passage(rng, language, [(one, attribute) for attribute in ATTRIBUTES]),
+        "user": [one.ask(attribute, language) for attribute in asked],
+        "reply": [one.value(attribute, language) for attribute in asked],
+    }
+
+
 _MAKERS: dict[frozenset[str], Callable[[Random, str, int, str], Row]] = {
     frozenset({"first", "second", "sum"}): _sum,
     frozenset({"question", "answer"}): _recall,
@@ -286,6 +296,7 @@ _MAKERS: dict[frozenset[str], Callable[[Random, str, int, str], Row]] = {
     frozenset({"context", "question", "answer"}): _question,
     frozenset({"document", "summary"}): _summary,
     frozenset({"source", "translation"}): _pair,
+    frozenset({"system", "user", "reply"}): _conversation,
 }
 
 
