@@ -14,7 +14,7 @@ from multitask import api
 from multitask.errors import InputError
 from multitask.evaluation import metrics
 from multitask.registry import fingerprint, load_tasks
-from multitask.reports.arms import Score, _mean, _range
+from multitask.reports.arms import Score, _mean, value_range
 
 CODE = """
 import numpy as np
@@ -177,10 +177,10 @@ def test_a_function_decides_no_example_and_has_no_range() -> None:
     assert fingerprint(replace(task, metrics=(*task.metrics, "my_metrics.py:errors"))) == fingerprint(task)
     assert fingerprint(replace(task, metrics=(*task.metrics, "rougeL"))) != fingerprint(task)
     several = [Score(value, value - 1, value + 1) for value in (-5.0, -4.0, 3.0)]
-    found = _mean(several, _range("my_metrics.py:errors"))
+    found = _mean(several, value_range("my_metrics.py:errors"))
     assert found.low is not None
     assert found.low < -2  # a score of ours ends at 0
-    assert _mean(several, _range("f1")).low == 0
+    assert _mean(several, value_range("f1")).low == 0
 
 
 # ---------------------------------------------------------------- before training
