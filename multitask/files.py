@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
+from unicodedata import normalize
 
 from multitask.config.data import DataConfig
 from multitask.errors import InputError
@@ -31,6 +32,16 @@ def relative_if_near(path: Path, start: Path, most_up: int = 4) -> str:
         return str(here)
     found = Path(os.path.relpath(here, there))
     return found.as_posix() if found.parts.count("..") <= most_up else str(here)
+
+
+def in_any_form(path: Path) -> Path:
+    """The path whose names are the same in NFC (macOS writes Korean names in NFD); the path itself if there is none."""
+    if path.parent == path or path.exists() or str(path).isascii():
+        return path
+    parent = in_any_form(path.parent)
+    wanted = normalize("NFC", path.name)
+    names = [one.name for one in parent.iterdir()] if parent.is_dir() else []
+    return parent / next((name for name in names if normalize("NFC", name) == wanted), path.name)
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

@@ -16,6 +16,7 @@ from multitask.config.base import Settings, origin_of
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
+from multitask.files import in_any_form
 
 _BRACKET, _MAX_DEPTH = re.compile(r"[\[\]{}]"), 100
 RUN_START, RUN_END = "# All settings of a run, as used.", "# End of the settings."
@@ -90,6 +91,7 @@ def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:
 
 def read_yaml(path: Path) -> Json:
     """One YAML mapping; raises InputError with file and line."""
+    path = in_any_form(path)
     try:
         loaded = yaml.load(_whole(path.read_text("utf-8-sig"), path), _Loader)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 from multitask.config.data import DataConfig, SourceConfig, TextConfig
 from multitask.data.readers import EXTENSIONS, existing, file_records, matching, short
 from multitask.errors import InputError, RowError, suggest
-from multitask.files import cache_folder, remembered_sha256
+from multitask.files import cache_folder, in_any_form, remembered_sha256
 from multitask.source_hash import source_hash
 
 TextSplit = Literal["train", "validation"]
@@ -126,6 +126,7 @@ def read(path: Path, encoding: str = "utf-8", size: int = _PART) -> Iterator[str
 
     A byte order mark of UTF-8 is no text. Raises InputError for what is no file or no such text, with its line.
     """
+    path = in_any_form(path)
     if not path.is_file():
         near = suggest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise InputError(f"{path}: {'is a folder; expected a file' if path.is_dir() else f'no such file; {near}'}")

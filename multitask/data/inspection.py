@@ -18,6 +18,7 @@ from multitask.config.loading import written_word
 from multitask.data.readers import RawRecord, file_records, fits, raw_records
 from multitask.data.row_schema import RowSchema
 from multitask.errors import InputError, RowError, suggest
+from multitask.files import in_any_form
 from multitask.pattern import fields
 from multitask.task import Task
 
@@ -96,6 +97,7 @@ def inspect(
     task, columns: what is not to be guessed, a task's name and our field -> the file's column.
     Raises InputError for files that cannot be read, and, with the columns that are there, where no task fits.
     """
+    paths = [in_any_form(path) for path in paths]
     for path in paths:
         if not path.is_file():
             near = suggest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])

@@ -24,6 +24,7 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import json_documents
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
+from multitask.files import in_any_form
 
 Record = Json
 Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
@@ -63,7 +64,7 @@ def existing(name: str, data: DataConfig) -> Path:
     """
     base = data.root or os.environ.get("MULTITASK_DATA")
     path = (Path(base) / name if base else Path(name)).expanduser()
-    path = path if path.exists() else _in_any_form(path)
+    path = in_any_form(path)
     if path.is_file():
         return path
     if path.is_dir():
@@ -82,24 +83,13 @@ def matching(name: str, data: DataConfig) -> list[str]:
     Raises InputError for a pattern that no file has.
     """
     base = data.root or os.environ.get("MULTITASK_DATA") or ""
-    if not glob.has_magic(name) or _in_any_form(Path(base, name).expanduser()).is_file():
+    if not glob.has_magic(name) or in_any_form(Path(base, name).expanduser()).is_file():
         return [name]
     folder, pattern = Path(base).expanduser(), str(Path(name).expanduser())
     found = sorted(one for one in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / one).is_file())
     if not found:
         raise InputError(f"{Path(folder, pattern)}: no file has a name of this pattern")
     return found
-
-
-def _in_any_form(path: Path) -> Path:
-    """The path whose names are the same in NFC (macOS writes Korean names in NFD); the path itself if there is none."""
-    if path.exists() or path.parent == path or path.name.isascii():
-        return path
-    parent = _in_any_form(path.parent)
-    if not parent.is_dir():
-        return path
-    wanted = normalize("NFC", path.name)
-    return next((one for one in parent.iterdir() if normalize("NFC", one.name) == wanted), path)
 
 
 def _format(path: Path, source: SourceConfig) -> Format:
