@@ -62,17 +62,28 @@ def _nfc(value: Any) -> Any:
 
 def _labels(value: Any) -> Any:
     """A list is of words that rows hold as they are; languages of words by code."""
-    if isinstance(value, list):
-        value = {str(word): str(word) for word in value}
-    if not isinstance(value, dict):
-        return value
+    if not isinstance(value, list | dict):
+        raise ValueError(f"found {value!r}, expected words in order, `[WORD, WORD]`, or `{{CLASS: WORD, CLASS: WORD}}`")
     found: dict[str, Any] = {}
-    for label, words in value.items():
+    for label, words in value.items() if isinstance(value, dict) else zip(value, value, strict=True):
         key = label_key(label)
         if key in found:
             raise ValueError(f"class '{key}' is given twice")
-        found[key] = {_code(one): word for one, word in words.items()} if isinstance(words, dict) else words
+        if isinstance(words, dict) and words and isinstance(value, dict):
+            found[key] = {_code(language): _word(word, key) for language, word in words.items()}
+        else:
+            found[key] = _word(words, key)
     return _nfc(found)
+
+
+def _word(value: Any, key: str) -> str:
+    """The word of a class: YAML reads 0 as a number and true as a truth value, and both are words, too."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    found = "nothing" if value is None else repr(value)
+    raise ValueError(f"class '{key}': found {found}, expected its word, or words by language: `{{en: WORD, ko: WORD}}`")
 
 
 def _code(name: Any) -> Any:

@@ -129,6 +129,44 @@ def test_yaml_that_is_wrong(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{0: 0, 1: 1}", {"0": "0", "1": "1"}),
+        ("{on: true, off: 1.5}", {"on": "true", "off": "1.5"}),
+        (
+            "{0: {en: 0, ko: false}, 1: {en: 1, ko: true}}",
+            {"0": {"en": "0", "ko": "false"}, "1": {"en": "1", "ko": "true"}},
+        ),
+        ("[0, 1]", {"0": "0", "1": "1"}),
+        ("[true, false]", {"true": "true", "false": "false"}),
+        ("[on, off]", {"on": "on", "off": "off"}),
+    ],
+)
+def test_words_that_yaml_reads_as_something_else(tmp_path: Path, written: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "a.yaml").write_text(f"files: {{train: a.csv}}\nlabels: {written}\n")
+    assert load(SourceConfig, read_yaml(tmp_path / "a.yaml")).labels == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("[on, off, on]", "labels: class 'on' is given twice"),
+        ("[1, 1.0]", "labels: class '1' is given twice"),
+        ("{0: , 1: 긍정}", "labels: class '0': found nothing, expected its word, or words by language"),
+        ("{0: [부정], 1: 긍정}", "labels: class '0': found ['부정'], expected its word"),
+        ("{0: {}, 1: 긍정}", "labels: class '0': found {}, expected its word"),
+        ("{0: {ko: , en: bad}, 1: 긍정}", "labels: class '0': found nothing"),
+        ("[on, ~]", "labels: class 'None': found nothing"),
+        ("긍정", "labels: found '긍정', expected words in order, `[WORD, WORD]`, or `{CLASS: WORD, CLASS: WORD}`"),
+    ],
+)
+def test_labels_that_cannot_be_meant(tmp_path: Path, written: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"files: {{train: a.csv}}\nlabels: {written}\n")
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(SourceConfig, read_yaml(tmp_path / "a.yaml"))
+
+
 def test_labels_as_written(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("files: {train: a.csv}\nlabels: {yes: yes, no: 아니오, 010: 정치}\nlanguage: no\n")
     source = load(SourceConfig, read_yaml(tmp_path / "a.yaml"))
