@@ -22,6 +22,18 @@ LANGUAGE = "en"
 """Of rows that name no language."""
 
 Split = Literal["train", "validation", "test"]
+SPLIT_BY = "split_by: {validation: 0.05, test: 0.05}"
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a name is that of a file with rows."""
+    return name.lower().removesuffix(".gz").endswith(_DATA_SUFFIXES)
+
+
+def own_file(name: str) -> str:
+    """A source that reads one file, as YAML."""
+    return f"{{files: {{all: {name}}}, {SPLIT_BY}}}"
 
 
 def label_key(label: object) -> str:
@@ -178,7 +190,14 @@ class SourceConfig(Settings):
             raise ValueError(f"exactly one of files, hub, synthetic is needed, found {', '.join(given) or 'none'}")
         splits: Any = self.files if self.files is not None else self.hub_splits if self.hub else {}
         if ("all" in splits) != (self.split_by is not None):
-            raise ValueError("`all` and `split_by` belong together: rows of `all` are split as `split_by` says")
+            if self.split_by is None:
+                raise ValueError(f"rows of `all` are split as `split_by` says, and it is missing; add `{SPLIT_BY}`")
+            key = "files" if self.files is not None else "hub_splits"
+            step = "in place of `train`" if "train" in splits else "for the rows to be split"
+            raise ValueError(
+                f"`split_by` splits rows of `all`, and {key} has only {', '.join(splits) or 'none'}; write "
+                f"`{key}: {{all: ...}}` {step}, or leave out `split_by`"
+            )
         return self
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 from unicodedata import normalize
 
-from multitask.config.data import DataConfig, SourceConfig, SplitConfig
-from multitask.config.loading import load, read_yaml
+from multitask.config.data import DataConfig, SourceConfig, SplitConfig, is_data_file, own_file
+from multitask.config.loading import load, read_yaml, written_word
 from multitask.data.readers import RawRecord, existing, file_records, matching
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
@@ -98,6 +98,11 @@ def _preset(task: Task, name: str) -> SourceConfig:
         folder = shipped("configs") / "data"
         path = folder / f"{name}.yaml"
         if not path.is_file():
+            if is_data_file(name):
+                raise InputError(
+                    f"data.sources.{task.name}: '{name}' is a data file, expected a source or a preset's name; write "
+                    f"`{task.name}: [{own_file(written_word(name))}]`, or let `multitask init {name}` write it"
+                )
             known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
             raise InputError(
                 f"data.sources.{task.name}: there is no preset '{name}'; {suggest(name, known)}; "
