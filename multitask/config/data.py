@@ -152,8 +152,9 @@ class SourceConfig(Settings):
     """The hub's name of each split."""
     synthetic: dict[Split, int] | None = None
     """Number of rows of each split of the synthetic dataset that ships with the package."""
-    format: Literal["jsonl", "csv", "tsv", "parquet", "text"] | None = None
-    """File format; None: by extension (`.gz` may follow). TSV has no quoting; text is one row `text` per line."""
+    format: Literal["jsonl", "csv", "tsv", "excel-tab", "parquet", "text"] | None = None
+    """File format; None: by extension (`.gz` may follow). TSV has no quoting; excel-tab is TSV with cells in quotes, as
+    Excel and spreadsheets write it; text is one row `text` per line."""
     encoding: Encodings = ["utf-8"]
     """Text encoding: utf-8 with or without BOM, or cp949 (also euc-kr, ms949). Of a list, each line is read in the
     first that fits: `[utf-8, cp949]` for a file that mixes them."""

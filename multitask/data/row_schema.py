@@ -93,7 +93,7 @@ class RowSchema:
         """Raises InputError for words that are empty, or no choices of the task, and where there are not two."""
         task, source = self.task, self.source
         distinct = {", ".join(_words(words)) for words in self.labels.values()}
-        if task.choices is None and len(distinct) == 1:
+        if task.choices is None and len(self.labels) > len(distinct) == 1:
             raise InputError(
                 f"{source_name(source)}: labels: '{distinct.pop()}' is the word of every class "
                 f"({', '.join(self.labels)}); expected at least two different words"

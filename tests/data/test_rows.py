@@ -241,7 +241,6 @@ def test_several_labels_may_be_one_class(tmp_path: Path) -> None:
     "labels",
     [
         {0: "부정", 1: "부정"},
-        {0: "긍정"},
         {0: {"ko": "나쁨", "en": "bad"}, 1: {"ko": "나쁨", "en": "bad"}},
     ],
 )
