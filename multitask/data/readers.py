@@ -104,7 +104,8 @@ def matching(name: str, data: DataConfig) -> list[str]:
     return found
 
 
-def _format(path: Path, source: SourceConfig) -> Format:
+def format_of(path: Path, source: SourceConfig) -> Format:
+    """The format of a source's file; raises InputError where nothing tells it, or it is a table named .txt."""
     name = path.name.lower().removesuffix(".gz")
     found = source.format or EXTENSIONS.get(Path(name).suffix)
     if found is None:
@@ -142,7 +143,7 @@ def _check_is_no_table(path: Path, source: SourceConfig) -> None:
 def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[RawRecord]:
     """Every record of one file, good or bad; raises InputError for a file that cannot be read at all."""
     path = existing(name, data)
-    kind = _format(path, source)
+    kind = format_of(path, source)
     if kind == "parquet":
         yield from _parquet_records(path)
         return

@@ -12,7 +12,7 @@ from unicodedata import normalize
 
 from multitask.config.data import DataConfig, SourceConfig, SplitConfig, is_data_file, own_file
 from multitask.config.loading import load, read_yaml, written_word
-from multitask.data.readers import RawRecord, existing, file_records, matching
+from multitask.data.readers import RawRecord, existing, file_records, format_of, has_excel_quotes, matching
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
 from multitask.files import cache_folder, remembered_sha256, shipped
@@ -69,6 +69,21 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance
         files = [name for name, _ in _files(source, split, data)]
         digests = [remembered_sha256([existing(name, data)], cache) for name in files]
     return {"files": files, "sha256": digests, "revision": source.revision}
+
+
+def quoted_files(task: Task, data: DataConfig) -> list[str]:
+    """What to say of each file of a task that is read as TSV, quotes as they are, and looks like Excel's."""
+    notes = []
+    for source in resolve(task, data):
+        names = (name for given in (source.files or {}).values() for one in given for name in matching(one, data))
+        for name in dict.fromkeys(names):
+            path = existing(name, data)
+            if format_of(path, source) == "tsv" and has_excel_quotes(path):
+                notes.append(
+                    f"{task.name}: {path}: cells in quotes, as Excel writes them, are read with the quotes as text; "
+                    "`format: excel-tab` reads them without"
+                )
+    return notes
 
 
 def column_value(found: Any, column: str) -> Any:
