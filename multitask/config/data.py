@@ -21,6 +21,8 @@ SPLITS = ("train", "validation", "test")
 LANGUAGE = "en"
 """Of rows that name no language."""
 
+Encoding = Literal["utf-8", "cp949"]
+ENCODINGS = ("utf-8", "cp949")
 Split = Literal["train", "validation", "test"]
 SPLIT_BY = "split_by: {validation: 0.05, test: 0.05}"
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -63,6 +65,17 @@ def _encodings(value: Any) -> Any:
     return sorted(map(_encoding_name, names), key="utf-8".__ne__) if isinstance(names, list) else names
 
 
+def encoding_names(text: str) -> list[Encoding]:
+    """The encodings between the commas of a text. Raises ValueError for one that is not read."""
+    names = [name.strip() for name in text.split(",")]
+    found: list[Encoding] = _encodings(names)
+    if unknown := [name for name in names if _encoding_name(name) not in ENCODINGS]:
+        raise ValueError(
+            f"'{unknown[0]}' is no encoding that is read; expected {' or '.join(ENCODINGS)} (also euc-kr, ms949)"
+        )
+    return list(dict.fromkeys(found))
+
+
 def _nfc(value: Any) -> Any:
     """Texts of a setting in NFC, also in lists and mappings: two ways to write the same syllables are one name."""
     if isinstance(value, str):
@@ -102,7 +115,6 @@ def _code(name: Any) -> Any:
     return language_code(name) if isinstance(name, str) else name
 
 
-Encoding = Annotated[Literal["utf-8", "cp949"], BeforeValidator(_encoding_name)]
 Encodings = Annotated[list[Encoding], BeforeValidator(_encodings), Field(min_length=1)]
 Names = Annotated[dict[str, str], BeforeValidator(_nfc)]
 Labels = Annotated[dict[str, str | dict[str, str]], BeforeValidator(_labels)]
@@ -232,7 +244,7 @@ class TextConfig(Settings):
     """File format; None: by extension (`.gz` may follow)."""
     fields: list[str] = Field(["text"], min_length=1)
     """Of JSONL: the fields that make a document, joined by a line break."""
-    encoding: Encoding = "utf-8"
+    encoding: Annotated[Encoding, BeforeValidator(_encoding_name)] = "utf-8"
     """Text encoding: utf-8 with or without BOM, or cp949 (also euc-kr, ms949)."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What a document is in plain text: the whole file, a stretch between empty lines, a line that is not empty."""
