@@ -207,10 +207,13 @@ def _shared_texts(found: Preview) -> Iterator[str]:
         for name in each:
             whole, shared = found.num_in_train[split][name], found.num_text_in_train[split][name]
             if shared > whole:
-                field = found.tasks[name].truncate
+                field = str(found.tasks[name].truncate)
+                sources = [one for one in found.config.data.sources.get(name, []) if not isinstance(one, str)]
+                columns = {one.columns.get(field, field) for one in sources}
+                column = columns.pop() if len(columns) == 1 else "NAME"
                 yield (
                     f"{name}, {split}: {shared:,} of {len(each[name]):,} rows have the {field} of a training row; "
-                    "`split_by: {column: NAME, ...}` with its column keeps such rows in one split"
+                    f"`split_by: {{column: {column}, ...}}` keeps such rows in one split"
                 )
 
 

@@ -106,8 +106,10 @@ def read_yaml(path: Path) -> Json:
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
         raise InputError(f"{path}: no such file; {near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}){_is_data(path)}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read ({error}){_is_data(path) or '; save it as utf-8'}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

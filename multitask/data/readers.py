@@ -52,7 +52,6 @@ CARRIAGE_RETURNS = (
     "`tr '\\r' '\\n' < FILE > NEW`"
 )
 _ROWS_FOR_QUOTES = 10_000
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class RawRecord(NamedTuple):
@@ -210,6 +209,15 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def check_is_not_utf_16(head: bytes, path: Path) -> None:
+    """Raises InputError for a file that begins with the byte order mark of UTF-16."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(
+            f"{path}: utf-16 text (Excel calls it Unicode text), expected utf-8; save it as utf-8, or convert it: "
+            "`iconv -f utf-16 -t utf-8 FILE > NEW`"
+        )
+
+
 def raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
     r"""(first line number, bytes with line ends) of each record; with quotes a record may span lines.
 
@@ -223,11 +231,7 @@ def raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
         for number, raw in enumerate(stream, 1):
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
-                if raw.startswith(_UTF_16):
-                    raise InputError(
-                        f"{path}: utf-16 text (Excel calls it Unicode text), expected utf-8; save it as utf-8, or "
-                        "convert it: `iconv -f utf-16 -t utf-8 FILE > NEW`"
-                    )
+                check_is_not_utf_16(raw, path)
             if not has_quotes:
                 yield number, raw
                 continue

@@ -60,6 +60,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_yaml(tmp_path / "god.yaml")
     with pytest.raises(InputError, match=r"bad\.yaml:\d+: not valid YAML"):
         read_yaml(tmp_path / "bad.yaml")
+    (tmp_path / "korean.yaml").write_bytes("tasks: [qa]  # 과제\n".encode("cp949"))
+    with pytest.raises(InputError, match=r"korean\.yaml: cannot be read .*; save it as utf-8"):
+        read_yaml(tmp_path / "korean.yaml")
     with pytest.raises(InputError, match="a mapping of settings was expected, found a list"):
         read_yaml(tmp_path / "list.yaml")
 

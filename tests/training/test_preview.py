@@ -79,7 +79,7 @@ def test_rows_that_share_their_passage_with_training_rows(
     assert found.num_in_train == {"validation": {"qa": 0}, "test": {"qa": 0}}
     assert found.num_text_in_train == {"validation": {"qa": 0}, "test": {"qa": 2}}
     text = " ".join(shown(found).split())
-    assert "qa, test: 2 of 3 rows have the context of a training row; `split_by: {column: NAME, ...}`" in text
+    assert "qa, test: 2 of 3 rows have the context of a training row; `split_by: {column: context, ...}`" in text
     assert "qa, validation:" not in text
 
 
