@@ -52,12 +52,14 @@ class Column:
 
     num_rows: int = 0
     num_texts: int = 0
+    num_empty: int = 0
     distinct: set[int] = field(default_factory=set)
     values: Counter[str] = field(default_factory=Counter)
 
     def add(self, value: Any) -> None:
         """One value; classes are counted up to a limit."""
         if value is None or value == "":
+            self.num_empty += value is not None
             return
         self.num_rows += 1
         if isinstance(value, str):
@@ -126,7 +128,7 @@ def inspect(
     texts = [[value for name, value in mapped.items() if name != chosen.label] or row for row in sample]
     result.language = _language([row.get(column) for row, each in zip(sample, texts, strict=True) for column in each])
     text = found.get(mapped.get(chosen.truncate or "", chosen.truncate or ""))
-    if text is not None and text.num_texts == num_rows > len(text.distinct):
+    if text is not None and text.num_texts + text.num_empty == num_rows and text.num_texts > len(text.distinct):
         result.repeated, result.num_texts = mapped.get(chosen.truncate or "", chosen.truncate), len(text.distinct)
     if chosen.label is not None and chosen.label in mapped:
         result.classes = dict(found[mapped[chosen.label]].values.most_common())

@@ -253,6 +253,22 @@ def test_a_text_that_rows_share_stays_in_one_split(task: str) -> None:
     assert sum(map(len, held.values())) == 100
 
 
+def test_rows_with_an_empty_text_are_split_by_text_too() -> None:
+    """NSMC has reviews twice, with other ids, and empty ones."""
+    lines = [f"{n}\t{'' if n == 7 else f'글 {n // 2}'}\t{n % 2}\n" for n in range(200)]
+    write("ratings.txt", "id\tdocument\tlabel\n" + "".join(lines))
+    text, _ = init("ratings.txt")
+    assert "split_by: {column: document, " in text
+
+
+def test_a_row_without_the_column_cannot_be_split_by_it() -> None:
+    pairs = [{"text": f"text {n // 2}", "label": "ab"[n % 2]} for n in range(200)]
+    for row in pairs[50:60]:
+        del row["text"]
+    write("a.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
+    assert "# by row; `column: NAME` keeps" in init("a.jsonl")[0]
+
+
 def test_one_passage_is_split_by_row_and_the_settings_say_so() -> None:
     write("a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions(1, 60)))
     _, text = made("a.jsonl")
