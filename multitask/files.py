@@ -3,6 +3,7 @@
 `shipped("configs")` -> the folder of the YAML recipes, in a checkout as in an installed package.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -42,6 +43,15 @@ def in_any_form(path: Path) -> Path:
     wanted = normalize("NFC", path.name)
     names = [one.name for one in parent.iterdir()] if parent.is_dir() else []
     return parent / next((name for name in names if normalize("NFC", name) == wanted), path.name)
+
+
+def check_is_not_utf_16(head: bytes, path: Path) -> None:
+    """Raises InputError for a file that begins with the byte order mark of UTF-16."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(
+            f"{path}: utf-16 text (Excel calls it Unicode text), expected utf-8; save it as utf-8, or convert it: "
+            "`iconv -f utf-16 -t utf-8 FILE > NEW`"
+        )
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

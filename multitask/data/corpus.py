@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from multitask.config.data import DataConfig, SourceConfig, TextConfig
-from multitask.data.readers import EXTENSIONS, check_is_not_utf_16, existing, file_records, matching, short
+from multitask.data.readers import EXTENSIONS, existing, file_records, matching, short
 from multitask.errors import InputError, RowError, suggest
-from multitask.files import cache_folder, in_any_form, remembered_sha256
+from multitask.files import cache_folder, check_is_not_utf_16, in_any_form, remembered_sha256
 from multitask.source_hash import source_hash
 
 TextSplit = Literal["train", "validation"]

@@ -24,7 +24,7 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import json_documents
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
-from multitask.files import in_any_form
+from multitask.files import check_is_not_utf_16, in_any_form
 
 Record = Json
 Format = Literal["jsonl", "csv", "tsv", "excel-tab", "parquet", "text"]
@@ -207,15 +207,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: the gzip data is damaged or cut off ({error}); fetch or compress it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def check_is_not_utf_16(head: bytes, path: Path) -> None:
-    """Raises InputError for a file that begins with the byte order mark of UTF-16."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(
-            f"{path}: utf-16 text (Excel calls it Unicode text), expected utf-8; save it as utf-8, or convert it: "
-            "`iconv -f utf-16 -t utf-8 FILE > NEW`"
-        )
 
 
 def raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
