@@ -3,6 +3,7 @@
 `shipped("configs")` -> the folder of the YAML recipes, in a checkout as in an installed package.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
+from unicodedata import normalize
 
 from multitask.config.data import DataConfig
 from multitask.errors import InputError
@@ -31,6 +33,25 @@ def relative_if_near(path: Path, start: Path, most_up: int = 4) -> str:
         return str(here)
     found = Path(os.path.relpath(here, there))
     return found.as_posix() if found.parts.count("..") <= most_up else str(here)
+
+
+def in_any_form(path: Path) -> Path:
+    """The path whose names are the same in NFC (macOS writes Korean names in NFD); the path itself if there is none."""
+    if path.parent == path or path.exists() or str(path).isascii():
+        return path
+    parent = in_any_form(path.parent)
+    wanted = normalize("NFC", path.name)
+    names = [one.name for one in parent.iterdir()] if parent.is_dir() else []
+    return parent / next((name for name in names if normalize("NFC", name) == wanted), path.name)
+
+
+def check_is_not_utf_16(head: bytes, path: Path) -> None:
+    """Raises InputError for a file that begins with the byte order mark of UTF-16."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(
+            f"{path}: utf-16 text (Excel calls it Unicode text), expected utf-8; save it as utf-8, or convert it: "
+            "`iconv -f utf-16 -t utf-8 FILE > NEW`"
+        )
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

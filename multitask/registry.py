@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multitask.errors import InputError, suggest
-from multitask.files import shipped
+from multitask.files import in_any_form, shipped
 from multitask.pattern import Piece, fields, parse, segments
 from multitask.task import BASELINES, END, Prompt, Task
 
@@ -41,7 +41,7 @@ def find_tasks(tasks_dirs: Iterable[str | Path] = ()) -> dict[str, tuple[Task, s
             raise InputError(f"{origin}: task '{name}' is already defined in {found[name][1]}; rename one of the two")
         found[name] = (checked, origin)
 
-    for folder in [shipped("tasks"), *map(Path, tasks_dirs)]:
+    for folder in [shipped("tasks"), *(in_any_form(Path(one)) for one in tasks_dirs)]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder of task plugins; expected a folder with files like nli.py")
         for path in sorted(folder.glob("[!_]*.py")):
@@ -84,7 +84,7 @@ def kept_folders(names: Iterable[str], settings: Path) -> PluginFolders:
     """The folders that a settings file names, relative to itself or else to the working directory."""
     folders = PluginFolders([], [], str(settings))
     for name in names:
-        place = next((path for path in (settings.parent / name, Path(name)) if path.is_dir()), None)
+        place = next((path for path in map(in_any_form, (settings.parent / name, Path(name))) if path.is_dir()), None)
         if place is None:
             folders.lost.append(name)
         else:

@@ -1,7 +1,8 @@
-"""Atomic writes: the old file stays until the new one is whole."""
+"""Atomic writes: the old file stays until the new one is whole. Names of files in any Unicode form."""
 
 import json
 import os
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import pytest
 
 from multitask import files
+from multitask.api import init
+from multitask.config.loading import read_yaml
+from multitask.config.resolve import resumed_folder, settings_of, trained_block_size
+from multitask.data import corpus
 from multitask.errors import InputError
+from multitask.evaluation.metrics import check_function
+from multitask.inference.trained_run import trained_run
+from multitask.models.names import model_folder, run_of
+from multitask.registry import kept_folders, load_tasks
+from multitask.reports import results
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -219,3 +229,45 @@ def test_digests_need_no_cache(tmp_path: Path, digests: Any) -> None:
     assert digests(big(tmp_path / "a"))[1]
     with pytest.raises(InputError, match="missing: cannot be read"):
         digests(tmp_path / "missing")
+
+
+# ---------------------------------------------------------------- names of files and folders on the command line
+
+
+@pytest.mark.parametrize("kept", ["NFC", "NFD"])
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+def test_files_and_folders_are_found_in_any_unicode_form(
+    kept: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and its archives write Korean names in NFD; who types one, types NFC."""
+    monkeypatch.chdir(tmp_path)
+    on_disk, name = (unicodedata.normalize(form, "자료/실행") for form in (kept, typed))
+    Path(on_disk).mkdir(parents=True)
+    run = Path(on_disk)
+    reviews = "text,label\n" + "".join(f"재밌다 {n},좋음\n별로 {n},나쁨\n" for n in range(20))
+    (run / "config.yaml").write_text("tasks: [cls]\ntrain: {block_size: 64}\n", "utf-8")
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}", "utf-8")
+    (run / "model" / "model.safetensors").touch()
+    (run / unicodedata.normalize(kept, "글.csv")).write_text(reviews, "utf-8")
+    (run / unicodedata.normalize(kept, "소설.txt")).write_text("옛날 옛적에", "utf-8")
+    (run / unicodedata.normalize(kept, "척도.py")).write_text("def half(p, r):\n    return 0.5\n", "utf-8")
+    (run / unicodedata.normalize(kept, "과제")).mkdir()
+    inside = {
+        word: f"{name}/{unicodedata.normalize(typed, word)}" for word in ("글.csv", "소설.txt", "척도.py", "과제")
+    }
+
+    assert read_yaml(Path(name) / "config.yaml")["tasks"] == ["cls"]
+    assert settings_of(f"{name}/config.yaml").tasks == ["cls"]
+    assert Path(model_folder(name) or "").is_dir()
+    assert run_of(Path(name)) is not None
+    assert trained_block_size(Path(name)) == 64
+    assert trained_run(name) is not None
+    assert resumed_folder(name, None, overwrite=False).is_dir()
+    assert "".join(corpus.read(Path(inside["소설.txt"]))) == "옛날 옛적에"
+    assert load_tasks([inside["과제"]])
+    assert kept_folders([unicodedata.normalize(typed, "과제")], run / "config.yaml").lost == []
+    check_function(f"{inside['척도.py']}:half")
+    init(inside["글.csv"], out="글.yaml")
+    with pytest.raises(InputError, match="no results in this folder"):
+        results.read([Path(name)])

@@ -37,7 +37,8 @@ def init(
     Raises:
         InputError: a file cannot be read, no task fits, a row cannot be used, or the settings file exists.
     """
-    from multitask.data.inspection import inspect, settings_text
+    from multitask.data.inspection import inspect
+    from multitask.data.settings_file import settings_text
     from multitask.training.checks import check_before_encoding
 
     paths = [Path(file).expanduser() for file in listed(files)]
@@ -46,27 +47,31 @@ def init(
     target = Path(out) if out is not None else Path(paths[0].name.removesuffix(".gz")).with_suffix(".yaml")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists; replace it with --overwrite, or choose another --out")
-    given = {}
+    given: dict[str, str] = {}
     for one in listed(columns):
         name, sign, column = str(one).partition("=")
         if not sign or not name or not column:
             raise InputError(f"--column {one}: expected FIELD=NAME, for instance text=review")
-        given[name] = column
+        if given.setdefault(name, column) != column:
+            raise InputError(f"--column {one}: '{name}' is column '{given[name]}' already; give it once")
     tasks = load_tasks(listed(tasks_dirs))
     found = inspect(paths, tasks, task, given)
     is_shipped = found.task.name in load_tasks()
     folders = [] if is_shipped else [relative_if_near(Path(folder), target.parent) for folder in listed(tasks_dirs)]
     aside = target.with_name(f".{target.name}.checked")
-    shares = [share for share in SHARES if found.num_rows < FEW_ROWS or share == SHARES[0]]
-    for share in shares:  # of few rows, a small share may be none
-        text = settings_text(found, share, folders).replace("THIS_FILE", str(target))
+    sizes = {True: found.num_texts, False: found.num_rows} if found.repeated is not None else {False: found.num_rows}
+    tries = [
+        (by_column, share) for by_column, size in sizes.items() for share in (SHARES if size < FEW_ROWS else SHARES[:1])
+    ]
+    for by_column, share in tries:  # of few rows, or few texts that rows share, a small fraction may be none
+        text = settings_text(found, share, folders, by_column).replace("THIS_FILE", str(target))
         try:
             write_text(aside, text)
             config = load(RunConfig, read_yaml(aside), where=str(target))
             check_before_encoding(config, choose(tasks, config.tasks))
             break
         except InputError:
-            if share == shares[-1]:
+            if (by_column, share) == tries[-1]:
                 raise
         finally:
             aside.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ A prompt is shown dim, a target bold, a marker reversed as the one token it is; 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
 from typing import Any, NamedTuple
@@ -28,7 +28,8 @@ _BARS = " ▁▂▃▄▅▆▇█"
 class TaskRow(NamedTuple):
     """One line of the table: a task's rows of a split, their counts, and their lengths in tokens.
 
-    sampling_rate: of training rows. also_in_train: of other splits, how many are training rows too.
+    sampling_rate: of training rows. also_in_train: of other splits, how many are training rows too. text_in_train: how
+    many have the same text to truncate, for instance the passage of a question, as a training row.
     """
 
     task: str
@@ -42,6 +43,7 @@ class TaskRow(NamedTuple):
     mean_length: float
     max_length: int
     also_in_train: int | None
+    text_in_train: int | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,6 +77,7 @@ class ShownPreview(Preview):
                 float(rows.lengths.mean()),
                 int(rows.lengths.max()),
                 None if split == "train" else self.num_in_train[split][name],
+                None if split == "train" else self.num_text_in_train[split][name],
             )
             for split, each in {"train": self.examples, **self.others}.items()
             for name, rows in each.items()
@@ -99,6 +102,8 @@ def show(found: Preview, num_rows: int, console: Console) -> None:
             console.print(row_text(examples, number, found.tokenizer, special, found.config.train.prompt_weight))
     console.print(_summary(found))
     console.print(_others(found))
+    for line in (*_shared_texts(found), *found.notes):
+        console.print(Text(line, "yellow"))
     for name, rows in found.examples.items():
         if unused := rows.report.get("unused_labels"):
             console.print(Text(f"{name}: no training row has the class {', '.join(unused)}", "yellow"))
@@ -176,7 +181,17 @@ def _summary(found: Preview) -> Table:
 
 def _others(found: Preview) -> Table:
     """Rows of the other splits as far as they are looked at, and how many are also training rows."""
-    heads = ("task", "split", "rows", "truncated", "dropped", "skipped", "chars\nlost", "also in\ntrain")
+    heads = (
+        "task",
+        "split",
+        "rows",
+        "truncated",
+        "dropped",
+        "skipped",
+        "chars\nlost",
+        "also in\ntrain",
+        "text in\ntrain",
+    )
     table = Table(*heads, box=SIMPLE, padding=0, show_edge=False)
     for column in table.columns:
         column.no_wrap = True
@@ -184,8 +199,9 @@ def _others(found: Preview) -> Table:
         for name, rows in each.items():
             counts = (rows.report[key] for key in ("num_truncated", "num_dropped", "num_skipped", "num_chars_lost"))
             num_in_train = found.num_in_train[split][name]
-            numbers = (f"{number:,}" for number in (len(rows), *counts, num_in_train))
-            table.add_row(name, split, *numbers, style="yellow" if num_in_train else None)
+            shared = found.num_text_in_train[split][name]
+            numbers = (f"{number:,}" for number in (len(rows), *counts, num_in_train, shared))
+            table.add_row(name, split, *numbers, style="yellow" if num_in_train or shared else None)
     return table
 
 
@@ -202,6 +218,22 @@ def notes_of(found: Preview) -> list[str]:
             f"{estimate.lower} to {fitting:,} or less"
         )
     return notes
+
+
+def _shared_texts(found: Preview) -> Iterator[str]:
+    """Of rows that are no training rows, but have the passage of one."""
+    for split, each in found.others.items():
+        for name in each:
+            whole, shared = found.num_in_train[split][name], found.num_text_in_train[split][name]
+            if shared > whole:
+                field = str(found.tasks[name].truncate)
+                sources = [one for one in found.config.data.sources.get(name, []) if not isinstance(one, str)]
+                columns = {one.columns.get(field, field) for one in sources}
+                column = columns.pop() if len(columns) == 1 else "NAME"
+                yield (
+                    f"{name}, {split}: {shared:,} of {len(each[name]):,} rows have the {field} of a training row; "
+                    f"`split_by: {{column: {column}, ...}}` keeps such rows in one split"
+                )
 
 
 def _estimate(found: Estimate) -> Text:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -25,7 +25,7 @@ _MARKER = "<|"  # a prompt with special tokens is that of a task already
 @click.option("--file", type=click.Path(), help="Prompts: lines of text, or rows (.jsonl, .csv, .tsv, .parquet).")
 @click.option("--force", is_flag=True, help="Use a task's prompt though the model was not trained on the task.")
 @click.option(
-    "--encoding", type=click.Choice(["utf-8", "cp949"]), default="utf-8", help="Of the file or standard input."
+    "--encoding", default="utf-8", metavar="NAME", help="Of the file or standard input: utf-8, cp949 (euc-kr), or both."
 )
 @click.option("--interactive", is_flag=True, help="Read prompts from the terminal until an empty line.")
 @click.option("--max-new-tokens", type=int, help="Default: the task's; of free text 100, or what fits the window.")
@@ -53,7 +53,7 @@ def generate(
     task: str | None,
     flags: tuple[str, ...],
     file: str | None,
-    encoding: Literal["utf-8", "cp949"],
+    encoding: str,
     interactive: bool,
     explain: bool,
     top: int,
@@ -129,7 +129,7 @@ def generate(
 @click.option("--unknown", type=click.Choice(["error", "unk"]), help="characters: what others do; default: error.")
 @click.option("--field", "fields", multiple=True, help="Field of JSONL files; repeatable; default: text.")
 @click.option("--format", type=click.Choice(["text", "jsonl"]), help="Default: by extension.")
-@click.option("--encoding", type=click.Choice(["utf-8", "cp949"]), help="Of the files; default: utf-8.")
+@click.option("--encoding", metavar="NAME", help="Of the files: utf-8 or cp949 (euc-kr); default: utf-8.")
 @click.option(
     "--tasks", callback=split_names, metavar="A,B", help="Tasks whose tokens are built in, or none; default: all."
 )

@@ -21,7 +21,21 @@ SPLITS = ("train", "validation", "test")
 LANGUAGE = "en"
 """Of rows that name no language."""
 
+Encoding = Literal["utf-8", "cp949"]
+ENCODINGS = ("utf-8", "cp949")
 Split = Literal["train", "validation", "test"]
+SPLIT_BY = "split_by: {validation: 0.05, test: 0.05}"
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a name is that of a file with rows."""
+    return name.lower().removesuffix(".gz").endswith(_DATA_SUFFIXES)
+
+
+def own_file(name: str) -> str:
+    """A source that reads one file, as YAML."""
+    return f"{{files: {{all: {name}}}, {SPLIT_BY}}}"
 
 
 def label_key(label: object) -> str:
@@ -51,6 +65,17 @@ def _encodings(value: Any) -> Any:
     return sorted(map(_encoding_name, names), key="utf-8".__ne__) if isinstance(names, list) else names
 
 
+def encoding_names(text: str) -> list[Encoding]:
+    """The encodings between the commas of a text. Raises ValueError for one that is not read."""
+    names = [name.strip() for name in text.split(",")]
+    found: list[Encoding] = _encodings(names)
+    if unknown := [name for name in names if _encoding_name(name) not in ENCODINGS]:
+        raise ValueError(
+            f"'{unknown[0]}' is no encoding that is read; expected {' or '.join(ENCODINGS)} (also euc-kr, ms949)"
+        )
+    return list(dict.fromkeys(found))
+
+
 def _nfc(value: Any) -> Any:
     """Texts of a setting in NFC, also in lists and mappings: two ways to write the same syllables are one name."""
     if isinstance(value, str):
@@ -62,24 +87,34 @@ def _nfc(value: Any) -> Any:
 
 def _labels(value: Any) -> Any:
     """A list is of words that rows hold as they are; languages of words by code."""
-    if isinstance(value, list):
-        value = {str(word): str(word) for word in value}
-    if not isinstance(value, dict):
-        return value
+    if not isinstance(value, list | dict):
+        raise ValueError(f"found {value!r}, expected words in order, `[WORD, WORD]`, or `{{CLASS: WORD, CLASS: WORD}}`")
     found: dict[str, Any] = {}
-    for label, words in value.items():
+    for label, words in value.items() if isinstance(value, dict) else zip(value, value, strict=True):
         key = label_key(label)
         if key in found:
             raise ValueError(f"class '{key}' is given twice")
-        found[key] = {_code(one): word for one, word in words.items()} if isinstance(words, dict) else words
+        if isinstance(words, dict) and words and isinstance(value, dict):
+            found[key] = {_code(language): _word(word, key) for language, word in words.items()}
+        else:
+            found[key] = _word(words, key)
     return _nfc(found)
+
+
+def _word(value: Any, key: str) -> str:
+    """The word of a class: YAML reads 0 as a number and true as a truth value, and both are words, too."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    found = "nothing" if value is None else repr(value)
+    raise ValueError(f"class '{key}': found {found}, expected its word, or words by language: `{{en: WORD, ko: WORD}}`")
 
 
 def _code(name: Any) -> Any:
     return language_code(name) if isinstance(name, str) else name
 
 
-Encoding = Annotated[Literal["utf-8", "cp949"], BeforeValidator(_encoding_name)]
 Encodings = Annotated[list[Encoding], BeforeValidator(_encodings), Field(min_length=1)]
 Names = Annotated[dict[str, str], BeforeValidator(_nfc)]
 Labels = Annotated[dict[str, str | dict[str, str]], BeforeValidator(_labels)]
@@ -129,8 +164,9 @@ class SourceConfig(Settings):
     """The hub's name of each split."""
     synthetic: dict[Split, int] | None = None
     """Number of rows of each split of the synthetic dataset that ships with the package."""
-    format: Literal["jsonl", "csv", "tsv", "parquet", "text"] | None = None
-    """File format; None: by extension (`.gz` may follow). TSV has no quoting; text is one row `text` per line."""
+    format: Literal["jsonl", "csv", "tsv", "excel-tab", "parquet", "text"] | None = None
+    """File format; None: by extension (`.gz` may follow). TSV has no quoting; excel-tab is TSV with cells in quotes, as
+    Excel and spreadsheets write it; text is one row `text` per line."""
     encoding: Encodings = ["utf-8"]
     """Text encoding: utf-8 with or without BOM, or cp949 (also euc-kr, ms949). Of a list, each line is read in the
     first that fits: `[utf-8, cp949]` for a file that mixes them."""
@@ -167,7 +203,14 @@ class SourceConfig(Settings):
             raise ValueError(f"exactly one of files, hub, synthetic is needed, found {', '.join(given) or 'none'}")
         splits: Any = self.files if self.files is not None else self.hub_splits if self.hub else {}
         if ("all" in splits) != (self.split_by is not None):
-            raise ValueError("`all` and `split_by` belong together: rows of `all` are split as `split_by` says")
+            if self.split_by is None:
+                raise ValueError(f"rows of `all` are split as `split_by` says, and it is missing; add `{SPLIT_BY}`")
+            key = "files" if self.files is not None else "hub_splits"
+            step = "in place of `train`" if "train" in splits else "for the rows to be split"
+            raise ValueError(
+                f"`split_by` splits rows of `all`, and {key} has only {', '.join(splits) or 'none'}; write "
+                f"`{key}: {{all: ...}}` {step}, or leave out `split_by`"
+            )
         return self
 
 
@@ -201,7 +244,7 @@ class TextConfig(Settings):
     """File format; None: by extension (`.gz` may follow)."""
     fields: list[str] = Field(["text"], min_length=1)
     """Of JSONL: the fields that make a document, joined by a line break."""
-    encoding: Encoding = "utf-8"
+    encoding: Annotated[Encoding, BeforeValidator(_encoding_name)] = "utf-8"
     """Text encoding: utf-8 with or without BOM, or cp949 (also euc-kr, ms949)."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What a document is in plain text: the whole file, a stretch between empty lines, a line that is not empty."""

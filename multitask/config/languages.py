@@ -50,8 +50,10 @@ def language_code(name: str) -> str:
     except ValueError:
         tag = None
     if tag is None or not tag.is_valid() or not tag.language:
+        near = suggest(plain, {*NAMES, *NAMES.values()})
+        codes = f"for instance {', '.join(sorted(set(NAMES.values())))}"
         raise ValueError(
             f"'{name}' is no language; expected a code such as ko or en, or a name; "
-            f"{suggest(plain, [*NAMES, *NAMES.values()])}"
+            f"{near if near.startswith('did') else codes}"
         )
     return tag.language

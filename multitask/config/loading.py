@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -13,15 +13,25 @@ from pydantic import (
 )
 
 from multitask.config.base import Settings, origin_of, shown_flag
+from multitask.config.data import SPLIT_BY, is_data_file, own_file
 from multitask.config.run import RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
+from multitask.files import in_any_form
 
 _BRACKET, _MAX_DEPTH = re.compile(r"[\[\]{}]"), 100
 RUN_START, RUN_END = "# All settings of a run, as used.", "# End of the settings."
 """First and last line of a run's `config.yaml`: half of it would be settings too, other ones."""
 
 T = TypeVar("T", bound="Settings")
+_EXPECTED = {
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of settings",
+    "model_attributes_type": "a mapping of settings",
+    "string_type": "text",
+}
+"""Of pydantic's errors about the kind of a value, the kind in the words of YAML."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,8 +82,8 @@ def written_yaml(settings: Json) -> str:
     return text
 
 
-def written_word(text: str) -> str:
-    """One text as it stands in a list or mapping in braces: in quotes where it could be read as anything else."""
+def written_word(text: object) -> str:
+    """One text or number as it stands in a list or mapping in braces: a text that could be anything else in quotes."""
     listed: str = yaml.dump([text], Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=math.inf)
     return listed.strip()[1:-1]
 
@@ -90,24 +100,32 @@ def merged(settings: Mapping[str, Any], *overlays: Mapping[str, Any]) -> Json:
 
 def read_yaml(path: Path) -> Json:
     """One YAML mapping; raises InputError with file and line."""
+    path = in_any_form(path)
     try:
         loaded = yaml.load(_whole(path.read_text("utf-8-sig"), path), _Loader)
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
         raise InputError(f"{path}: no such file; {near}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read ({error}){_is_data(path) or '; save it as utf-8'}") from None
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}{_is_data(path)}") from None
     except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
         raise InputError(f"{path}: not usable YAML: {error}; expected a mapping of settings") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise InputError(f"{path}: a mapping of settings was expected, found {type(loaded).__name__}")
+        kind = "text" if isinstance(loaded, str) else "a list" if isinstance(loaded, list) else repr(loaded)
+        raise InputError(f"{path}: a mapping of settings was expected, found {kind}{_is_data(path)}")
     return loaded
+
+
+def _is_data(path: Path) -> str:
+    return f"; this is a data file: `multitask init {path}` writes the settings that read it" * is_data_file(path.name)
 
 
 def _whole(text: str, path: Path) -> str:
@@ -142,6 +160,7 @@ def override(kind: type[Settings], settings: Json, flags: list[str]) -> Json:
         except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"--set {flag}: '{text}' is not a YAML value; put quotes around it") from None
         parts = path.split(".")
+        _check_place(kind, result, parts, flag)
         result = _with_value(result, parts, value, flag)
         replaced = _section(kind, parts[:-1]).replaces.get(parts[-1], ())
         section = result
@@ -150,6 +169,26 @@ def override(kind: type[Settings], settings: Json, flags: list[str]) -> Json:
         for name in replaced:
             section.pop(name, None)
     return result
+
+
+def _check_place(kind: type[Settings], settings: Json, parts: Sequence[str], flag: str) -> None:
+    """Raises InputError for a place in a list that the settings do not have."""
+    at, node = cast(Any, kind), cast(Any, settings)
+    for n, part in enumerate(parts):
+        members = _members(at)
+        if any(get_origin(one) is list for one in members) and node is None:
+            name = ".".join(parts[:n])
+            missing = (
+                f"no source of {parts[n - 1]} is named" if parts[:2] == ["data", "sources"] else "not in the settings"
+            )
+            raise InputError(
+                f"--set {flag}: {name}: {missing}, so there is no place {part}; give the list, {name}=[...]"
+            )
+        at = _inner(members[0] if len(members) == 1 else _named(members, "SourceConfig"), part)
+        if isinstance(node, list):
+            node = node[int(part)] if part.isdecimal() and int(part) < len(node) else ""
+        else:
+            node = node.get(part) if isinstance(node, dict) else None if node is None else ""
 
 
 def _with_value(node: Any, parts: Sequence[str], value: Any, flag: str) -> Any:
@@ -186,11 +225,49 @@ def load(kind: type[T], settings: Json, flags: list[str] | None = None, where: s
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 known = _section(kind, problem["loc"][:-1]).model_fields
-                text = f"no such setting; {suggest(str(problem['loc'][-1]), known)}"
+                text = f"no such setting; {_elsewhere(kind, problem['loc']) or suggest(str(problem['loc'][-1]), known)}"
+            elif problem["type"] in _EXPECTED:
+                text = f"{_EXPECTED[problem['type']]} was expected, found {problem['input']!r}"
+                text += _example(path, problem["input"])
             elif problem["type"] != "value_error":
                 text = f"{text}, found {problem['input']!r}"
             lines.append(f"{origin_of(path, settings, flags or [], where)}: {path or '(top)'}: {text}")
         raise InputError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _elsewhere(kind: type[Settings], loc: tuple[Any, ...]) -> str:
+    """Where a setting stands that was named in another section; empty where there is none of that name."""
+    found = [path for path in _paths(kind) if path.split(".")[-1] == loc[-1]]
+    return f"it is {' or '.join(found)}" if found else ""
+
+
+def _paths(kind: type[Settings], start: str = "") -> Iterator[str]:
+    """The dotted names of all settings, those of a source too."""
+    for name, item in kind.model_fields.items():
+        yield f"{start}{name}"
+        for one in _members(item.annotation):
+            if isinstance(one, type) and issubclass(one, Settings):
+                yield from _paths(one, f"{start}{name}.")
+        if name == "sources":
+            yield from _paths(_section(kind, (name, "TASK", "0", "SourceConfig")), f"{start}{name}.TASK.")
+
+
+def _example(path: str, value: Any) -> str:
+    """How to write a value of another kind than the setting has; empty where that cannot be told."""
+    name, section = path.split(".")[-1], path.rpartition(".")[0]
+    if isinstance(value, Mapping) or value is None:
+        return f"; write `{name}: [{{...}}]`" if section == "data.sources" else ""
+    given = value if isinstance(value, list) else [value]
+    words = ", ".join(map(written_word, given))
+    listed = f"[{words}]" if isinstance(value, list) else words
+    if section == "data.sources" and given and is_data_file(str(given[0])):
+        return f"; write `{name}: [{own_file(listed)}]`"
+    if name == "files":
+        splits = f"`files: {{train: {listed}}}`"
+        return f"; write {splits}" if section == "text" else f"; write `files: {{all: {listed}}}` and `{SPLIT_BY}`"
+    if path == "model":
+        return f"; write `model: {{name: {words}}}`"
+    return "" if isinstance(value, list) else f"; write `{name}: [{words}]`"
 
 
 def _path(kind: type[Settings], loc: tuple[Any, ...]) -> str:

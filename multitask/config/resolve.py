@@ -10,7 +10,7 @@ from multitask.config.loading import load, read_yaml
 from multitask.config.run import PretrainConfig, RunConfig
 from multitask.errors import InputError, suggest
 from multitask.events import Json
-from multitask.files import relative_if_near, shipped
+from multitask.files import in_any_form, relative_if_near, shipped
 from multitask.registry import PluginFolders, choose, kept_folders, load_tasks
 from multitask.task import Task
 
@@ -51,7 +51,7 @@ def given_settings(settings: Settings, default: str) -> tuple[Json, str]:
     if settings is None:
         settings = shipped("configs") / f"{default}.yaml"
     if isinstance(settings, str | Path):
-        path, inside = Path(settings), shipped("configs") / f"{Path(settings).stem}.yaml"
+        path, inside = in_any_form(Path(settings)), shipped("configs") / f"{Path(settings).stem}.yaml"
         given = read_yaml(inside if not path.exists() and inside.exists() else path)
         _check_kind(given, default, str(settings))
         return given, str(settings)
@@ -152,10 +152,10 @@ def resumed_folder(resume: str | Path, out: str | Path | None, overwrite: bool) 
     """
     if overwrite:
         raise InputError("--resume continues a run, --overwrite replaces it; give one of the two")
-    run = Path(resume)
+    run = in_any_form(Path(resume))
     if run.parent.name == "checkpoints":
         run = run.parent.parent
-    if out is not None and Path(out) != run:
+    if out is not None and in_any_form(Path(out)) != run:
         raise InputError(f"--resume {resume} continues in that folder, --out {out} names another; leave out --out")
     if not (run / "config.yaml").exists():
         raise InputError(f"{run}: not a run folder (no config.yaml); name the folder that train or pretrain wrote")
@@ -164,6 +164,7 @@ def resumed_folder(resume: str | Path, out: str | Path | None, overwrite: bool) 
 
 def trained_block_size(model: Path) -> int | None:
     """The window that a run was trained with, if the model is one's: its prompts are truncated as for scoring."""
+    model = in_any_form(model)
     homes = [folder / "config.yaml" for folder in (model, model.parent) if (folder / "config.yaml").exists()]
     trained = read_yaml(homes[0]).get("train") if homes else None
     return (trained.get("block_size") or trained.get("batch_tokens")) if isinstance(trained, dict) else None

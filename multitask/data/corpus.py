@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 from multitask.config.data import DataConfig, SourceConfig, TextConfig
 from multitask.data.readers import EXTENSIONS, existing, file_records, matching, short
 from multitask.errors import InputError, RowError, suggest
-from multitask.files import cache_folder, remembered_sha256
+from multitask.files import cache_folder, check_is_not_utf_16, in_any_form, remembered_sha256
 from multitask.source_hash import source_hash
 
 TextSplit = Literal["train", "validation"]
@@ -126,16 +126,20 @@ def read(path: Path, encoding: str = "utf-8", size: int = _PART) -> Iterator[str
 
     A byte order mark of UTF-8 is no text. Raises InputError for what is no file or no such text, with its line.
     """
+    path = in_any_form(path)
     if not path.is_file():
         near = suggest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise InputError(f"{path}: {'is a folder; expected a file' if path.is_dir() else f'no such file; {near}'}")
     decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)()
-    line = 1
+    line, is_first = 1, True
     is_gzip = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if is_gzip else path.open("rb") as file:
             while True:
                 raw = file.read(size)
+                if is_first:
+                    check_is_not_utf_16(raw, path)
+                is_first = False
                 text = decoder.decode(raw, final=not raw)
                 if text:
                     yield text

@@ -1,10 +1,11 @@
-"""Looks at data files and writes the settings that read them: format, encoding, columns, classes, splits.
+"""Looks at data files for the settings that read them: format, encoding, columns, classes, splits.
 
 A CSV file with `review,sentiment` and rows such as `재밌다,긍정` -> task cls, `columns: {text: review, label:
 sentiment}`, `labels: [긍정, 부정]`, `language: ko`, split by row.
 """
 
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,17 +14,18 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from multitask.config.data import DataConfig, SourceConfig, label_key
-from multitask.config.loading import written_word
-from multitask.data.readers import RawRecord, file_records, fits, raw_records
+from multitask.config.data import DataConfig, SourceConfig, is_data_file, label_key
+from multitask.data.readers import EXTENSIONS, RawRecord, file_records, fits, has_excel_quotes, opened, raw_records
 from multitask.data.row_schema import RowSchema
 from multitask.errors import InputError, RowError, suggest
+from multitask.files import in_any_form
 from multitask.pattern import fields
 from multitask.task import Task
 
 MAX_ROWS = 100_000
 """Rows looked at."""
 MAX_CLASSES = 100
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 SPLIT_NAMES = {
     "train": ("train", "training", "학습", "훈련"),
     "validation": ("validation", "valid", "val", "dev", "검증"),
@@ -50,15 +52,19 @@ class Column:
 
     num_rows: int = 0
     num_texts: int = 0
+    num_empty: int = 0
+    distinct: set[int] = field(default_factory=set)
     values: Counter[str] = field(default_factory=Counter)
 
     def add(self, value: Any) -> None:
         """One value; classes are counted up to a limit."""
         if value is None or value == "":
+            self.num_empty += value is not None
             return
         self.num_rows += 1
         if isinstance(value, str):
             self.num_texts += 1
+            self.distinct.add(hash(value))
         if isinstance(value, str | int | float | bool) and len(self.values) <= MAX_CLASSES:
             self.values[label_key(value)] += 1
 
@@ -73,7 +79,8 @@ class Inspection:
     """What was found.
 
     files: names by split, below `root`. format: None where the extension tells it. columns: our field -> the file's.
-    classes: of the label, with counts, the most frequent first. num_unanswered: rows without an answer.
+    classes: of the label, with counts, the most frequent first. num_unanswered: rows without an answer. repeated: the
+    column of the task's `truncate` field where rows share its texts, of which there are num_texts.
     """
 
     root: Path
@@ -86,6 +93,8 @@ class Inspection:
     classes: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     num_unanswered: int = 0
+    repeated: str | None = None
+    num_texts: int = 0
 
 
 def inspect(
@@ -96,19 +105,31 @@ def inspect(
     task, columns: what is not to be guessed, a task's name and our field -> the file's column.
     Raises InputError for files that cannot be read, and, with the columns that are there, where no task fits.
     """
+    paths = [in_any_form(path) for path in paths]
     for path in paths:
         if not path.is_file():
-            near = suggest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+            folder = path if path.is_dir() else path.parent
+            files = (
+                [p.name for p in folder.iterdir() if p.is_file() and is_data_file(p.name)] if folder.is_dir() else []
+            )
+            if path.is_dir():
+                named = f"; in it: {', '.join(sorted(files)[:8]) or 'none'}"
+                raise InputError(f"{path}: a folder, expected data files{named}")
+            near = suggest(path.name, files) if folder.is_dir() else f"there is no folder {folder}"
             raise InputError(f"{path}: no such file; {near}")
     root = paths[0].parent
     if any(path.parent != root for path in paths):
         raise InputError(f"{paths[0]} and others are in several folders; name files of one folder")
-    encoding, kind = _encoding(paths), _format(paths[0])
-    found, num_rows, sample = _columns(paths, encoding, kind)
-    chosen, mapped = _task(tasks, found, sample, task, dict(columns or {}))
+    kind, encoding = _format(paths[0]), _encoding(paths)
+    found, num_rows, sample, names = _columns(paths, encoding, kind)
+    chosen, mapped = _task(tasks, found, sample, task, _nfc_pairs(columns or {}))
+    _check_alike(names, chosen, mapped)
     result = Inspection(root, _splits(paths), chosen, mapped, kind, encoding, num_rows=num_rows)
     texts = [[value for name, value in mapped.items() if name != chosen.label] or row for row in sample]
     result.language = _language([row.get(column) for row, each in zip(sample, texts, strict=True) for column in each])
+    text = found.get(mapped.get(chosen.truncate or "", chosen.truncate or ""))
+    if text is not None and text.num_texts + text.num_empty == num_rows and text.num_texts > len(text.distinct):
+        result.repeated, result.num_texts = mapped.get(chosen.truncate or "", chosen.truncate), len(text.distinct)
     if chosen.label is not None and chosen.label in mapped:
         result.classes = dict(found[mapped[chosen.label]].values.most_common())
     if chosen.prepare is not None:
@@ -116,81 +137,9 @@ def inspect(
     return result
 
 
-def settings_text(found: Inspection, share: float, tasks_dirs: Sequence[str] = ()) -> str:
-    """The settings as commented YAML; where files do not name a split, it gets that share of the rows.
-
-    tasks_dirs: folders of plugins to name in it.
-    """
-    task, source = found.task, found
-    lines = [
-        f"# {source.num_rows:,} rows, task {task.name}. Look at it: run.py preview --config THIS_FILE",
-        f"tasks: [{task.name}]",
-        *([f"tasks_dirs: [{', '.join(map(written_word, tasks_dirs))}]"] if tasks_dirs else []),
-        "data:",
-        f"  root: {written_word(str(source.root))}  # the files below are in this folder",
-        "  sources:",
-        f"    {task.name}:",
-    ]
-    rest = []
-    if "all" in source.files:
-        needs = {split: share for split in ("validation", "test") if split not in source.files}
-        text = ", ".join(f"{split}: {needs.get(split, 0)}" for split in ("validation", "test"))
-        rest.append(f"split_by: {{{text}}}  # by row; `column: NAME` keeps rows with equal values together")
-    files = ", ".join(f"{split}: [{', '.join(map(written_word, each))}]" for split, each in source.files.items())
-    body = [f"files: {{{files}}}", *rest]
-    if source.format is not None:
-        body.append(f"format: {source.format}")
-    if source.encoding != ["utf-8"]:
-        several = len(source.encoding) > 1
-        body.append(f"encoding: {'[' + ', '.join(source.encoding) + ']' if several else source.encoding[0]}")
-    body.append(f"language: {source.language}")
-    renamed = {name: column for name, column in source.columns.items() if name != column}
-    if renamed:
-        pairs = ", ".join(f"{written_word(name)}: {written_word(column)}" for name, column in renamed.items())
-        body.append(f"columns: {{{pairs}}}  # our field: the file's column")
-    body += _label_lines(source)
-    if source.num_unanswered:
-        body.append(f"no_answer: skip  # {source.num_unanswered} of the first rows have no answer; or a word for them")
-    lines += [f"      {'- ' if n == 0 else '  '}{line}" for n, line in enumerate(body)]
-    lines += [
-        "# model: {name: openai-community/gpt2}  # a pretrained model; without it a small new one is trained",
-        "# train: {epochs: 3, learning_rate: 3.0e-4}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _label_lines(found: Inspection) -> list[str]:
-    classes, own = found.classes, found.task.choices
-    if not classes:
-        return []
-    counts = ", ".join(f"{name} {number:,}" for name, number in list(classes.items())[:10])
-    lines = [f"# classes: {counts}{', ...' if len(classes) > 10 else ''}"]
-    if own is not None:
-        if set(classes) <= set(own):
-            return lines
-        numbers = sorted(key for key in classes if key.isdecimal())
-        if numbers == [str(n) for n in range(len(own))]:
-            pairs = ", ".join(f"{n}: {written_word(word)}" for n, word in zip(numbers, own, strict=True))
-            lines.append(f"labels: {{{pairs}}}  # CHECK the order: the file does not tell it")
-        skipped = [key for key in classes if key not in numbers and key not in own]
-        if skipped:
-            lines.append(
-                f"skip_labels: [{', '.join(map(written_word, skipped))}]  # rows of these classes are left out"
-            )
-        return lines
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", key) or key in ("true", "false") for key in classes):
-        pairs = ", ".join(f"{key}: {written_word(key)}" for key in sorted(classes, key=_order))
-        return [*lines, f"labels: {{{pairs}}}  # a word in place of each second one reads better: {{0: 부정, 1: 긍정}}"]
-    return [*lines, f"labels: [{', '.join(map(written_word, classes))}]"]
-
-
-def _order(key: str) -> tuple[float, str]:
-    return (float(key) if re.fullmatch(r"-?\d+(\.\d+)?", key) else 0.0, key)
-
-
 def _encoding(paths: Sequence[Path]) -> list[str]:
     """The encoding in which every line of the files can be read: utf-8, cp949, or both."""
-    if any(path.suffix == ".parquet" for path in paths):
+    if any(path.suffix == ".parquet" or _head(path).startswith(b"PAR1") for path in paths):
         return ["utf-8"]
     for encodings in (["utf-8"], ["cp949"], ["utf-8", "cp949"]):
         if all(_fits(path, encodings) for path in paths):
@@ -203,34 +152,86 @@ def _fits(path: Path, encodings: Sequence[str]) -> bool:
 
 
 def _format(path: Path) -> str | None:
-    """What the extension does not tell: a `.txt` file with tabs is a table."""
-    if path.name.endswith(".txt"):
-        with path.open("rb") as stream:
-            counts = {line.count(b"\t") for _, line in zip(range(3), stream, strict=False) if line.strip()}
-        if len(counts) == 1 and counts != {0}:
-            return "tsv"
-    return None
+    """What the extension does not tell: a `.txt` file with tabs is a table, cells may be in quotes."""
+    suffix, head = Path(path.name.lower().removesuffix(".gz")).suffix, _head(path)
+    if suffix in _WORKBOOKS:
+        raise InputError(f"{path}: a workbook of a spreadsheet; save its sheet as CSV (`CSV UTF-8` in Excel's list)")
+    lines = [line for line in head.splitlines()[:3] if line.strip()]
+    has_tabs = len({line.count(b"\t") for line in lines}) == 1 and b"\t" in head
+    found: str | None = None
+    if suffix == ".tsv" or (has_tabs and suffix not in EXTENSIONS) or (has_tabs and suffix == ".txt"):
+        found = "excel-tab" if has_excel_quotes(path) else "tsv" if suffix != ".tsv" else None
+    elif suffix == ".csv" and has_tabs and b"," not in head.split(b"\n")[0]:
+        found = "excel-tab"
+    elif suffix not in EXTENSIONS:
+        found = _format_of(head, path)
+    return found
+
+
+def _format_of(head: bytes, path: Path) -> str:
+    """The format of a file whose name does not tell it. Raises InputError for one that shows none."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.removeprefix(BOM_UTF8).lstrip().startswith((b"{", b"[")):
+        return "jsonl"
+    if b"\0" not in head and b"," in head.split(b"\n")[0]:
+        return "csv"
+    known = ", ".join(EXTENSIONS)
+    raise InputError(
+        f"{path}: neither its name nor its beginning tells the format; give it a name that ends in {known}"
+    )
+
+
+def _head(path: Path) -> bytes:
+    with opened(path) as stream:
+        return stream.read(1 << 16)
 
 
 def _columns(
     paths: Sequence[Path], encoding: Sequence[str], kind: str | None
-) -> tuple[dict[str, Column], int, list[dict[str, Any]]]:
-    """Columns, the number of rows, and the first rows."""
+) -> tuple[dict[str, Column], int, list[dict[str, Any]], dict[Path, list[str]]]:
+    """Columns, the number of rows, the first rows, and the columns of each file."""
     found: dict[str, Column] = {}
+    names: dict[Path, list[str]] = {}
     num_rows = 0
     sample: list[dict[str, Any]] = []
     for path in paths:
+        own = dict[str, None]()
         for row in _rows(path, encoding, kind):
             num_rows += 1
+            own |= dict.fromkeys(row)
             if len(sample) < 1000:
                 sample.append(row)
             for name, value in row.items():
                 found.setdefault(name, Column()).add(value)
             if num_rows >= MAX_ROWS:
                 break
+        names[path] = list(own)
+        if own and not own.keys() & names[paths[0]]:
+            raise InputError(_differing(paths[0], names[paths[0]], path, names[path]))
     if not found:
         raise InputError(f"{paths[0]}: there are no rows in it, expected at least one")
-    return found, num_rows, sample
+    return found, num_rows, sample, names
+
+
+def _differing(first: Path, names: Sequence[str], other: Path, others: Sequence[str]) -> str:
+    return (
+        f"{other}: columns {', '.join(others)}; {first} has {', '.join(names)}; files of one set of rows have the same "
+        "columns: look at others with an `init` of their own"
+    )
+
+
+def _check_alike(names: Mapping[Path, Sequence[str]], task: Task, mapped: Mapping[str, str]) -> None:
+    """Raises InputError for a file without a column that is needed and another file has."""
+    needed = {column for name, column in mapped.items() if name not in task.optional}
+    for path, others in names.items():
+        whole = next((one for one in names if needed <= set(names[one])), None)
+        if whole is not None and others and not needed <= set(others):
+            raise InputError(_differing(whole, names[whole], path, others))
+
+
+def _nfc_pairs(columns: Mapping[str, str]) -> dict[str, str]:
+    return {normalize("NFC", name): normalize("NFC", column) for name, column in columns.items()}
 
 
 def _rows(path: Path, encoding: Sequence[str], kind: str | None) -> Iterator[dict[str, Any]]:
@@ -271,6 +272,14 @@ def _task(
     if name is not None and name not in tasks:
         raise InputError(f"no task '{name}'; {suggest(name, tasks)}")
     candidates = [tasks[name]] if name is not None else list(tasks.values())
+    for field_name in given:
+        known = {one for task in candidates for one in _fields(task)}
+        near = suggest(field_name, known)
+        is_read = name is not None and tasks[name].prepare is not None and not near.startswith("did")
+        if field_name not in known and not is_read:
+            of = "no task has a" if name is None else f"task '{name}' has no"
+            raise InputError(f"--column {field_name}={given[field_name]}: {of} field '{field_name}'; {near}")
+    candidates = [task for task in candidates if given.keys() <= _fields(task)] or candidates
     fitting = []
     for task in candidates:
         mapped, missing, score = _mapped(task, found, given)
@@ -289,7 +298,12 @@ def _task(
             "with --column FIELD=NAME"
         )
     _, task, mapped = max(fitting, key=lambda one: one[0])
-    return task, mapped
+    return task, {**mapped, **given}
+
+
+def _fields(task: Task) -> set[str]:
+    """What a column may be of a task."""
+    return {*task.columns, *fields(task.stream), "id", "language"}
 
 
 def _is_readable(task: Task, sample: Sequence[Mapping[str, Any]]) -> bool:

@@ -24,9 +24,10 @@ from multitask.config.data import DataConfig, SourceConfig
 from multitask.data import json_documents
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
+from multitask.files import check_is_not_utf_16, in_any_form
 
 Record = Json
-Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
+Format = Literal["jsonl", "csv", "tsv", "excel-tab", "parquet", "text"]
 
 EXTENSIONS: Mapping[str, Format] = {
     ".jsonl": "jsonl",
@@ -39,7 +40,18 @@ EXTENSIONS: Mapping[str, Format] = {
 }
 MAX_RECORD_BYTES = 1 << 24  # a CSV quote that is never closed must not swallow a whole file
 ROOT_HINT = "relative names start from data.root, else MULTITASK_DATA, else the working folder; neither is set"
-CSV_CELL = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)')
+CELLS = {
+    "csv": re.compile(r'"((?:[^"]++|"")*+)"(?=,|\Z)|([^",]*+)(?=,|\Z)'),
+    "excel-tab": re.compile(r'"((?:[^"]++|"")*+)"(?=\t|\Z)|([^"\t]*+)(?=\t|\Z)'),
+}
+SEPARATORS = {"csv": ",", "tsv": "\t", "excel-tab": "\t"}
+
+
+CARRIAGE_RETURNS = (
+    "lines end with a carriage return alone (old Mac files), expected line feeds; convert the file: "
+    "`tr '\\r' '\\n' < FILE > NEW`"
+)
+_ROWS_FOR_QUOTES = 10_000
 
 
 class RawRecord(NamedTuple):
@@ -63,7 +75,7 @@ def existing(name: str, data: DataConfig) -> Path:
     """
     base = data.root or os.environ.get("MULTITASK_DATA")
     path = (Path(base) / name if base else Path(name)).expanduser()
-    path = path if path.exists() else _in_any_form(path)
+    path = in_any_form(path)
     if path.is_file():
         return path
     if path.is_dir():
@@ -82,7 +94,7 @@ def matching(name: str, data: DataConfig) -> list[str]:
     Raises InputError for a pattern that no file has.
     """
     base = data.root or os.environ.get("MULTITASK_DATA") or ""
-    if not glob.has_magic(name) or _in_any_form(Path(base, name).expanduser()).is_file():
+    if not glob.has_magic(name) or in_any_form(Path(base, name).expanduser()).is_file():
         return [name]
     folder, pattern = Path(base).expanduser(), str(Path(name).expanduser())
     found = sorted(one for one in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / one).is_file())
@@ -91,18 +103,8 @@ def matching(name: str, data: DataConfig) -> list[str]:
     return found
 
 
-def _in_any_form(path: Path) -> Path:
-    """The path whose names are the same in NFC (macOS writes Korean names in NFD); the path itself if there is none."""
-    if path.exists() or path.parent == path or path.name.isascii():
-        return path
-    parent = _in_any_form(path.parent)
-    if not parent.is_dir():
-        return path
-    wanted = normalize("NFC", path.name)
-    return next((one for one in parent.iterdir() if normalize("NFC", one.name) == wanted), path)
-
-
-def _format(path: Path, source: SourceConfig) -> Format:
+def format_of(path: Path, source: SourceConfig) -> Format:
+    """The format of a source's file; raises InputError where nothing tells it, or it is a table named .txt."""
     name = path.name.lower().removesuffix(".gz")
     found = source.format or EXTENSIONS.get(Path(name).suffix)
     if found is None:
@@ -140,7 +142,7 @@ def _check_is_no_table(path: Path, source: SourceConfig) -> None:
 def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[RawRecord]:
     """Every record of one file, good or bad; raises InputError for a file that cannot be read at all."""
     path = existing(name, data)
-    kind = _format(path, source)
+    kind = format_of(path, source)
     if kind == "parquet":
         yield from _parquet_records(path)
         return
@@ -149,7 +151,7 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
         return
     header: list[str] | None = None
     file_name, file_path = path.name, str(path)
-    for number, raw in raw_records(path, has_quotes=kind == "csv"):
+    for number, raw in raw_records(path, has_quotes=kind in CELLS):
         where = f"{file_path}:{number}"
         found: Record | RowError
         try:
@@ -165,20 +167,20 @@ def file_records(name: str, source: SourceConfig, data: DataConfig) -> Iterator[
             else:
                 if not text:
                     continue
-                cells = _csv_cells(text, where) if kind == "csv" else text.split("\t")
+                cells = _quoted_cells(text, where, kind) if kind in CELLS else text.split("\t")
                 if header is None:
-                    header = _header(cells, where)
+                    header = _header(cells, where, SEPARATORS[kind])
                     continue
                 found = _table_record(cells, header, where)
         except RowError as error:
-            if kind in ("csv", "tsv") and header is None:
+            if kind in SEPARATORS and header is None:
                 raise InputError(f"{error} (in the header)") from None
             found = error
         yield RawRecord(f"{file_name}:{number}", where, found)
 
 
 def _shape(path: Path, source: SourceConfig) -> json_documents.Shape:
-    with _opened(path) as stream:
+    with opened(path) as stream:
         head = stream.read(json_documents.HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
     return json_documents.shape_of(head.decode(source.encoding[0], errors="replace"))
 
@@ -187,7 +189,7 @@ def _json_records(path: Path, source: SourceConfig, shape: json_documents.Shape)
     """Rows of a file that is one JSON value, or objects over several lines."""
     if len(source.encoding) > 1:
         raise InputError(f"{path}: a JSON file is read in one encoding, found `encoding: {source.encoding}`")
-    with _opened(path) as stream:
+    with opened(path) as stream:
         for number, (line, found) in enumerate(json_documents.items(stream, path, source.encoding[0], shape), 1):
             where = f"{path}:{line}"
             is_bad = isinstance(found, RowError)
@@ -195,7 +197,7 @@ def _json_records(path: Path, source: SourceConfig, shape: json_documents.Shape)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked; raises InputError for one that cannot be read."""
     is_gzip = path.name.lower().endswith(".gz")
     try:
@@ -216,10 +218,11 @@ def raw_records(path: Path, has_quotes: bool) -> Iterator[tuple[int, bytes]]:
     """
     parts: list[bytes] = []
     first, num_quotes, size = 0, 0, 0
-    with _opened(path) as stream:
+    with opened(path) as stream:
         for number, raw in enumerate(stream, 1):
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
+                check_is_not_utf_16(raw, path)
             if not has_quotes:
                 yield number, raw
                 continue
@@ -304,6 +307,8 @@ def _json_record(text: str, where: str) -> Record:
     except json.JSONDecodeError as error:
         rest = text[error.pos : error.pos + 20].strip()
         seen = repr(rest) if rest else "the end of the line"
+        if re.search(r"\}[ \t]*\r(?!\n)", text):
+            raise RowError(f"{where}: {CARRIAGE_RETURNS}") from None
         raise RowError(f"{where}: not valid JSON at column {error.pos + 1}: {error.msg}, found {seen}") from None
     except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
         raise RowError(f"{where}: not usable JSON: {error}") from None
@@ -312,16 +317,37 @@ def _json_record(text: str, where: str) -> Record:
     return found
 
 
-def _csv_cells(text: str, where: str) -> list[str]:
-    """Cells of one CSV record (RFC 4180)."""
+def has_excel_quotes(path: Path) -> bool:
+    """Whether a table with tabs has cells in quotes as Excel writes them: then `format: excel-tab` reads it.
+
+    True where a cell that needs quotes has them (it holds a comma, a tab, a line break, or a quote, which is doubled),
+    and no other cell holds a quote. The first rows decide.
+    """
+    is_found = False
+    for number, (_, raw) in enumerate(raw_records(path, has_quotes=True)):
+        if number == _ROWS_FOR_QUOTES:
+            break
+        text = _without_end(raw.decode("latin-1"))  # no part of a character of utf-8 or cp949 is a quote or a tab
+        if '"' not in text:
+            continue
+        try:
+            cells = _quoted_cells(text, "", "excel-tab")
+        except RowError:
+            return False
+        is_found |= any(character in cell for cell in cells for character in ',"\t\n') or not number
+    return is_found
+
+
+def _quoted_cells(text: str, where: str, kind: str) -> list[str]:
+    """Cells of one CSV record (RFC 4180), or the same with tabs."""
     if '"' not in text:
-        return text.split(",")
+        return text.split(SEPARATORS[kind])
     if text.count('"') % 2:
         raise RowError(f"{where}: a quote is opened in this record and never closed; expected a closing quote")
     cells: list[str] = []
     at = 0
     while True:
-        cell = CSV_CELL.match(text, at)
+        cell = CELLS[kind].match(text, at)
         if cell is None:
             raise RowError(
                 f"{where}: column {len(cells) + 1}: a quote inside a cell, found {text[at : at + 20]!r}; expected the "
@@ -333,8 +359,18 @@ def _csv_cells(text: str, where: str) -> list[str]:
             return cells
 
 
-def _header(cells: list[str], where: str) -> list[str]:
+def _header(cells: list[str], where: str, separator: str) -> list[str]:
     cells = [normalize("NFC", cell) for cell in cells]
+    name = {",": "commas", "\t": "tabs"}[separator]
+    if any(re.search(r"\r(?!\n)", cell) for cell in cells):
+        raise InputError(f"{where}: {CARRIAGE_RETURNS}")
+    for other in ";|,\t":
+        if len(cells) == 1 and other in cells[0] and separator != other:
+            step = {"\t": "set `format: tsv`", ",": "set `format: csv`"}.get(other, f"save the table with {name}")
+            raise InputError(
+                f"{where}: the names of the columns, {short(cells[0])}, are separated by {other!r}, expected {name}; "
+                f"{step}"
+            )
     doubled = sorted({c for c in cells if cells.count(c) > 1})
     if doubled:
         raise InputError(f"{where}: the header names {', '.join(map(repr, doubled))} twice; expected distinct columns")

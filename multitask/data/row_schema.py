@@ -87,6 +87,17 @@ class RowSchema:
         self.labels = {label_key(k): words for k, words in _labels(task, source).items()}
         self._check_columns()
         self.closed: dict[str, _Closed] = {}
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Raises InputError for words that are empty, or no choices of the task, and where there are not two."""
+        task, source = self.task, self.source
+        distinct = {", ".join(_words(words)) for words in self.labels.values()}
+        if task.choices is None and len(self.labels) > len(distinct) == 1:
+            raise InputError(
+                f"{source_name(source)}: labels: '{distinct.pop()}' is the word of every class "
+                f"({', '.join(self.labels)}); expected at least two different words"
+            )
         for word in dict.fromkeys(w for words in self.labels.values() for w in _words(words)):
             if not word.strip():
                 raise InputError(f"{source_name(source)}: labels: a word is empty; every class needs a word")

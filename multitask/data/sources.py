@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 from unicodedata import normalize
 
-from multitask.config.data import DataConfig, SourceConfig, SplitConfig
-from multitask.config.loading import load, read_yaml
-from multitask.data.readers import RawRecord, existing, file_records, matching
+from multitask.config.data import DataConfig, SourceConfig, SplitConfig, is_data_file, own_file
+from multitask.config.loading import load, read_yaml, written_word
+from multitask.data.readers import RawRecord, existing, file_records, format_of, has_excel_quotes, matching
 from multitask.errors import InputError, RowError, suggest
 from multitask.events import Json
 from multitask.files import cache_folder, remembered_sha256, shipped
@@ -71,6 +71,21 @@ def provenance(source: SourceConfig, split: str, data: DataConfig) -> Provenance
     return {"files": files, "sha256": digests, "revision": source.revision}
 
 
+def quoted_files(task: Task, data: DataConfig) -> list[str]:
+    """What to say of each file of a task that is read as TSV, quotes as they are, and looks like Excel's."""
+    notes = []
+    for source in resolve(task, data):
+        names = (name for given in (source.files or {}).values() for one in given for name in matching(one, data))
+        for name in dict.fromkeys(names):
+            path = existing(name, data)
+            if format_of(path, source) == "tsv" and has_excel_quotes(path):
+                notes.append(
+                    f"{task.name}: {path}: cells in quotes, as Excel writes them, are read with the quotes as text; "
+                    "`format: excel-tab` reads them without"
+                )
+    return notes
+
+
 def column_value(found: Any, column: str) -> Any:
     """The value of a column; a dot goes into a nested one, through lists of mappings too; None if there is none."""
     if isinstance(found, list):
@@ -98,6 +113,11 @@ def _preset(task: Task, name: str) -> SourceConfig:
         folder = shipped("configs") / "data"
         path = folder / f"{name}.yaml"
         if not path.is_file():
+            if is_data_file(name):
+                raise InputError(
+                    f"data.sources.{task.name}: '{name}' is a data file, expected a source or a preset's name; write "
+                    f"`{task.name}: [{own_file(written_word(name))}]`, or let `multitask init {name}` write it"
+                )
             known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
             raise InputError(
                 f"data.sources.{task.name}: there is no preset '{name}'; {suggest(name, known)}; "

@@ -5,14 +5,16 @@ A line `{"context": "Ada has a cat.", "question": "What has Ada?"}` of `rows.jso
 """
 
 import json
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from unicodedata import normalize
 
-from multitask.config.data import DataConfig, SourceConfig
-from multitask.data.readers import RawRecord, file_records, short
+from multitask.config.data import ENCODINGS, DataConfig, Encoding, SourceConfig, encoding_names
+from multitask.data.readers import RawRecord, file_records, fits, short
 from multitask.data.sources import column_value
 from multitask.errors import InputError, RowError, suggest
 from multitask.pattern import fields, last_repetition, segments
@@ -30,23 +32,26 @@ class PromptInput:
     where: str
 
 
-def read_prompts(
-    source: Path | BinaryIO, task: Task | None = None, encoding: Literal["utf-8", "cp949"] = "utf-8"
-) -> list[PromptInput]:
+def read_prompts(source: Path | BinaryIO, task: Task | None = None, encoding: str = "utf-8") -> list[PromptInput]:
     """The prompts of a file or of standard input.
 
     Text has a prompt in each line. A row of a JSONL, CSV, TSV or Parquet file has the field `prompt`, or with `task`
     the task's fields. With a task, other input is text if the task has one field and the first line does not begin
-    with `{`, else JSON. Empty lines are skipped. Raises InputError with the place of a line that cannot be used, or
+    with `{`, else JSON. Empty lines are skipped. encoding: utf-8 or cp949 (also euc-kr, ms949), or both with a comma
+    between them: each line in the first that fits. Raises InputError with the place of a line that cannot be used, or
     when there is none.
     """
+    try:
+        encodings = encoding_names(encoding)
+    except ValueError as error:
+        raise InputError(f"--encoding {encoding}: {error}") from None
     has_fields = task is not None and plain_field(task) is None  # text is not enough
     if isinstance(source, Path):
-        name, lines = str(source), _file_lines(source, has_fields, task is not None, encoding)
+        name, lines = str(source), _file_lines(source, has_fields, task is not None, encodings)
     else:
-        name, lines = "standard input", _lines(source, has_fields, task is not None, encoding)
+        name, lines = "standard input", _lines(source, has_fields, task is not None, encodings)
     prompts = []
-    for _, where, found in lines:
+    for _, where, found in _with_flags(lines):
         if isinstance(found, RowError):
             raise found
         if _TEXT in found:
@@ -64,13 +69,29 @@ def read_prompts(
     return prompts
 
 
-def _file_lines(
-    path: Path, has_fields: bool, has_task: bool, encoding: Literal["utf-8", "cp949"]
-) -> Iterator[RawRecord]:
+def _with_flags(lines: Iterator[RawRecord]) -> Iterator[RawRecord]:
+    """The same; errors name the option in place of the setting of a source."""
+
+    def told(error: InputError) -> str:
+        return re.sub(r"set `encoding: \[?([a-z0-9-]+)(?:, ([a-z0-9-]+)\])?`", _flag, str(error))
+
+    try:
+        for record in lines:
+            found = record.found
+            yield record._replace(found=RowError(told(found))) if isinstance(found, RowError) else record
+    except InputError as error:
+        raise InputError(told(error)) from None
+
+
+def _flag(found: re.Match[str]) -> str:
+    return f"give `--encoding {','.join(filter(None, found.groups()))}`"
+
+
+def _file_lines(path: Path, has_fields: bool, has_task: bool, encodings: list[Encoding]) -> Iterator[RawRecord]:
     """The records of a file; those of text have the one field `_TEXT`."""
 
     def records(kind: Literal["jsonl", "text"] | None) -> Iterator[RawRecord]:
-        settings = SourceConfig(files={"test": [str(path)]}, format=kind, encoding=[encoding])
+        settings = SourceConfig(files={"test": [str(path)]}, format=kind, encoding=encodings)
         return file_records(str(path), settings, DataConfig(root=Path()))
 
     if path.name.lower().removesuffix(".gz").endswith(_TABLES):
@@ -86,15 +107,21 @@ def _file_lines(
         yield RawRecord(number, where, found)
 
 
-def _lines(stream: BinaryIO, has_fields: bool, has_task: bool, encoding: str) -> Iterator[RawRecord]:
+def _lines(stream: BinaryIO, has_fields: bool, has_task: bool, encodings: list[Encoding]) -> Iterator[RawRecord]:
     """The lines of standard input; those of text have the one field `_TEXT`."""
     is_json = True if has_fields else None if has_task else False
     for number, raw in enumerate(stream, 1):
         where = f"standard input:{number}"
+        raw = raw.removeprefix(BOM_UTF8) if number == 1 else raw
         try:
+            encoding = next((one for one in encodings if fits(raw, one)), encodings[-1])
             text = raw.decode(encoding).removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise InputError(f"{where}: byte 0x{raw[error.start]:02x} is not valid {encoding}") from None
+            other = next((one for one in ENCODINGS if fits(raw, one)), None)
+            step = f"; the line reads as {other}: give `--encoding {other}`" if other is not None else ""
+            raise InputError(
+                f"{where}: byte 0x{raw[error.start]:02x} is not valid {' or '.join(encodings)}{step}"
+            ) from None
         if not text.strip():
             continue
         is_json = _is_json(text) if is_json is None else is_json
@@ -162,11 +189,11 @@ def prompt_values(
         if value is None or (isinstance(value, str) and not value.strip()):
             if name in task.optional:
                 continue
-            found = f"is missing, found {', '.join(map(str, given)) or 'nothing'}{problem}"
+            others = ", ".join(str(one) for one in given if one != name) or "nothing"
+            found = f"is empty{problem}" if name in given else f"is missing, found {others}{problem}"
             required = [_with_column(one, columns) for one in needed if one not in task.optional]
             raise InputError(
-                f"{prompt.where}: field '{name}' {'is empty' if name in given else found}; the prompt of task "
-                f"'{task.name}' needs {', '.join(required)}"
+                f"{prompt.where}: field '{name}' {found}; the prompt of task '{task.name}' needs {', '.join(required)}"
             )
         values[name] = _checked(value, name, prompt.where)
     return values, turns

@@ -17,7 +17,7 @@ import yaml
 
 from multitask.config.data import DataConfig
 from multitask.errors import InputError
-from multitask.files import cache_folder
+from multitask.files import cache_folder, in_any_form
 from multitask.models.gguf.catalog import CATALOG, is_written
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -56,7 +56,7 @@ def checked_name(name: str) -> str:
     Raises InputError for a path that does not exist, with the nearest one that does, and for a hub name where the hub
     cannot be reached and its cache does not hold it.
     """
-    found = str(Path(name).expanduser()) if name.startswith("~") else name
+    found = str(in_any_form(Path(name).expanduser())) if name.startswith("~") or not name.isascii() else name
     if Path(found).exists() or name in CATALOG:
         return found
     if _is_path(name):
@@ -68,12 +68,13 @@ def checked_name(name: str) -> str:
 
 def check_source(path: Path, is_file: bool) -> None:
     """Raises InputError for a file or folder that is to be converted and does not exist, with the nearest name."""
-    if not path.exists():
+    if not in_any_form(path).exists():
         raise InputError(f"{path}: no such {'file' if is_file else 'folder'}; {nearest(path, is_file)}")
 
 
 def run_of(model: Path) -> Path | None:
     """The run folder of a model: the folder itself or the one that it is in; None for a model of no run."""
+    model = in_any_form(model)
     return next((folder for folder in (model, model.absolute().parent) if (folder / "config.yaml").is_file()), None)
 
 

@@ -21,7 +21,7 @@ from multitask.device import choose_device, reset_peak
 from multitask.errors import InputError, Interrupted, suggest
 from multitask.evaluation import baselines, fewshot, metrics, results_file
 from multitask.events import Report, ignore
-from multitask.files import shipped
+from multitask.files import in_any_form, shipped
 from multitask.models.io import load_causal
 from multitask.models.names import model_folder
 from multitask.registry import fingerprint
@@ -212,7 +212,7 @@ def _run(arm: ArmRun, tasks: Mapping[str, Task], base: str | None, folder: Path,
 
 def read_suite(name: str | Path, flags: Iterable[str]) -> tuple[BenchmarkConfig, Path]:
     """A suite from a YAML file, or from a shipped one by its name; and that file."""
-    path = Path(name)
+    path = in_any_form(Path(name))
     inside = shipped("configs") / f"{path.stem}.yaml"
     path = inside if not path.exists() and inside.exists() else path
     given, flags = read_yaml(path), list(flags)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from multitask.errors import InputError
 from multitask.evaluation.schema import READABLE, Results
 from multitask.events import Json
+from multitask.files import in_any_form
 
 KINDS = ("train", "pretrain", "evaluate", "fewshot", "baseline")
 _PASSED_OVER = {"model", "base", "checkpoints", "predictions"}  # folders of a run that hold JSON of other kinds
@@ -93,7 +94,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
     numbers that are not finite, and for files that count ROUGE in other words.
     """
     found: dict[Path, Run] = {}
-    for path in paths:
+    for path in map(in_any_form, paths):
         below = [run for file in _json_files(path) if (run := _run(file, is_named=file == path)) is not None]
         if not below:
             raise InputError(

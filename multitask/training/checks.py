@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from multitask.batching.mixture import sampling_rates
 from multitask.batching.packing import check_window
+from multitask.config.data import SPLIT_BY
 from multitask.config.run import RunConfig
 from multitask.config.train import LoopConfig
 from multitask.data.rows import Counts, Row, read_rows
@@ -79,7 +80,7 @@ def _check_split(task: Task, split: str, config: RunConfig) -> None:
     if not sources:
         raise InputError(
             f"task '{task.name}' has no {split} rows: none of its sources has that split; "
-            f"give `files: {{{split}: ...}}`"
+            f"give `files: {{{split}: FILE}}`, or one file for all splits, `files: {{all: FILE}}` with `{SPLIT_BY}`"
         )
     for source in sources:
         row = next(read_rows(task, source, split, config.data, Counts()), None)

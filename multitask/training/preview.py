@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unicodedata import normalize
@@ -20,6 +21,7 @@ from multitask.batching.packing import BlockStream, SampledExample
 from multitask.config.run import RunConfig
 from multitask.config.train import TrainConfig
 from multitask.data.rows import Row
+from multitask.data.sources import quoted_files
 from multitask.device import (
     choose_device,
     choose_precision,
@@ -77,6 +79,8 @@ class Preview:
     examples: encoded training rows of each task. rates: sampling rate of each task. tokenizer: the run's own.
     others: rows of validation, and of the split that is scored, by split and task.
     num_in_train: how many of those are a training row of the same task, by split and task.
+    num_text_in_train: how many have the same text to truncate (the passage of a question) as a training row.
+    notes: what to know about the files, by line.
     """
 
     config: RunConfig
@@ -88,6 +92,8 @@ class Preview:
     estimate: Estimate
     others: Mapping[str, Mapping[str, Examples]]
     num_in_train: Mapping[str, Mapping[str, int]]
+    num_text_in_train: Mapping[str, Mapping[str, int]]
+    notes: tuple[str, ...] = ()
 
 
 def preview(config: RunConfig, tasks: Mapping[str, Task], out: Path | None = None, overwrite: bool = False) -> Preview:
@@ -118,6 +124,7 @@ def preview(config: RunConfig, tasks: Mapping[str, Task], out: Path | None = Non
     found = estimate(learning, examples, config, block_size, device)
     with suppress(OSError):  # the run that follows says how far off it was
         write_text(estimate_file(config), repr(found.num_tokens * found.s_per_token))
+    in_train = {split: _in_train(tasks, examples, each) for split, each in others.items()}
     return Preview(
         config,
         tasks,
@@ -127,23 +134,29 @@ def preview(config: RunConfig, tasks: Mapping[str, Task], out: Path | None = Non
         rates_of(examples, config),
         found,
         others,
-        {split: _num_in_train(examples, each) for split, each in others.items()},
+        {split: {name: both[0] for name, both in each.items()} for split, each in in_train.items()},
+        {split: {name: both[1] for name, both in each.items()} for split, each in in_train.items()},
+        tuple(note for task in tasks.values() for note in quoted_files(task, config.data)),
     )
 
 
-def _num_in_train(train: Mapping[str, Examples], other: Mapping[str, Examples]) -> dict[str, int]:
-    """Rows of another split whose texts, in NFC, are those of a training row."""
+def _in_train(
+    tasks: Mapping[str, Task], train: Mapping[str, Examples], other: Mapping[str, Examples]
+) -> dict[str, tuple[int, int]]:
+    """By task, rows of another split whose texts, in NFC, are those of a training row: all, and the one to truncate."""
     found = {}
     for name, rows in other.items():
-        texts = [_text(row) for row in rows.rows()]
-        wanted = set(texts)
-        met = {text for row in train[name].rows() if (text := _text(row)) in wanted}
-        found[name] = sum(text in met for text in texts)
+        pairs = [_texts(row, tasks[name]) for row in rows.rows()]
+        wanted = set(chain.from_iterable(pairs)) - {("", None)}
+        met = {text for row in train[name].rows() for text in _texts(row, tasks[name]) if text in wanted}
+        found[name] = (sum(whole in met for whole, _ in pairs), sum(shared in met for _, shared in pairs))
     return found
 
 
-def _text(row: Row) -> str:
-    return normalize("NFC", text_of(row))
+def _texts(row: Row, task: Task) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+    """All texts of a row, and that of its `truncate` field (None: there is none), each told from the other."""
+    shared = row.fields.get(task.truncate or "")
+    return ("all", normalize("NFC", text_of(row))), ("", None if shared is None else normalize("NFC", shared))
 
 
 def rates_of(examples: Mapping[str, Examples], config: RunConfig) -> dict[str, float]:

@@ -12,6 +12,7 @@ from multitask.config.base import Settings
 from multitask.config.data import DataConfig, SourceConfig, SplitConfig, TextConfig
 from multitask.config.evaluation import FewshotConfig, PromptConfig, SamplingConfig
 from multitask.config.loading import describe, load, override, read_yaml, written_yaml
+from multitask.config.resolve import settings_of
 from multitask.config.run import BenchmarkConfig, PretrainConfig, RunConfig
 from multitask.config.train import BlockConfig
 from multitask.data.sources import resolve
@@ -59,7 +60,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_yaml(tmp_path / "god.yaml")
     with pytest.raises(InputError, match=r"bad\.yaml:\d+: not valid YAML"):
         read_yaml(tmp_path / "bad.yaml")
-    with pytest.raises(InputError, match="a mapping of settings was expected, found list"):
+    (tmp_path / "korean.yaml").write_bytes("tasks: [qa]  # 과제\n".encode("cp949"))
+    with pytest.raises(InputError, match=r"korean\.yaml: cannot be read .*; save it as utf-8"):
+        read_yaml(tmp_path / "korean.yaml")
+    with pytest.raises(InputError, match="a mapping of settings was expected, found a list"):
         read_yaml(tmp_path / "list.yaml")
 
 
@@ -127,6 +131,44 @@ def test_yaml_that_is_wrong(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
         read_yaml(tmp_path / "a.yaml")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{0: 0, 1: 1}", {"0": "0", "1": "1"}),
+        ("{on: true, off: 1.5}", {"on": "true", "off": "1.5"}),
+        (
+            "{0: {en: 0, ko: false}, 1: {en: 1, ko: true}}",
+            {"0": {"en": "0", "ko": "false"}, "1": {"en": "1", "ko": "true"}},
+        ),
+        ("[0, 1]", {"0": "0", "1": "1"}),
+        ("[true, false]", {"true": "true", "false": "false"}),
+        ("[on, off]", {"on": "on", "off": "off"}),
+    ],
+)
+def test_words_that_yaml_reads_as_something_else(tmp_path: Path, written: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "a.yaml").write_text(f"files: {{train: a.csv}}\nlabels: {written}\n")
+    assert load(SourceConfig, read_yaml(tmp_path / "a.yaml")).labels == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("[on, off, on]", "labels: class 'on' is given twice"),
+        ("[1, 1.0]", "labels: class '1' is given twice"),
+        ("{0: , 1: 긍정}", "labels: class '0': found nothing, expected its word, or words by language"),
+        ("{0: [부정], 1: 긍정}", "labels: class '0': found ['부정'], expected its word"),
+        ("{0: {}, 1: 긍정}", "labels: class '0': found {}, expected its word"),
+        ("{0: {ko: , en: bad}, 1: 긍정}", "labels: class '0': found nothing"),
+        ("[on, ~]", "labels: class 'None': found nothing"),
+        ("긍정", "labels: found '긍정', expected words in order, `[WORD, WORD]`, or `{CLASS: WORD, CLASS: WORD}`"),
+    ],
+)
+def test_labels_that_cannot_be_meant(tmp_path: Path, written: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"files: {{train: a.csv}}\nlabels: {written}\n")
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(SourceConfig, read_yaml(tmp_path / "a.yaml"))
 
 
 def test_labels_as_written(tmp_path: Path) -> None:
@@ -264,3 +306,92 @@ def test_a_wrong_setting_of_a_suite_names_the_flag(flag: str, said: str) -> None
     with pytest.raises(InputError) as raised:
         read_suite("benchmark_demo", [flag])
     assert str(raised.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: cls", "tasks: a list was expected, found 'cls'; write `tasks: [cls]`"),
+        (
+            "data: {sources: {cls: onoff.csv}}",
+            "data.sources.cls: a list was expected, found 'onoff.csv'; "
+            "write `cls: [{files: {all: onoff.csv}, split_by: {validation: 0.05, test: 0.05}}]`",
+        ),
+        ("data: {sources: {cls: nsmc}}", "found 'nsmc'; write `cls: [nsmc]`"),
+        ("data: {sources: {cls: {hub: a/b}}}", "found {'hub': 'a/b'}; write `cls: [{...}]`"),
+        (
+            "data: {sources: {cls: [{files: onoff.csv}]}}",
+            "data.sources.cls.0.files: a mapping was expected, found 'onoff.csv'; "
+            "write `files: {all: onoff.csv}` and `split_by: {validation: 0.05, test: 0.05}`",
+        ),
+        ("data: {sources: {cls: [{files: [a.csv, b.csv]}]}}", "write `files: {all: [a.csv, b.csv]}` and `split_by"),
+        (
+            "data: {sources: {cls: [{hub: a/b, skip_labels: 1}]}}",
+            "skip_labels: a list was expected, found 1; write `skip_labels: [1]`",
+        ),
+        ("model: gpt2", "model: a mapping of settings was expected, found 'gpt2'; write `model: {name: gpt2}`"),
+        ("fewshot: {shots: 4}", "fewshot.shots: a list was expected, found 4; write `shots: [4]`"),
+        ("prompts: {cls: {}}", "prompts: no such setting; it is fewshot.prompts"),
+        ("metrics: {cls: [f1]}", "metrics: no such setting; it is eval.metrics"),
+        ("epochs: 3", "epochs: no such setting; it is train.epochs"),
+        ("data: {labels: [a, b]}", "data.labels: no such setting; it is data.sources.TASK.labels"),
+        ("data: {sources: {cls: [{files: {all: a.csv}}]}}", "`split_by` says, and it is missing; add `split_by: {"),
+        (
+            "data: {sources: {cls: [{files: {train: a.csv}, split_by: {test: 0.1}}]}}",
+            "`split_by` splits rows of `all`, and files has only train; write `files: {all: ...}` in place of `train`",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_told_in_words_of_yaml(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text, "utf-8")
+    with pytest.raises(InputError) as raised:
+        load(RunConfig, read_yaml(tmp_path / "a.yaml"))
+    assert message in str(raised.value)
+    assert "Input should be" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("data.sources.summ.0.language=ko", "data.sources.summ: no source of summ is named, so there is no place 0"),
+        ("tasks.0=cls", "tasks: not in the settings, so there is no place 0; give the list, tasks=[...]"),
+        ("fewshot.shots.1=4", "fewshot.shots: not in the settings, so there is no place 1"),
+    ],
+)
+def test_a_place_in_a_list_that_is_not_there(flag: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"--set {flag}: {message}")):
+        load(RunConfig, {"data": {"sources": {"cls": [{"hub": "a/b"}]}}}, [flag])
+
+
+@pytest.mark.parametrize("name", ["onoff.csv", "a.jsonl", "자료.tsv.gz", "b.parquet"])
+def test_a_data_file_in_place_of_a_source(name: str) -> None:
+    data = DataConfig(sources={"cls": [name]})
+    with pytest.raises(
+        InputError, match=rf"'{name}' is a data file.*write `cls: \[{{files: {{all: {name}}}, split_by:"
+    ):
+        resolve(load_tasks()["cls"], data)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "text,label\n좋아,1\n"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2}\n'),
+        ("a.json", "[1, 2]"),
+        ("a.tsv", "a\tb\n"),
+        ("b.csv", "글,1\n"),
+    ],
+)
+def test_a_data_file_in_place_of_settings(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, "utf-16" if name == "b.csv" else "utf-8")
+    with pytest.raises(InputError, match=rf"this is a data file: `multitask init {path}` writes the settings"):
+        settings_of(path)
+
+
+def test_a_language_that_is_none_lists_each_code_once() -> None:
+    with pytest.raises(InputError) as raised:
+        load(SourceConfig, {"hub": "a/b", "language": "und"})
+    words = str(raised.value).partition("for instance ")[2].split(", ")
+    assert {"en", "ko", "ja"} <= set(words)
+    assert len(words) == len(set(words))

@@ -246,6 +246,13 @@ def test_rows_that_are_no_text_are_refused(tmp_path):
     assert refusal('{"text": "a"}', fields=["text", "b"]).startswith("a.jsonl:1: field 'b' is missing, found text;")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes(("\ufeff" * (encoding != "utf-16") + "한 줄\n").encode(encoding))
+    with pytest.raises(InputError, match=r"a\.txt: utf-16 text .* expected utf-8; save it as utf-8"):
+        list(documents(config_of(tmp_path, "a.txt"), "train"))
+
+
 def test_settings_that_cannot_be():
     def refusal(**settings):
         with pytest.raises(InputError) as raised:

@@ -60,7 +60,7 @@ def test_a_table_of_texts_and_classes(encoding: str, header: str) -> None:
     write("reviews.csv", csv(header, REVIEWS), encoding)
     config, text = made("reviews.csv")
     assert config.tasks == ["cls"]
-    assert "# classes: 긍정 3, 부정 3" in text
+    assert "# classes: 긍정 (3 rows), 부정 (3 rows)" in text
     found = rows(config)
     assert sorted((row.fields["text"], row.fields["label"]) for row in found) == sorted(REVIEWS)
     assert {row.language for row in found} == {"ko"}
@@ -173,3 +173,279 @@ def test_what_cannot_be_read_is_told_and_nothing_is_written() -> None:
     init("e.csv")
     with pytest.raises(InputError, match=r"e\.yaml: exists; replace it with --overwrite"):
         init("e.csv")
+
+
+# ---------------------------------------------------------------- rows that share a passage
+
+
+def questions(num_passages: int, num_each: int, column: str = "context") -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{number}-{each}",
+            column: f"가람 {number}번은 부산에서 태어났다.",
+            "question": f"{number}번은 어디서 태어났나 {each}?",
+            "answers": ["부산"],
+        }
+        for number in range(num_passages)
+        for each in range(num_each)
+    ]
+
+
+def nested(num_passages: int, num_each: int) -> dict[str, Any]:
+    def paragraph(number: int) -> dict[str, Any]:
+        found = [row for row in questions(num_passages, num_each) if row["id"].startswith(f"{number}-")]
+        qas = [
+            {"id": row["id"], "question": row["question"], "answers": [{"text": "부산", "answer_start": 8}]}
+            for row in found
+        ]
+        for one in qas:
+            one["answers"][0]["answer_start"] = found[0]["context"].index("부산")
+        return {"context": found[0]["context"], "qas": qas}
+
+    return {
+        "version": "1",
+        "data": [{"title": f"t{n // 3}", "paragraphs": [paragraph(n)]} for n in range(num_passages)],
+    }
+
+
+def passages(config: RunConfig, field: str = "context") -> dict[str, set[str]]:
+    (name,) = config.tasks or ()
+    return {
+        split: {row.fields[field] for row in read(TASKS[name], split, config.data, Counts())}
+        for split in ("train", "validation", "test")
+    }
+
+
+@pytest.mark.parametrize("form", ["jsonl", "renamed", "nested", "indented"])
+@pytest.mark.parametrize("num_passages", [9, 40, 300])
+def test_a_passage_stays_in_one_split(form: str, num_passages: int) -> None:
+    column = "지문" if form == "renamed" else "context"
+    if form in ("nested", "indented"):
+        found = nested(num_passages, 6)
+        write("a.json", json.dumps(found, ensure_ascii=False, indent=2 if form == "indented" else None))
+    else:
+        write(
+            "a.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions(num_passages, 6, column))
+        )
+    config, text = made("a.json")
+    assert f"split_by: {{column: {column}, " in text
+    assert f"# {6 * num_passages:,} rows share {num_passages} texts of '{column}'" in text
+    held = passages(config)
+    assert all(held.values())
+    assert not held["train"] & (held["validation"] | held["test"])
+    assert not held["validation"] & held["test"]
+    assert sum(map(len, held.values())) == num_passages
+
+
+@pytest.mark.parametrize("task", ["summ", "nli", "cls"])
+def test_a_text_that_rows_share_stays_in_one_split(task: str) -> None:
+    columns = {"summ": ("document", "summary"), "nli": ("premise", "hypothesis"), "cls": ("text", "movie")}[task]
+    label = {"label": "entailment"} if task == "nli" else {"label": "good"} if task == "cls" else {}
+    pairs = [
+        {columns[0]: f"text {n // 2}", columns[1]: f"other {n}", **label}
+        | ({"label": "bad"} if task == "cls" and n % 3 else {})
+        for n in range(200)
+    ]
+    write("a.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
+    config, text = made("a.jsonl", task=task)
+    assert f"split_by: {{column: {columns[0]}, " in text
+    held = passages(config, columns[0])
+    assert sum(map(len, held.values())) == 100
+
+
+def test_rows_with_an_empty_text_are_split_by_text_too() -> None:
+    """NSMC has reviews twice, with other ids, and empty ones."""
+    lines = [f"{n}\t{'' if n == 7 else f'글 {n // 2}'}\t{n % 2}\n" for n in range(200)]
+    write("ratings.txt", "id\tdocument\tlabel\n" + "".join(lines))
+    text, _ = init("ratings.txt")
+    assert "split_by: {column: document, " in text
+
+
+def test_a_row_without_the_column_cannot_be_split_by_it() -> None:
+    pairs = [{"text": f"text {n // 2}", "label": "ab"[n % 2]} for n in range(200)]
+    for row in pairs[50:60]:
+        del row["text"]
+    write("a.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
+    assert "# by row; `column: NAME` keeps" in init("a.jsonl")[0]
+
+
+def test_one_passage_is_split_by_row_and_the_settings_say_so() -> None:
+    write("a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions(1, 60)))
+    _, text = made("a.jsonl")
+    assert "column:" not in text
+    assert "by row: 60 rows share 1 texts of 'context', too few to keep each in one split" in text
+
+
+def test_rows_that_share_nothing_are_split_by_row() -> None:
+    write("a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions(60, 1)))
+    assert "# by row; `column: NAME` keeps" in made("a.jsonl")[1]
+
+
+# ---------------------------------------------------------------- tables as Excel writes them
+
+QUOTED = 'text\tlabel\n"정말, ""최고"" 예요"\t긍정\n별로\t부정\n' + "".join(
+    f"글 {n}\t긍정\n말 {n}\t부정\n" for n in range(20)
+)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt", "a.csv", "noending"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "cp949"])
+def test_a_table_with_tabs_whose_cells_are_in_quotes(name: str, encoding: str) -> None:
+    write(name, QUOTED, encoding)
+    config, text = made(name)
+    assert "format: excel-tab  # tabs, with cells in quotes as Excel writes them" in text
+    assert '정말, "최고" 예요' in {row.fields["text"] for row in rows(config)}
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ['"재밌다"', '"최고', '그는 "최고" 라고', '"그냥" 그래, "좋다"', '"a"b"', "'재밌다, 정말'"],
+)
+def test_quotes_that_are_only_quotes_stay(cell: str) -> None:
+    write("a.tsv", QUOTED.replace('"정말, ""최고"" 예요"', cell))
+    config, text = made("a.tsv")
+    assert "format:" not in text
+    assert cell in {row.fields["text"] for row in rows(config)}
+
+
+def test_a_cell_over_two_lines() -> None:
+    write("a.tsv", QUOTED.replace("정말, ", "정말\n"))
+    config, _ = made("a.tsv")
+    assert '정말\n"최고" 예요' in {row.fields["text"] for row in rows(config)}
+
+
+# ---------------------------------------------------------------- files that are not what they seem
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        (
+            "a.csv",
+            "리뷰;평가\n좋아;1\n".encode(),
+            "'리뷰;평가', are separated by ';', expected commas; save the table with commas",
+        ),
+        ("a.csv", "리뷰;평가\n좋아, 아주;1\n".encode("cp949"), "are separated by ';', expected commas"),
+        ("a.csv", b"text|label\nx|1\n", "are separated by '|', expected commas"),
+        ("a.tsv", b"text,label\nx,1\n", "are separated by ',', expected tabs; set `format: csv`"),
+        ("a.csv", "리뷰,평가\n좋아,1\n".encode("utf-16"), "utf-16 text (Excel calls it Unicode text), expected utf-8"),
+        (
+            "a.txt",
+            "리뷰\t평가\n좋아\t1\n".encode("utf-16"),
+            "utf-16 text (Excel calls it Unicode text), expected utf-8",
+        ),
+        ("a.jsonl", '\ufeff{"text": "a"}\n'.encode("utf-16-be"), "utf-16 text"),
+        ("a.csv", "리뷰,평가\r좋아,1\r별로,0\r".encode(), "lines end with a carriage return alone (old Mac files)"),
+        ("a.tsv", b"text\tlabel\ra\t1\rb\t0\r", "lines end with a carriage return alone"),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "lines end with a carriage return alone"),
+        ("a.xlsx", b"PK\x03\x04\0\0", "a workbook of a spreadsheet; save its sheet as CSV"),
+        ("a.xls", b"text", "a workbook of a spreadsheet; save its sheet as CSV"),
+        (
+            "noending",
+            b"\0\1\2",
+            "neither its name nor its beginning tells the format; give it a name that ends in .jsonl",
+        ),
+        ("a.dat", b"words alone\n", "neither its name nor its beginning tells the format"),
+    ],
+)
+def test_a_file_that_is_no_table_of_ours_is_told(name: str, raw: bytes, message: str) -> None:
+    Path(name).write_bytes(raw)
+    with pytest.raises(InputError) as raised:
+        init(name)
+    assert message in str(raised.value)
+    assert not list(Path().glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("reviews", csv("text,label", REVIEWS * 5)),
+        ("reviews.dat", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in REVIEWS)),
+        ("reviews.data", "".join(json.dumps({"text": t, "label": w}) + "\n" for t, w in REVIEWS)),
+        ("reviews.csv", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in REVIEWS)),
+    ],
+)
+def test_the_beginning_tells_a_format_that_the_name_does_not(name: str, text: str) -> None:
+    write(name, text)
+    config, written = made(name)
+    assert "format: " in written
+    assert {row.fields["text"] for row in rows(config)} == {text for text, _ in REVIEWS}
+
+
+def test_a_folder_in_place_of_files() -> None:
+    Path("d").mkdir()
+    Path("d/a.csv").touch()
+    with pytest.raises(InputError, match=r"^d: a folder, expected data files; in it: a\.csv$"):
+        init("d")
+    with pytest.raises(InputError, match=r"^e/a\.csv: no such file; there is no folder e$"):
+        init("e/a.csv")
+    with pytest.raises(InputError, match=r"^d/b\.csv: no such file; did you mean 'a\.csv'\?$"):
+        init("d/b.csv")
+
+
+def test_files_of_several_kinds() -> None:
+    write("a.jsonl", "".join(json.dumps({"document": f"d {n}", "summary": f"s {n}"}) + "\n" for n in range(30)))
+    write("b.json", json.dumps(nested(3, 3), ensure_ascii=False))
+    with pytest.raises(
+        InputError, match=r"b\.json: columns title, context, id, .*; a\.jsonl has document, summary; files"
+    ):
+        init(["a.jsonl", "b.json"])
+    write("c.jsonl", "".join(json.dumps({"document": f"d {n}", "id": n}) + "\n" for n in range(30)))
+    for two in (["a.jsonl", "c.jsonl"], ["c.jsonl", "a.jsonl"]):
+        with pytest.raises(InputError, match=r"c\.jsonl: columns document, id; a\.jsonl has document, summary"):
+            init(two)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "message"),
+    [
+        (["txt=document"], None, r"--column txt=document: no task has a field 'txt'; did you mean 'text'\?"),
+        (["txt=document"], "cls", r"--column txt=document: task 'cls' has no field 'txt'; did you mean 'text'\?"),
+        (["zzz=document"], None, r"--column zzz=document: no task has a field 'zzz'; valid: .*text"),
+        (["summary=document"], "cls", r"--column summary=document: task 'cls' has no field 'summary'; valid"),
+        (
+            ["contxt=document"],
+            "qa",
+            r"--column contxt=document: task 'qa' has no field 'contxt'; did you mean 'context'",
+        ),
+        (
+            ["text=document", "text=label"],
+            None,
+            r"--column text=label: 'text' is column 'document' already; give it once",
+        ),
+    ],
+)
+def test_a_field_that_no_task_has(columns: list[str], task: str | None, message: str) -> None:
+    write("a.csv", "document,label\n" + "".join(f"글 {n},{n % 2}\n" for n in range(40)))
+    with pytest.raises(InputError, match=message):
+        init("a.csv", columns=columns, task=task)
+
+
+def test_columns_of_further_names_are_written() -> None:
+    write("a.csv", "글,label,no\n" + "".join(f"글 {n},{n % 2},r{n}\n" for n in range(40)))
+    config, _ = made("a.csv", columns=["id=no", "text=글"])
+    assert {row.id for row in rows(config)} == {f"r{n}" for n in range(40)}
+
+
+def test_settings_work_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("data").mkdir()
+    Path("other").mkdir()
+    write("data/a.csv", csv("text,label", [(f"글 {n}", "ab"[n % 2]) for n in range(60)]))
+    _, path = init("data/a.csv", out="other/a.yaml")
+    path = path.absolute()
+    for folder in (".", "data", "other"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert len(rows(load(RunConfig, read_yaml(path)))) == 60
+
+
+def test_comments_are_in_the_language_of_the_rows() -> None:
+    for number, (word, language) in enumerate((("글", "ko"), ("word", "en"))):
+        write(f"{number}.csv", "text,label\n" + "".join(f"{word} {n},{n % 2}\n" for n in range(240)))
+        _, text = made(f"{number}.csv")
+        assert "# classes: 0 (120 rows), 1 (120 rows)" in text
+        assert ("{0: 부정, 1: 긍정}" in text) == (language == "ko")
+        assert ("skt/kogpt2-base-v2" in text) == (language == "ko")
+        assert ("openai-community/gpt2" in text) == (language == "en")

@@ -237,6 +237,20 @@ def test_several_labels_may_be_one_class(tmp_path: Path) -> None:
     assert rows[0].choices == rows[0].classes == ("bad", "good")
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {0: "부정", 1: "부정"},
+        {0: {"ko": "나쁨", "en": "bad"}, 1: {"ko": "나쁨", "en": "bad"}},
+    ],
+)
+def test_classes_need_two_words(tmp_path: Path, labels: dict[int, object]) -> None:
+    source = write(tmp_path, "a.jsonl", [{"text": "t", "label": key} for key in labels])
+    text = error(CLS, source, tmp_path, labels=labels, language="ko")
+    assert "is the word of every class" in text
+    assert "expected at least two different words" in text
+
+
 def test_labels_that_merge_in_one_language_only(tmp_path: Path) -> None:
     labels = {0: {"ko": "나쁨", "en": "bad"}, 1: {"ko": "나쁨", "en": "awful"}}
     source = write(tmp_path, "a.jsonl", [{"text": "t", "label": 0}])

@@ -270,6 +270,40 @@ def test_prompts_by_line(tmp_path: Path) -> None:
     assert prompt_input.read_prompts(korean, encoding="cp949")[0].given == "한 줄"
 
 
+@pytest.mark.parametrize("name", ["cp949", "euc-kr", "ms949", "EUC_KR", "utf-8,euc-kr", "cp949, utf-8"])
+def test_an_encoding_goes_by_its_usual_names(tmp_path: Path, name: str) -> None:
+    raw = "한 줄\n".encode("cp949") + ("두 줄\n".encode() if "," in name else b"")
+    (tmp_path / "a.txt").write_bytes(raw)
+    wanted = ["한 줄", "두 줄"] if "," in name else ["한 줄"]
+    for source in (tmp_path / "a.txt", io.BytesIO(raw)):
+        assert [one.given for one in prompt_input.read_prompts(source, encoding=name)] == wanted
+
+
+def test_a_wrong_encoding_names_the_option(tmp_path: Path) -> None:
+    korean, mixed = "한 줄\n".encode("cp949"), "한 줄\n".encode("cp949") + "두 줄\n".encode()
+    for name, raw, flag in (
+        ("a.txt", korean, "cp949"),
+        ("a.csv", b"prompt\n" + korean, "cp949"),
+        ("a.json", b'[\n{"prompt": "' + korean.strip() + b'"}]', "cp949"),
+        ("b.txt", mixed, "utf-8,cp949"),
+        ("-", korean, "cp949"),
+    ):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(InputError) as raised:
+            prompt_input.read_prompts(io.BytesIO(raw) if name == "-" else tmp_path / name)
+        assert f"give `--encoding {flag}`" in str(raised.value)
+        assert "encoding:" not in str(raised.value)
+    with pytest.raises(
+        InputError, match=r"--encoding latin-1: 'latin-1' is no encoding that is read; expected utf-8 or"
+    ):
+        prompt_input.read_prompts(tmp_path / "a.txt", encoding="latin-1")
+
+
+def test_an_empty_text_is_said_to_be_empty() -> None:
+    said = error_of(learned(), "--task", "summ", "")
+    assert "PROMPT: field 'document' is empty; the prompt of task 'summ' needs document" in said
+
+
 def test_prompts_from_standard_input_are_answered_by_line() -> None:
     rows = "".join(json.dumps({name: fact[name] for name in ("context", "question")}) + "\n" for fact in FACTS[:2])
     result = command(learned(), "-", "--task", "qa", given=rows)

@@ -160,7 +160,7 @@ def test_names_of_columns_are_compared_in_nfc() -> None:
     columns = [{"text": "리뷰"}]
     theirs = unicodedata.normalize("NFD", "리뷰")
     assert theirs != "리뷰"
-    assert prompt_values(TASKS["cls"], PromptInput({theirs: "좋다"}, "here"), columns) == {"text": "좋다"}
+    assert prompt_values(TASKS["cls"], PromptInput({theirs: "좋다"}, "here"), columns)[0] == {"text": "좋다"}
     assert flag_fields(TASKS["cls"], [f"{theirs}=좋다"], columns) == {"리뷰": "좋다"}
 
 

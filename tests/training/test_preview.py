@@ -4,7 +4,8 @@ import json
 import re
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import pytest
 from rich.console import Console
@@ -53,8 +54,53 @@ def test_other_splits_and_rows_that_are_in_train(settings: dict[str, Any]) -> No
     assert found.num_in_train == {"validation": {"cls": 1}, "test": {"cls": 3}}
     assert {split: len(each["cls"]) for split, each in found.others.items()} == {"validation": 2, "test": 3}
     lines = [line.split() for line in shown(found).splitlines()]
-    assert ["cls", "validation", "2", "0", "0", "0", "0", "1"] in lines
-    assert ["cls", "test", "3", "0", "0", "0", "0", "3"] in lines
+    assert ["cls", "validation", "2", "0", "0", "0", "0", "1", "1"] in lines
+    assert ["cls", "test", "3", "0", "0", "0", "0", "3", "3"] in lines
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_rows_that_share_their_passage_with_training_rows(
+    settings: dict[str, Any], tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    """Of 3 questions of a test passage, two have that of a training row, in whatever Unicode form."""
+    passages = {"train": "가가나나", "validation": "다라", "test": "가라나"}
+    for split, letters in passages.items():
+        rows = [
+            {"context": f"{letter}람은 시인이다.", "question": f"{split} {n}?", "answers": ["시인"]}
+            for n, letter in enumerate(letters)
+        ]
+        for row in rows if split == "test" else []:
+            row["context"] = normalize(form, str(row["context"]))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(text, "utf-8")
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in passages}
+    settings |= {"tasks": ["qa"]}
+    settings["data"]["sources"] = {"qa": [{"files": files, "language": "ko"}]}
+    found = preview(settings)
+    assert found.num_in_train == {"validation": {"qa": 0}, "test": {"qa": 0}}
+    assert found.num_text_in_train == {"validation": {"qa": 0}, "test": {"qa": 2}}
+    text = " ".join(shown(found).split())
+    assert "qa, test: 2 of 3 rows have the context of a training row; `split_by: {column: context, ...}`" in text
+    assert "qa, validation:" not in text
+
+
+def test_quotes_of_excel_that_are_read_as_text(settings: dict[str, Any], tmp_path: Path) -> None:
+    (source,) = settings["data"]["sources"]["cls"]
+    for split in source["files"]:
+        path = tmp_path / f"{split}.tsv"
+        path.write_text('text\tlabel\n"정말, ""최고"" 예요"\t긍정\n별로\t부정\n', "utf-8")
+        source["files"][split] = str(path)
+    found = preview(settings)
+    assert [note.rpartition("/")[2].split(":")[0] for note in found.notes] == [
+        "train.tsv",
+        "validation.tsv",
+        "test.tsv",
+    ]
+    assert "cells in quotes, as Excel writes them, are read with the quotes as text" in " ".join(shown(found).split())
+    source["format"] = "excel-tab"
+    found = preview(settings)
+    assert found.notes == ()
+    assert '정말, "최고" 예요' in shown(found)
 
 
 def test_a_marker_that_a_text_spells_is_told_from_a_real_one(settings: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from multitask.errors import InputError, suggest
 from multitask.evaluation.metrics.base import Metric, checked_references, mean
+from multitask.files import in_any_form
 
 _LOWER = ":lower"
 _NAME = re.compile(r"(?P<module>.+):(?P<function>[^\W\d]\w*)(?:\.(?P<key>[^:]+))?")
@@ -82,7 +83,7 @@ def _is_file(parts: FunctionName) -> bool:
 def _function(name: str) -> Callable[[str, list[str]], Any]:
     parts = parsed(name)
     assert parts is not None
-    path = Path(parts.module).expanduser()
+    path = in_any_form(Path(parts.module).expanduser())
     if not _is_file(parts) and ":" in parts.module:
         raise InputError(
             f"metric '{name}': ':{parts.function}' is no ending of a function's name; the only one is ':lower', where "
