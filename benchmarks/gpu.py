@@ -34,8 +34,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from multitask.batching.collate import Batch, collate
 from multitask.config.model import AdapterConfig
 from multitask.config.train import TrainConfig
-from multitask.models import attention
-from multitask.models.compiled import CompiledBlocks
+from multitask.models.layers import attention
+from multitask.models.layers.compiled import CompiledBlocks
 from multitask.models.lora import add_lora, plain_model
 from multitask.models.loss import TokenNLL
 from multitask.models.support import prepare_attention

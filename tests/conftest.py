@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from multitask.data.rows import Row
-from multitask.models import attention
+from multitask.models.layers import attention
 from multitask.pattern import markers
 from multitask.registry import load_tasks
 from multitask.task import Task

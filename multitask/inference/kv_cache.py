@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from multitask.batching.collate import Ids
-from multitask.models.attention import Rule, group_by_length, masked, repeated, using
+from multitask.models.layers.attention import Rule, masked, repeated, using
+from multitask.models.layers.segments import group_by_length
 from multitask.models.lora import embed, plain_model, text_config
 from multitask.models.loss import head_of
 from multitask.models.support import is_close, own_nll, sliding_window

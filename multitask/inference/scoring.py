@@ -22,7 +22,7 @@ from multitask.inference.kv_cache import (
     logits,
     supports_shared_prefix,
 )
-from multitask.models.casts import drop_casts
+from multitask.models.layers.casts import drop_casts
 from multitask.models.lora import text_config
 from multitask.models.loss import TokenNLL
 from multitask.models.support import attending, layout_of

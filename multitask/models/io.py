@@ -280,7 +280,7 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
             f"{folder}: the adapter's base {base_name} has {num_rows} token rows, its tokenizer "
             f"{num_tokens}; the base was not resized: use the base/ folder of the run that wrote the adapter"
         )
-    from multitask.models.lora_linear import use_fused_lora
+    from multitask.models.layers.lora_linear import use_fused_lora
 
     try:
         return use_fused_lora(PeftModel.from_pretrained(base, folder))

@@ -37,7 +37,7 @@ def add_lora(model: Any, config: AdapterConfig, new_ids: list[int]) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    from multitask.models.lora_linear import use_fused_lora
+    from multitask.models.layers.lora_linear import use_fused_lora
 
     targets = _targets(model, config.target_modules)
     output = model.get_output_embeddings()

@@ -16,10 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from multitask.batching.collate import Batch
 from multitask.device import logit_rows
-from multitask.models.attention import KERNELS, Segments
 from multitask.models.bigram import BigramLMHeadModel
-from multitask.models.casts import in_dtype
-from multitask.models.compiled import CompiledBlocks
+from multitask.models.layers.attention import KERNELS
+from multitask.models.layers.casts import in_dtype
+from multitask.models.layers.compiled import CompiledBlocks
+from multitask.models.layers.segments import Segments
 from multitask.models.lora import embed, plain_model, text_config, token_rows
 
 _CPU_ROWS = 512  # at most: few enough for its cache where the vocabulary is small, many enough for a fast product

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from multitask.batching.collate import collate
-from multitask.models.attention import KERNELS, name_for, using
+from multitask.models.layers.attention import KERNELS, name_for, using
 from multitask.models.lora import plain_model, text_config
 from multitask.models.loss import TokenNLL
 

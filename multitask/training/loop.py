@@ -27,8 +27,8 @@ from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
 from multitask.files import append_line
 from multitask.inference.scoring import example_nll
-from multitask.models.compiled import CompiledBlocks, compiled_blocks
-from multitask.models.dropout import use_fast_dropout
+from multitask.models.layers.compiled import CompiledBlocks, compiled_blocks
+from multitask.models.layers.dropout import use_fast_dropout
 from multitask.models.loss import TokenNLL
 from multitask.models.support import training_tokens
 from multitask.overfitting import Overfitting, Rise

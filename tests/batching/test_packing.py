@@ -14,7 +14,7 @@ from multitask.batching.mixture import Mixture, sampling_rates
 from multitask.batching.packing import BlockStream, SampledExample, best_fit, check_window, idle_warning, micro_steps
 from multitask.batching.text_blocks import TextStream
 from multitask.errors import InputError
-from multitask.models.attention import group_by_length
+from multitask.models.layers.segments import group_by_length
 
 LAYOUTS = ("packed", "none")
 

@@ -21,8 +21,8 @@ from multitask.config.model import AdapterConfig
 from multitask.device import choose_device, choose_precision
 from multitask.inference.decoding import generate
 from multitask.inference.scoring import choice_nll, example_nll
-from multitask.models import attention
-from multitask.models.compiled import CompiledBlocks, reason_against
+from multitask.models.layers import attention
+from multitask.models.layers.compiled import CompiledBlocks, reason_against
 from multitask.models.lora import add_lora
 from multitask.models.loss import TokenNLL
 from multitask.models.support import layout_of, prepare_attention

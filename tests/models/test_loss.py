@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 
 from multitask.batching.collate import Batch, collate
 from multitask.models import loss as loss_module
-from multitask.models.attention import KERNELS, name_for
+from multitask.models.layers.attention import KERNELS, name_for
 from multitask.models.loss import Head, TokenNLL, projected_nll
 
 Make = Callable[..., GPT2LMHeadModel]

@@ -17,7 +17,7 @@ from multitask.batching.collate import collate
 from multitask.config.data import DataConfig, SourceConfig
 from multitask.data.rows import Counts, Row, read_rows
 from multitask.errors import InputError
-from multitask.models.attention import KERNELS
+from multitask.models.layers.attention import KERNELS
 from multitask.models.loss import TokenNLL
 from multitask.pattern import markers, render, render_plain, text_of
 from multitask.registry import check, load_tasks

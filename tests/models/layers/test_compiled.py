@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from multitask.batching.collate import collate
 from multitask.config.model import AdapterConfig
 from multitask.errors import InputError
-from multitask.models import attention
-from multitask.models.attention import KERNELS
-from multitask.models.compiled import CompiledBlocks, blocks_of, compiled_blocks
+from multitask.models.layers import attention
+from multitask.models.layers.attention import KERNELS
+from multitask.models.layers.compiled import CompiledBlocks, blocks_of, compiled_blocks
 from multitask.models.lora import add_lora, plain_model
 from multitask.models.loss import TokenNLL, _gradient, _gradient_to_compile
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from multitask.errors import InputError
-from multitask.models.attention import Rule, has_varlen
+from multitask.models.layers.attention import Rule, has_varlen
 from multitask.models.lora import plain_model, text_config
 
 FEWEST_PASSES = 1000

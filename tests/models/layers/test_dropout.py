@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from multitask.models.dropout import Dropout, drop, kept, use_fast_dropout
+from multitask.models.layers.dropout import Dropout, drop, kept, use_fast_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

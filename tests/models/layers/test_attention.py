@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from multitask.models.attention import Groups, _eager, _EagerApart, group_by_length
+from multitask.models.layers.attention import _eager, _EagerApart
+from multitask.models.layers.segments import Groups, group_by_length
 
 LENGTHS = (5, 1, 9, 2, 5, 4)
 EVEN = (4, 4, 4)

@@ -10,8 +10,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multitask.models import lora_linear
-from multitask.models.lora_linear import FusedLoraLinear, use_fused_lora
+from multitask.models.layers import lora_linear
+from multitask.models.layers.lora_linear import FusedLoraLinear, use_fused_lora
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multitask.models.casts import SharedCast, drop_casts, in_dtype
+from multitask.models.layers.casts import SharedCast, drop_casts, in_dtype
 
 _INPUTS = SharedCast()
 
