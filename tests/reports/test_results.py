@@ -61,7 +61,7 @@ def test_arms_of_one_name_that_are_not_one_are_told_apart(tmp_path: Path) -> Non
     one(tmp_path / "a.json")
     one(tmp_path / "b.json")
     one(tmp_path / "c.json", seed=8, config={"train": {"learning_rate": 9}})
-    assert list(by_name([tmp_path])) == ["majority", "tuned (a)", "tuned (b)", "tuned (c)"]
+    assert list(by_name([tmp_path])) == ["majority", "some (a)", "some (b)", "some (c)"], "of the model `some`"
 
 
 def test_half_of_an_arms_predictions_are_none(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_unigram_scores_of_other_tokens(tmp_path: Path) -> None:
         ("single nli lora", "evaluate", ["nli", "qa"], 1),
         ("multitask full", "evaluate", ["nli"], 2),
         ("mine", "train", ["nli", "qa"], 2),
-        ("tuned", "evaluate", ["nli"], None),
+        ("some", "evaluate", ["nli"], None),
     ],
 )
 def test_how_many_tasks_an_arm_was_trained_on(tmp_path: Path, arm: str, kind: str, tasks: list[str], num: Any) -> None:
-    path = one(tmp_path / "a.json", arm=arm, kind=kind, config={"tasks": tasks})
+    path = one(tmp_path / "a.json", arm="tuned" if arm == "some" else arm, kind=kind, config={"tasks": tasks})
     assert by_name([path])[arm].num_tasks_trained == num
 
 
