@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -94,3 +95,35 @@ def read_lines(path: Path) -> list[str]:
 def write_lines(path: Path, lines: list[str]) -> None:
     """Writes a text file."""
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def matrix_flops(is_bf16: bool, size: int = 2048) -> float:
+    """FLOP/s of a product of random square matrices on this CPU, median of ten."""
+    import torch
+
+    left, right = (torch.randn(size, size).to(torch.bfloat16 if is_bf16 else torch.float32) for _ in range(2))
+    times = []
+    for _ in range(13):
+        start = time.perf_counter()
+        _ = left @ right
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times[3:])
+
+
+def flops(model: Any, batch: Any, is_lora: bool) -> float:
+    """FLOPs that one step needs: products forward, gradients of activations, and of weights where they are trained."""
+    from multitask.models.lora import plain_model
+
+    base = plain_model(model)
+    config = base.config
+    outer = ("embed", "wte", "wpe", "lm_head")
+    kept = {n: p.numel() for n, p in base.named_parameters() if p.ndim == 2 and not any(part in n for part in outer)}
+    adapters = sum(size for n, size in kept.items() if "lora" in n)
+    matrices = sum(kept.values()) - adapters
+    head = config.vocab_size * config.hidden_size
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    assert batch.segment_lengths is not None
+    pairs = float((batch.segment_lengths.astype("f8") ** 2).sum()) / 2
+    attended = 4 * pairs * width * config.num_hidden_layers * 3
+    products = matrices * batch.num_tokens + head * len(batch.targets)
+    return float((4 if is_lora else 6) * products + 6 * adapters * batch.num_tokens + attended)

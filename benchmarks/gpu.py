@@ -27,7 +27,7 @@ import click
 import numpy as np
 import torch
 import transformers
-from common import commit
+from common import commit, flops
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -36,7 +36,7 @@ from multitask.config.model import AdapterConfig
 from multitask.config.train import TrainConfig
 from multitask.models.layers import attention
 from multitask.models.layers.compiled import CompiledBlocks
-from multitask.models.lora import add_lora, plain_model
+from multitask.models.lora import add_lora
 from multitask.models.loss import TokenNLL
 from multitask.models.support import prepare_attention
 from multitask.training.optim import make_optimizer
@@ -103,23 +103,6 @@ def rows(num_tokens: int, num: int, vocab_size: int) -> list[list[tuple[Any, int
 def passes(num_tokens: int, num: int, vocab_size: int) -> list[Batch]:
     """The same, packed."""
     return [collate(examples) for examples in rows(num_tokens, num, vocab_size)]
-
-
-def flops(model: Any, batch: Batch, is_lora: bool) -> float:
-    """FLOPs that one step needs: products forward, gradients of activations, and of weights where they are trained."""
-    base = plain_model(model)
-    config = base.config
-    outer = ("embed", "wte", "wpe", "lm_head")
-    kept = {n: p.numel() for n, p in base.named_parameters() if p.ndim == 2 and not any(part in n for part in outer)}
-    adapters = sum(size for n, size in kept.items() if "lora" in n)
-    matrices = sum(kept.values()) - adapters
-    head = config.vocab_size * config.hidden_size
-    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    assert batch.segment_lengths is not None
-    pairs = float((batch.segment_lengths.astype(np.float64) ** 2).sum()) / 2
-    attended = 4 * pairs * width * config.num_hidden_layers * 3
-    products = matrices * batch.num_tokens + head * len(batch.targets)
-    return float((4 if is_lora else 6) * products + 6 * adapters * batch.num_tokens + attended)
 
 
 @contextmanager
