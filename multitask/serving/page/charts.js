@@ -14,9 +14,13 @@ export function short(value) {
   for (const [least, unit] of [[1e9, " G"], [1e6, " M"], [1e4, " k"]]) {
     if (size >= least) return trimmed(value / (least === 1e4 ? 1e3 : least), 3) + unit;
   }
-  if (size !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
-  return trimmed(value, 4);
+  if (size !== 0 && size < 1e-4) return value.toExponential(2).replace(/\.?0+e/, "e");
+  return size >= 1000 ? Math.round(value).toLocaleString("en") : trimmed(value, 4);
 }
+
+// The names of round values, in one unit: 5 k and 10 k rather than 5000 and 10 k.
+const named = (values) => (Math.max(...values) >= 1e4 && Math.max(...values) < 1e6 ? values.map((value) => (value ? `${trimmed(value / 1e3, 3)} k` : "0")) : values.map(short));
+
 const trimmed = (value, digits) => String(Number(value.toPrecision(digits)));
 
 // Round values between two numbers: (0.2, 7.6) -> 0, 2, 4, 6; on a log axis 1, 2 and 5 of each power.
@@ -42,10 +46,10 @@ export class Chart {
   constructor() {
     this.caption = element("figcaption");
     this.plot = element("div", { class: "plot", tabindex: "0", role: "img", onkeydown: (event) => this.move(event) });
-    this.reading = element("div", { class: "reading" });
+    this.reading = element("span", { class: "reading" });
     this.series = element("ul", { class: "series" });
     this.fold = element("details", {}, element("summary"));
-    this.part = element("figure", {}, this.caption, this.plot, this.reading, this.series, this.fold);
+    this.part = element("figure", {}, this.caption, this.plot, this.series, this.fold);
     this.at = null;
     this.isFollowing = false;
     this.plot.addEventListener("pointermove", (event) => { this.isFollowing = true; this.point(event); });
@@ -61,7 +65,7 @@ export class Chart {
     this.data = data;
     const all = new Set(data.series.flatMap((one) => one.points.map(([x]) => x)));
     this.places = [...all].sort((a, b) => a - b);
-    this.caption.replaceChildren(data.title, " ", element("small", {}, data.unit ? `(${data.unit})` : ""));
+    this.caption.replaceChildren(element("span", {}, data.title, data.unit ? element("small", {}, ` (${data.unit})`) : null), this.reading);
     const last = data.series.map((one) => `${one.name} ${short(one.points.at(-1)?.[1])}`).join(", ");
     this.summary = filled(t("chart_summary"), data.title, last || t("no_values"));
     this.plot.setAttribute("aria-label", `${this.summary} ${t("chart_help")}`);
@@ -96,9 +100,10 @@ export class Chart {
     this.x = (step) => LEFT + (step / most) * (this.width - LEFT - RIGHT);
     const y = (value) => HEIGHT - BELOW - ((scaled(value) - scaled(low)) / (scaled(high) - scaled(low))) * (HEIGHT - TOP - BELOW);
     this.y = y;
-    for (const value of ticks(low, high, 5, isLog)) {
+    const rounds = ticks(low, high, 5, isLog), names = named(rounds);
+    for (const [place, value] of rounds.entries()) {
       drawn.append(svg("line", { class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: y(value), y2: y(value) }),
-        svg("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)));
+        svg("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, names[place]));
     }
     for (const value of ticks(0, most, Math.max(2, Math.floor(this.width / 110)), false)) {
       const anchor = this.x(value) > this.width - 30 ? "end" : "middle";
@@ -182,7 +187,8 @@ export class Chart {
     const table = element("table", {}, element("thead", {}, element("tr", {}, ...[t("step"), ...series.map((one) => one.name)].map((name) => element("th", { scope: "col" }, name)))),
       element("tbody", {}, ...rows.map((x) => element("tr", {}, element("th", { scope: "row" }, String(Math.round(x))), ...by.map((one) => element("td", {}, short(one.get(x))))))));
     if (scroll) scroll.replaceChildren(table);
-    else this.fold.append(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("table_of") }, table));
+    else this.fold.append(element("div", { class: "scroll", tabindex: "0", role: "group" }, table));
+    this.fold.querySelector(".scroll").setAttribute("aria-label", `${this.data.title}: ${t("table_of")}`);
     this.fold.querySelector(".scroll").scrollTop = top;
   }
 }

@@ -17,7 +17,7 @@ let example = -1;
 let results = [];
 let running = null;
 let shownEntry = null;
-let entries = read_history();
+let entries = readHistory();
 
 const armOf = (name) => task.arms.find((arm) => arm.name === name);
 const say = (text) => { byId("status").textContent = text; };
@@ -90,6 +90,7 @@ async function run() {
   show(asked, states);
   busy(true);
   say(t("running"));
+  if (byId("result").getBoundingClientRect().top > innerHeight / 2) byId("result").scrollIntoView({ block: "start" });
   await Promise.all(results.map((result) => answer(result, asked, running.signal)));
   running = null;
   busy(false);
@@ -149,8 +150,9 @@ function finish(asked, states) {
   else say(t("stopped"));
 }
 
-// Whether two models agree.
+// Whether two models agree, and what the colours of tokens mean.
 function agree() {
+  byId("tokens-help").hidden = !byId("results").querySelector(".token");
   const found = results.map((result) => result.state.prediction);
   const both = found.length === 2 && found.every(Boolean);
   byId("agreement").hidden = !both;
@@ -166,10 +168,10 @@ function busy(isBusy) {
   if (hadFocus) byId(isBusy ? "stop" : "run").focus();
 }
 
-function read_history() {
+function readHistory() {
   try {
     const found = JSON.parse(forSession.get(HISTORY) ?? "[]");
-    return Array.isArray(found) ? found : [];
+    return found.filter((entry) => entry.row && entry.states.every((state) => state.arm && state.prediction));
   } catch {
     return [];
   }
@@ -190,13 +192,21 @@ function drawHistory() {
     return;
   }
   byId("history").replaceChildren(...entries.map((entry) => {
-    const input = Object.values(entry.row).flat().join(" / ");
+    const input = inOrder(entry.row).join(" / ");
     const time = new Date(entry.time).toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit" });
     const answers = entry.states.map((state) => element("span", { class: "answer" }, element("span", { class: "kind" }, `${state.arm.name} `), state.prediction.prediction || t("empty_text")));
     return element("li", {}, element("button", { type: "button", onclick: () => bring(entry) },
       element("span", { class: "kind" }, `${time} · ${entry.task}`), element("span", { class: "given" }, input.slice(0, 300)), ...answers,
       element("span", { class: "unseen" }, ` ${t("use_again")}`)));
   }));
+}
+
+// The texts of a row, of turns one after another: {user: ["A", "B"], reply: ["C"]} -> A, C, B.
+function inOrder(row) {
+  const values = Object.values(row), lists = values.filter(Array.isArray);
+  const most = Math.max(0, ...lists.map((list) => list.length));
+  const turns = Array.from({ length: most }, (_, turn) => lists.map((list) => list[turn]).filter(Boolean)).flat();
+  return [...values.filter((value) => !Array.isArray(value)), ...turns];
 }
 
 // Shows an earlier prediction with what it was made from.

@@ -5,9 +5,10 @@ import { errorWords, t } from "./words.js";
 
 const BANDS = [[0.9, "90–100 %"], [0.6, "60–90 %"], [0.3, "30–60 %"], [0.1, "10–30 %"], [0, "0–10 %"]];
 const band = (probability) => BANDS.findIndex(([least]) => probability >= least);
+const LONG = 80; // tokens beyond which the candidates stay in view
 const shown = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 
-// "fine-tuned", "untuned, prompted, 4 demonstrations"
+// "fine-tuned", "prompted, 4 demonstrations"
 export function armWords(arm) {
   if (!arm) return "";
   const kind = t(`kind_${arm.kind}`);
@@ -97,29 +98,31 @@ function folded(title, texts) {
   return element("details", {}, element("summary", {}, title), ...texts.map((text) => element("pre", { tabindex: "0" }, text)));
 }
 
+function row(word, probability, isBest) {
+  const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("span"));
+  bar.firstChild.style.width = `${Math.max(0.5, 100 * probability)}%`;
+  return element("li", { class: isBest ? "best" : null }, word, bar, element("span", { class: "value" }, percent(probability)));
+}
+
 function bars(classes) {
   const best = Math.max(...Object.values(classes));
-  const rows = Object.entries(classes).map(([word, probability]) => {
-    const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("span", {}));
-    bar.firstChild.style.width = `${Math.max(0.5, 100 * probability)}%`;
-    return element("li", { class: probability === best ? "best" : null }, element("span", { class: "word" }, word), bar, element("span", { class: "value" }, percent(probability)));
-  });
-  return element("div", { class: "part" }, element("h4", {}, t("classes")), element("ul", { class: "bars" }, ...rows));
+  const rows = Object.entries(classes).map(([word, probability]) => row(element("span", { class: "word" }, word), probability, probability === best));
+  return element("div", { class: "part" }, element("h4", {}, t("classes")), element("ul", { class: "bars classes" }, ...rows));
 }
+
+const legend = () => element("ul", { class: "legend", "aria-label": t("legend") }, ...BANDS.map(([, name], place) => element("li", { class: `band-${place}` }, name)));
 
 let number = 0;
 
-// Tokens in a row; one of them can be reached by Tab, the others by the arrow keys.
+// Tokens in a row, and the candidates of one of them: the one that was pointed at or had the focus last. One token can be
+// reached by Tab, the others by the arrow keys.
 class Tokens {
   constructor(tokens) {
     number += 1;
     this.id = `candidates-${number}`;
     this.line = element("div", { class: "tokens", role: "toolbar", "aria-label": t("tokens"), onkeydown: (event) => this.move(event) });
-    this.panel = element("div", { class: "candidates", id: this.id, hidden: true });
-    const legend = element("ul", { class: "legend", "aria-label": t("legend") }, ...BANDS.map(([, name], place) => element("li", { class: `band-${place}` }, name)));
-    this.part = element("div", { class: "part" }, element("h4", {}, t("tokens")), this.line, this.panel, legend, element("p", { class: "help" }, t("tokens_help")));
-    this.part.addEventListener("mouseleave", () => this.leave());
-    this.part.addEventListener("focusout", (event) => { if (!this.part.contains(event.relatedTarget)) this.leave(true); });
+    this.panel = element("div", { class: "candidates", id: this.id });
+    this.part = element("div", { class: "part" }, element("h4", {}, t("tokens")), this.line, legend(), this.panel);
     for (const token of tokens) this.add(token);
   }
 
@@ -131,12 +134,13 @@ class Tokens {
       "aria-label": filled(t("token_label"), shown(token.text), percent(probability)), onfocus: show, onmouseenter: show, onclick: () => made.focus(),
     }, token.text.replaceAll("\n", "↵\n") || "∅");
     this.line.append(made);
+    if (this.line.childElementCount === 1) show();
+    this.panel.classList.toggle("sticky", this.line.childElementCount > LONG);
   }
 
   move(event) {
     const all = [...this.line.children], place = all.indexOf(document.activeElement);
     const next = { ArrowRight: place + 1, ArrowLeft: place - 1, ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: all.length - 1 }[event.key];
-    if (event.key === "Escape") { this.leave(true); return; }
     if (next === undefined || !all[next]) return;
     event.preventDefault();
     all[place]?.setAttribute("tabindex", "-1");
@@ -150,21 +154,11 @@ class Tokens {
     const known = (token.top ?? []).some((one) => one.text === token.text);
     const top = known ? token.top : [...(token.top ?? []), { text: token.text, logprob: token.logprob }];
     const rows = top.map((one) => {
-      const probability = Math.exp(one.logprob), isChosen = one.text === token.text;
-      const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("span", {}));
-      bar.firstChild.style.width = `${Math.max(0.5, 100 * probability)}%`;
-      return element("li", { class: isChosen ? "best" : null }, element("code", { class: "word" }, shown(one.text)), bar,
-        element("span", { class: "value" }, percent(probability)), element("span", { class: "unseen" }, isChosen ? ` ${t("chosen")}` : ""));
+      const isChosen = one.text === token.text;
+      const made = row(element("code", { class: "word" }, shown(one.text)), Math.exp(one.logprob), isChosen);
+      if (isChosen) made.append(element("span", { class: "unseen" }, ` ${t("chosen")}`));
+      return made;
     });
-    this.panel.replaceChildren(element("h5", {}, t("candidates")), element("ul", { class: "bars" }, ...rows));
-    this.panel.hidden = false;
-  }
-
-  // The pointer has left: what has the focus stays.
-  leave(always = false) {
-    const active = this.line.querySelector(":focus");
-    if (active && !always) { active.dispatchEvent(new Event("focus")); return; }
-    for (const one of this.line.querySelectorAll(".shown")) one.classList.remove("shown");
-    this.panel.hidden = true;
+    this.panel.replaceChildren(element("h5", {}, filled(t("candidates"), shown(token.text))), element("ul", { class: "bars" }, ...rows));
   }
 }

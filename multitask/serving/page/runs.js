@@ -99,18 +99,27 @@ function drawFacts(run) {
 function drawScores(run) {
   const rows = Object.entries(run.results?.tasks ?? {}).flatMap(([task, part]) => Object.entries(part?.metrics ?? {}).map(([metric, found]) => [task, metric, found]));
   byId("scores").hidden = !rows.length;
-  const fixed = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
+  const fixed = (value) => (!Number.isFinite(value) ? "–" : Math.abs(value) < 1000 ? value.toFixed(3) : short(value));
+  const counts = {};
+  for (const [task] of rows) counts[task] = (counts[task] ?? 0) + 1;
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...["task", "metric", "score", "interval"].map((word) => element("th", { scope: "col" }, t(word))))),
-    element("tbody", {}, ...rows.map(([task, metric, found]) => element("tr", {}, element("th", { scope: "row" }, task), element("td", {}, metric),
+    element("tbody", {}, ...rows.map(([task, metric, found], place) => element("tr", {}, rows[place - 1]?.[0] === task ? null : element("th", { scope: "rowgroup", rowspan: counts[task] }, task), element("td", {}, metric),
       element("td", {}, fixed(found?.value)), element("td", {}, Number.isFinite(found?.low) ? `${fixed(found.low)} – ${fixed(found.high)}` : "–")))));
-  byId("score-table").replaceChildren(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("scores") }, table));
+  byId("score-table").replaceChildren(element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": t("scores") }, table));
+}
+
+// A long text, folded behind its beginning.
+function folded(text) {
+  if (text.length <= 240) return text;
+  const start = text.slice(0, 160);
+  return element("details", {}, element("summary", {}, `${start} …`), text.slice(160));
 }
 
 function drawSamples(run) {
   byId("samples").hidden = !run.samples.length;
   byId("sample-list").replaceChildren(...run.samples.map((sample) => {
     const list = element("dl");
-    const entry = (title, text, kind) => list.append(element("dt", {}, title), element("dd", { class: kind }, text));
+    const entry = (title, text, kind) => list.append(element("dt", {}, title), element("dd", { class: kind }, folded(text)));
     entry(t("task"), sample.step === null ? sample.task : `${sample.task}, ${filled(t("at_step"), sample.step)}`);
     if (sample.prompt) entry(t("input"), sample.prompt);
     entry(t("prediction"), sample.text || t("empty_text"), "written");

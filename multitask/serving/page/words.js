@@ -2,7 +2,7 @@
 
 import { byId, forBrowser } from "./dom.js";
 
-const WORDS = {
+export const WORDS = {
   en: {
     playground: "Playground",
     runs: "Runs",
@@ -51,7 +51,7 @@ const WORDS = {
     stopped: "Stopped.",
     kind_tuned: "fine-tuned",
     kind_lora: "LoRA adapter",
-    kind_prompted: "untuned, prompted",
+    kind_prompted: "prompted",
     demonstrations_count: "{0} demonstrations",
     no_demonstrations: "no demonstrations",
     prediction: "Prediction",
@@ -59,9 +59,9 @@ const WORDS = {
     raw: "Text as written",
     classes: "Probability of each answer",
     tokens: "Tokens",
-    tokens_help: "The colour shows the probability of each token. Point at a token, or move with the arrow keys, to see what else was probable.",
+    tokens_help: "The colour shows the probability of each token. Point at a token, or move with the arrow keys, to see its candidates.",
     legend: "Token probability",
-    candidates: "Most probable here",
+    candidates: "Candidates in place of “{0}”",
     token_label: "{0}: {1}",
     chosen: "chosen",
     prompt: "Text that the model read",
@@ -183,7 +183,7 @@ const WORDS = {
     stopped: "멈췄습니다.",
     kind_tuned: "미세 조정",
     kind_lora: "LoRA 어댑터",
-    kind_prompted: "미세 조정 없이 프롬프트만",
+    kind_prompted: "프롬프트",
     demonstrations_count: "예시 {0}개",
     no_demonstrations: "예시 없음",
     prediction: "예측",
@@ -193,7 +193,7 @@ const WORDS = {
     tokens: "토큰",
     tokens_help: "색은 각 토큰의 확률입니다. 토큰을 가리키거나 화살표 키로 옮기면 다른 후보가 보입니다.",
     legend: "토큰의 확률",
-    candidates: "이 자리의 후보",
+    candidates: "“{0}” 자리의 후보",
     token_label: "{0}: {1}",
     chosen: "선택됨",
     prompt: "모델이 읽은 글",
