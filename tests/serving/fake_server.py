@@ -108,9 +108,9 @@ ANSWERS = {
 }
 CLASSES = {
     "demo": {"entailment": 0.931, "neutral": 0.058, "contradiction": 0.011},
-    "demo-lora": {"entailment": 0.74, "neutral": 0.2, "contradiction": 0.06},
+    "demo-lora": {"neutral": 0.2, "entailment": 0.74, "contradiction": 0.06},
     "base": {"entailment": 0.2, "neutral": 0.45, "contradiction": 0.35},
-    "base-4": {"entailment": 0.31, "neutral": 0.52, "contradiction": 0.17},
+    "base-4": {"neutral": 0.52, "entailment": 0.31, "contradiction": 0.17},
 }
 
 

@@ -93,9 +93,9 @@ export class Chart {
     else {
       const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
       [low, high] = [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
-      if (this.data.fromZero && low > 0) low = 0;
+      if (this.data.startsAtZero && low > 0) low = 0;
     }
-    const most = this.places.at(-1) || 1;
+    const most = Math.max(this.data.end ?? 0, this.places.at(-1)) || 1;
     const scaled = isLog ? Math.log : (value) => value;
     this.x = (step) => LEFT + (step / most) * (this.width - LEFT - RIGHT);
     const y = (value) => HEIGHT - BELOW - ((scaled(value) - scaled(low)) / (scaled(high) - scaled(low))) * (HEIGHT - TOP - BELOW);

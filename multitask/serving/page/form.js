@@ -5,7 +5,7 @@ import { t } from "./words.js";
 
 // name, least, most, step; null: no end.
 const OPTIONS = [
-  ["temperature", 0, 5, 0.1],
+  ["temperature", 0, 2, 0.1],
   ["top_k", 1, 100000, 1],
   ["top_p", 0.01, 1, 0.01],
   ["repetition_penalty", 0.1, 10, 0.05],
@@ -168,13 +168,13 @@ export class Options {
     return found;
   }
 
-  // As the server wants them: null for what is left to it.
+  // As the server wants them; what is empty is left to it.
   body() {
-    return Object.fromEntries(OPTIONS.map(([name]) => [name, this.values[name]?.trim() ? Number(this.values[name]) : null]));
+    return Object.fromEntries(OPTIONS.filter(([name]) => this.values[name]?.trim()).map(([name]) => [name, Number(this.values[name])]));
   }
 
   restore(body) {
-    for (const [name] of OPTIONS) this.values[name] = body[name] === null || body[name] === undefined ? "" : String(body[name]);
+    for (const [name] of OPTIONS) this.values[name] = String(body[name] ?? "");
     this.draw();
   }
 }

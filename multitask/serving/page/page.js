@@ -85,7 +85,7 @@ async function run() {
   const names = [byId("arm").value, byId("against").value].filter(Boolean);
   const asked = { task: task.name, row: fields.row(), values: structuredClone(fields.values), options: options.body(), stream: byId("stream").checked };
   running = new AbortController();
-  const states = names.map((name) => ({ arm: armOf(name), status: "running", text: "", tokens: [], prediction: null, error: null }));
+  const states = names.map((name) => ({ arm: armOf(name), choices: Object.values(task.choices ?? {}), status: "running", text: "", tokens: [], prediction: null, error: null }));
   shownEntry = null;
   show(asked, states);
   busy(true);
@@ -171,7 +171,7 @@ function busy(isBusy) {
 function readHistory() {
   try {
     const found = JSON.parse(forSession.get(HISTORY) ?? "[]");
-    return found.filter((entry) => entry.row && entry.states.every((state) => state.arm && state.prediction));
+    return found.filter((entry) => entry.row && entry.states.every((state) => state.arm && state.choices && state.prediction));
   } catch {
     return [];
   }

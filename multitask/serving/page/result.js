@@ -16,7 +16,8 @@ export function armWords(arm) {
   return `${kind}, ${arm.shots ? filled(t("demonstrations_count"), arm.shots) : t("no_demonstrations")}`;
 }
 
-// state: {arm, status: "running" | "done" | "failed" | "stopped", text, tokens, prediction, error}
+// state: {arm, choices, status: "running" | "done" | "failed" | "stopped", text, tokens, prediction, error}; choices: the
+// words of the classes in the order of the task, by language.
 export class Result {
   constructor(state, retry) {
     this.state = state;
@@ -58,7 +59,7 @@ export class Result {
 
   showText() {
     const { status, prediction, text } = this.state;
-    const found = prediction ? prediction.prediction : text;
+    const found = prediction ? prediction.prediction : text.trimStart();
     this.text.classList.toggle("writing", status === "running" && !prediction);
     this.text.classList.toggle("faint", !found);
     this.text.textContent = found || (status === "running" ? t("running") : t("empty_text"));
@@ -75,7 +76,7 @@ export class Result {
     const parts = [];
     if (prediction.is_truncated) parts.push(element("p", { class: "note" }, t("truncated")));
     if (prediction.finish_reason === "length") parts.push(element("p", { class: "note" }, t("length")));
-    if (prediction.classes) parts.push(bars(prediction.classes));
+    if (prediction.classes) parts.push(bars(ordered(prediction.classes, this.state.choices)));
     const tokens = prediction.tokens ?? this.state.tokens;
     if (tokens.length) parts.push(...this.tokenPart(tokens));
     if (prediction.completion.trim() !== prediction.prediction.trim()) parts.push(folded(t("raw"), [prediction.completion]));
@@ -102,6 +103,13 @@ function row(word, probability, isBest) {
   const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("span"));
   bar.firstChild.style.width = `${Math.max(0.5, 100 * probability)}%`;
   return element("li", { class: isBest ? "best" : null }, word, bar, element("span", { class: "value" }, percent(probability)));
+}
+
+// Few classes in the order of the task, so that two models compare line by line; many as they came, by probability.
+function ordered(classes, choices) {
+  const words = Object.keys(classes);
+  const known = choices.find((list) => words.length <= 8 && words.every((word) => list.includes(word)));
+  return known ? Object.fromEntries(known.filter((word) => word in classes).map((word) => [word, classes[word]])) : classes;
 }
 
 function bars(classes) {
@@ -132,7 +140,7 @@ class Tokens {
     const made = element("span", {
       class: `token band-${band(probability)}`, role: "button", tabindex: this.line.childElementCount ? "-1" : "0", "aria-describedby": this.id,
       "aria-label": filled(t("token_label"), shown(token.text), percent(probability)), onfocus: show, onmouseenter: show, onclick: () => made.focus(),
-    }, token.text.replaceAll("\n", "↵\n") || "∅");
+    }, (/^[ \t]*$/.test(token.text) ? shown(token.text) : token.text.replaceAll("\n", "↵\n")) || "∅");
     this.line.append(made);
     if (this.line.childElementCount === 1) show();
     this.panel.classList.toggle("sticky", this.line.childElementCount > LONG);

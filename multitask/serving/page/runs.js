@@ -69,14 +69,14 @@ function drawCharts(run) {
     training: { title: t("training_loss"), unit: t("loss_unit"), isLog: true, series: byTask(middles(run.records), "loss", names, false) },
     validation: { title: t("validation_loss"), unit: t("loss_unit"), isLog: true, series: byTask(validations, "loss", names, true) },
     ...(scores.length ? { score: { title: t("validation_score"), series: scores } } : {}),
-    rate: { title: t("learning_rate"), fromZero: true, series: one(steps, "learning_rate", t("learning_rate")) },
-    speed: { title: t("tokens_per_s"), fromZero: true, series: one(steps, "tokens_per_s", t("tokens_per_s")) },
+    rate: { title: t("learning_rate"), startsAtZero: true, series: one(steps, "learning_rate", t("learning_rate")) },
+    speed: { title: t("tokens_per_s"), startsAtZero: true, series: one(steps, "tokens_per_s", t("tokens_per_s")) },
   };
   if (Object.keys(found).join() !== Object.keys(charts).join()) {
     charts = Object.fromEntries(Object.keys(found).map((key) => [key, new Chart()]));
     byId("charts").replaceChildren(...Object.values(charts).map((chart) => chart.part));
   }
-  for (const [key, data] of Object.entries(found)) charts[key].show(data);
+  for (const [key, data] of Object.entries(found)) charts[key].show({ ...data, end: run.step });
 }
 
 function drawFacts(run) {
