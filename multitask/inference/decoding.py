@@ -58,6 +58,11 @@ def logits_processors_of(config: SamplingConfig) -> LogitsProcessorList | None:
     return processors or None
 
 
+def uniform_of(seed: int, prompt: int, sample: int, step: int) -> float:
+    """The number in [0, 1) that draws a token: a function of these alone, whatever the batch."""
+    return float(np.random.default_rng([seed, prompt, sample, step]).random())
+
+
 @torch.no_grad()
 def generate(
     model: Any,
@@ -103,7 +108,7 @@ def generate(
     max_length = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True)) - num_shared
     size = min(len(prompts), max_rows or max(1, batch_tokens // max_length))
     found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-    picker = _Picker(
+    picker = TokenPicker(
         [torch.from_numpy(np.array(prompt, np.int64)) for prompt in prompts], uniform, processors, on_tokens
     )
     stop = _Stop(limits, end_ids, is_done)
@@ -118,7 +123,7 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _Picker:
+class TokenPicker:
     """Picks the next token of each row: the most likely one, or a sample."""
 
     prompts: Sequence[Tensor]
@@ -175,7 +180,7 @@ class _Stop:
 
 
 def _in_decoding_batch(
-    model: Any, prompts: Sequence[Ids], num_shared: int, stop: _Stop, size: int, max_length: int, picker: _Picker
+    model: Any, prompts: Sequence[Ids], num_shared: int, stop: _Stop, size: int, max_length: int, picker: TokenPicker
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Decodes up to `size` rows at a time, longest prompts first. A prefix group enters when all of it fits."""
     prefix = PrefixCache(model, prompts[0][:num_shared])
@@ -202,7 +207,7 @@ def _in_decoding_batch(
 
 
 def _in_padded_batches(
-    model: Any, prompts: Sequence[Ids], stop: _Stop, size: int, picker: _Picker
+    model: Any, prompts: Sequence[Ids], stop: _Stop, size: int, picker: TokenPicker
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Transformers' own `generate`, padded on the left, for models that do not support a `KVCache`."""
     # Rows of one limit: a finished row still goes through the model with the others, and must not exceed its positions.
@@ -214,7 +219,7 @@ def _in_padded_batches(
 
 
 def _in_padded_batch(
-    model: Any, numbers: Sequence[int], limit: int, stop: _Stop, picker: _Picker
+    model: Any, numbers: Sequence[int], limit: int, stop: _Stop, picker: TokenPicker
 ) -> Iterator[tuple[int, list[int], bool]]:
     prompts = [picker.prompts[number] for number in numbers]
     device = next(model.parameters()).device

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from multitask.inference.decoding import OnTokens
+
 _BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 
 
@@ -58,15 +60,29 @@ class Explanation:
 
 def token_text(tokenizer: Any, token: int) -> str:
     r"""A readable token: text in quotes, `\xed` for a byte that is part of a character, or a special token's name."""
+    piece = _piece(tokenizer, token)
+    if piece is None or token in tokenizer.added_tokens_decoder:
+        return piece or f"<id {token}>"
+    return _with_bytes(json.dumps(piece, ensure_ascii=False))
+
+
+def token_piece(tokenizer: Any, token: int) -> str:
+    """The same without quotes: pieces of whole characters, one after the other, are the text."""
+    return _with_bytes(_piece(tokenizer, token) or f"<id {token}>")
+
+
+def _piece(tokenizer: Any, token: int) -> str | None:
+    """Text of a token, bytes of a partial character as surrogates; None: an embedding row without a token."""
     piece: str | None = tokenizer.convert_ids_to_tokens(token)
-    if piece is None:  # an embedding row without a token
-        return f"<id {token}>"
-    if token in tokenizer.added_tokens_decoder:
+    if piece is None or token in tokenizer.added_tokens_decoder:
         return piece
     if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder) and set(piece) <= set(_BYTES):
         piece = bytes(_BYTES[char] for char in piece).decode(errors="surrogateescape")
-    quoted = json.dumps(piece.replace("▁", " "), ensure_ascii=False)
-    return re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", quoted)
+    return piece.replace("▁", " ")
+
+
+def _with_bytes(text: str) -> str:
+    return re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", text)
 
 
 class TextStreamer:
@@ -102,3 +118,13 @@ class TextStreamer:
         if len(text) > len(self.streamed) and text.startswith(self.streamed):
             self.stream(text[len(self.streamed) :])
             self.streamed = text
+
+
+def call_all(callbacks: Sequence[OnTokens]) -> OnTokens | None:
+    """One callback that calls all of them; None where there are none."""
+
+    def on_tokens(at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
+        for callback in callbacks:
+            callback(at, picked, raw, scores)
+
+    return on_tokens if callbacks else None

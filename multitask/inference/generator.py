@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from multitask.config.evaluation import SamplingConfig
 from multitask.config.languages import language_code
 from multitask.data.rows import Row
 from multitask.errors import InputError
 from multitask.events import Json, Report, ignore
-from multitask.inference.decoding import OnTokens, beam_search, generate, logits_processors_of
-from multitask.inference.explanation import Explanation, Step, TextStreamer
+from multitask.inference.decoding import OnTokens, beam_search, generate, logits_processors_of, uniform_of
+from multitask.inference.explanation import Explanation, Step, TextStreamer, call_all
 from multitask.inference.prompt_input import PromptInput, checked_text, prompt_values
 from multitask.inference.scoring import choice_nll, probabilities
 from multitask.inference.trained_run import Choices
@@ -210,7 +207,7 @@ class Generator:
                 self.batch_tokens,
                 uniform=self._uniform if config.is_sampled else None,
                 processors=logits_processors_of(config),
-                on_tokens=_call_all(callbacks),
+                on_tokens=call_all(callbacks),
             )
         if stream:
             streamer.end()
@@ -316,27 +313,33 @@ class Generator:
         return TaskAnswer(self.task.name, prompt.fields or {}, prediction, prompt.is_truncated, classes)
 
     def _classes(self, prompts: Sequence[EncodedPrompt]) -> list[ClassProbabilities | None]:
-        """How likely each answer of a closed task is, in the language in which answers are most likely."""
         if self.task is None or not self.choices:
             return [None] * len(prompts)
+        nats = choice_nll(self.model, [self.scored(prompt) for prompt in prompts], self.batch_tokens)
+        return [self.classes_of(prompt, row) for prompt, row in zip(prompts, nats, strict=True)]
+
+    def scored(self, prompt: EncodedPrompt) -> tuple[list[int], list[list[int]]]:
+        """Ids of a prompt, and of each answer of the closed task with the end marker."""
+        assert self.task is not None
         literal, (end_id,) = parse(self.task.stream)[-2].literal, self.end_ids
-        words = list(dict.fromkeys(word for choices in self.choices for word in choices.words))
-        ids = [[*self.plain.encode(literal + word, add_special_tokens=False).ids, end_id] for word in words]
-        kept = self.window - max(map(len, ids))
-        nats = choice_nll(self.model, [(prompt.ids[-kept:], ids) for prompt in prompts], self.batch_tokens)
-        found: list[ClassProbabilities | None] = []
-        for prompt, row in zip(prompts, nats, strict=True):
-            nats_of = dict(zip(words, row, strict=True))
-            own = [choices for choices in self.choices if choices.language == prompt.language] or self.choices
-            scored = [(choices, *probabilities([nats_of[word] for word in choices.words])) for choices in own]
-            choices, among, total = max(scored, key=lambda one: one[2])
-            ranked = sorted(zip(choices.words, among, strict=True), key=lambda one: -one[1])
-            found.append(ClassProbabilities({word: round(p, 6) for word, p in ranked}, round(total, 6)))
-        return found
+        ids = [[*self.plain.encode(literal + w, add_special_tokens=False).ids, end_id] for w in self._words()]
+        return prompt.ids[-(self.window - max(map(len, ids))) :], ids
+
+    def classes_of(self, prompt: EncodedPrompt, nats: Sequence[float]) -> ClassProbabilities:
+        """How likely each answer is, of nats as `scored` has it, in the language in which answers are most likely."""
+        nats_of = dict(zip(self._words(), nats, strict=True))
+        own = [choices for choices in self.choices if choices.language == prompt.language] or self.choices
+        scored = [(choices, *probabilities([nats_of[word] for word in choices.words])) for choices in own]
+        choices, among, total = max(scored, key=lambda one: one[2])
+        ranked = sorted(zip(choices.words, among, strict=True), key=lambda one: -one[1])
+        return ClassProbabilities({word: round(p, 6) for word, p in ranked}, round(total, 6))
+
+    def _words(self) -> list[str]:
+        return list(dict.fromkeys(word for choices in self.choices for word in choices.words))
 
     def _uniform(self, row: int, step: int) -> float:
         number, sample = divmod(row, self.sampling.num_samples)
-        return float(np.random.default_rng([self.sampling.seed, number, sample, step]).random())
+        return uniform_of(self.sampling.seed, number, sample, step)
 
     def _nll(self, prompts: Sequence[EncodedPrompt], texts: Sequence[list[int]]) -> list[float]:
         """Nats of each text's ids under the model's own distribution, whatever the sampling."""
@@ -385,11 +388,3 @@ class Generator:
             shown = " ".join(f"{char!r} x{count}" for char, count in lost.most_common(8))
             text = f"{where}: {lost.total():,} characters do not survive the tokenizer: {shown}"
             self.report({"event": "warning", "text": text})
-
-
-def _call_all(callbacks: Sequence[OnTokens]) -> OnTokens | None:
-    def on_tokens(at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
-        for callback in callbacks:
-            callback(at, picked, raw, scores)
-
-    return on_tokens if callbacks else None

@@ -1,1 +1,1 @@
-"""A trained run in the browser and over HTTP: the playground, the run page, OpenAI's completions."""
+"""Trained models behind HTTP: routes, shared decoding batches, the playground. Needs the extra `serve`."""
