@@ -6,6 +6,7 @@
 from multitask.api.files import init
 from multitask.api.hub import push
 from multitask.api.runs import benchmark, evaluate, evaluate_text, fewshot, pretrain, preview, report, train
+from multitask.api.serving import serve
 from multitask.api.text import fetch_model, generate, generator, import_gguf, import_openai, list_models, tokenizer
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "preview",
     "push",
     "report",
+    "serve",
     "tokenizer",
     "train",
 ]

@@ -27,6 +27,7 @@ from multitask.cli.options import (
     training_options,
     training_settings,
 )
+from multitask.cli.serve_command import serve
 from multitask.cli.text_commands import generate, tokenizer
 from multitask.errors import InputError, Interrupted
 from multitask.launch import is_main_launched, require_one_process
@@ -354,5 +355,5 @@ def report(runs: tuple[Path, ...], out: Path, against: str | None, language: Lit
     click.echo(f"written to {out}: report.md, report.json, report.html")
 
 
-for _command in (generate, import_gguf, import_openai, init, models, preview, push, tokenizer):
+for _command in (generate, import_gguf, import_openai, init, models, preview, push, serve, tokenizer):
     main.add_command(_command)

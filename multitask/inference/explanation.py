@@ -104,8 +104,12 @@ class TextStreamer:
 
     def on_tokens(self, at: Sequence[tuple[int, int]], picked: Sequence[int], raw: Tensor, scores: Tensor) -> None:
         """Called by `decoding.generate` with the next token of the one row."""
-        if picked[0] not in self.end_ids:
-            self.ids.append(picked[0])
+        self.add(picked[0])
+
+    def add(self, token: int) -> None:
+        """The next token."""
+        if token not in self.end_ids:
+            self.ids.append(token)
             last, self.text = self.text, self.decode(self.ids)
             equal = takewhile(lambda pair: pair[0] == pair[1], zip(last, self.text, strict=False))
             self._stream_up_to("".join(char for char, _ in equal).rstrip("\N{REPLACEMENT CHARACTER}"))

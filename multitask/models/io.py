@@ -258,9 +258,8 @@ def load_trained(path: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def _load_adapter(folder: Path, num_tokens: int) -> Any:
-    from peft import PeftModel
-
+def adapter_base(folder: Path) -> str:
+    """The base of an adapter: a folder or a hub name; raises InputError where it is not there."""
     try:
         named = _base_of(folder)
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -273,7 +272,14 @@ def _load_adapter(folder: Path, num_tokens: int) -> Any:
             f"{folder}: the adapter's base '{named}' is not there; put it back, or copy the base as a folder base/ "
             "beside this folder"
         )
-    base = load_model(model_folder(base_name) or base_name)
+    return model_folder(base_name) or base_name
+
+
+def _load_adapter(folder: Path, num_tokens: int) -> Any:
+    from peft import PeftModel
+
+    base_name = adapter_base(folder)
+    base = load_model(base_name)
     num_rows = base.get_input_embeddings().weight.shape[0]
     if num_rows < num_tokens:
         raise InputError(

@@ -5,11 +5,11 @@ batch with those of other requests, and `finish` makes an answer of them. Both a
 """
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,6 @@ from multitask.inference.scoring import choice_nll
 from multitask.serving.batch import ContinuousBatch, DecodingRow
 
 Answer = TypeVar("Answer")
-_log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
@@ -34,6 +33,22 @@ class Job(Generic[Answer]):
     num_rows: int
     result: "Future[Answer]" = field(default_factory=Future)
     rows: list[DecodingRow] = field(default_factory=list)
+
+
+class Stream(Generic[Answer]):
+    """Hands what the worker thread makes of a job, part by part, to the event loop that made this."""
+
+    def __init__(self) -> None:
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Answer | None]()
+
+    def put(self, part: Answer | None) -> None:
+        """Adds a part; None: there are no more. Called by the worker thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, part)
+
+    async def next(self) -> Answer | None:
+        """The next part; None: there are no more."""
+        return await self._queue.get()
 
 
 class Engine:

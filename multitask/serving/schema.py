@@ -5,7 +5,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Kind = Literal["tuned", "lora", "prompted"]
 Reason = Literal["stop", "length"]
@@ -15,6 +15,16 @@ MAX_TEXT = 200_000
 """Characters of a text."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
+MIN_TEMPERATURE = 0.001
+
+
+def _warm(value: float) -> float:
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"expected 0 (greedy), or {MIN_TEMPERATURE} or more")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(_warm)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -30,7 +40,7 @@ class PredictRequest(Request):
     rows: list[dict[str, Text | list[Text]]] = Field(min_length=1, max_length=MAX_ROWS)
     arm: str | None = None
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
-    temperature: float | None = Field(None, ge=0, le=10)
+    temperature: Temperature | None = None
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
@@ -52,7 +62,7 @@ class CompletionRequest(Request):
     model: str
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_ROWS)]
     max_tokens: int | None = Field(16, ge=1, le=4096)
-    temperature: float | None = Field(1.0, ge=0, le=10)
+    temperature: Temperature | None = 1.0
     top_p: float | None = Field(1.0, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=MAX_ROWS)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
@@ -215,5 +225,6 @@ class ErrorAnswer(BaseModel):
 
     @classmethod
     def of(cls, message: str, type: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-        """As JSON."""
-        return cls(error=ErrorInfo(message=message, type=type, param=param, code=code)).model_dump()
+        """As JSON; halves of surrogate pairs in a name that a request gave become question marks."""
+        shown, named = (text and text.encode(errors="replace").decode() for text in (message, param))
+        return cls(error=ErrorInfo(message=shown or "", type=type, param=named, code=code)).model_dump()

@@ -1,0 +1,120 @@
+"""Serving from Python: loaded models behind HTTP until the process is stopped.
+
+`serve(["runs/demo"], port=8000)` answers at http://127.0.0.1:8000.
+"""
+
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from multitask.api.arguments import listed
+from multitask.config.loading import load
+from multitask.config.run import RunConfig
+from multitask.errors import InputError
+from multitask.models.names import model_folder
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MIN_KEY = 16
+
+
+def serve(
+    models: str | Path | Iterable[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    tasks_dirs: str | Path | Iterable[str | Path] = (),
+    device: str = "auto",
+    max_rows: int = 64,
+    batch_tokens: int = 32_768,
+    max_waiting_rows: int = 256,
+    max_body_bytes: int = 1 << 20,
+    timeout_s: float = 120.0,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Loads models and serves them; returns after SIGTERM or Ctrl-C, once running requests are finished.
+
+    Args:
+        models: run or model folders, or hub names.
+        host: address to listen on; one that other machines reach needs a key.
+        port: 0: a free one.
+        api_key: what requests must send as `Authorization: Bearer KEY`; None: nothing.
+        tasks_dirs: folders with further task plugins.
+        device: auto, cpu, cuda or mps.
+        max_rows: most rows of a model that decode together.
+        batch_tokens: most tokens of these; a limit on memory.
+        max_waiting_rows: rows that may wait; further requests are answered with 429.
+        max_body_bytes: of a request.
+        timeout_s: until a request is answered, or a stream ended.
+        report: called with a line about each model and with the address.
+
+    Raises:
+        InputError: the extra `serve` is not installed, a model cannot be loaded, or the address cannot be used.
+    """
+    names = [str(name) for name in listed(models)]
+    if not names:
+        raise InputError("there is no model to serve; name a run, a model folder or a hub name")
+    for name in names:
+        model_folder(name)
+    if api_key is not None and (len(api_key) < _MIN_KEY or not api_key.isascii()):
+        raise InputError(f"the API key has {len(api_key)} characters, expected at least {_MIN_KEY}, all of them ASCII")
+    if host not in _LOOPBACK and api_key is None:
+        raise InputError(
+            f"--host {host} can be reached from other machines; give an --api-key (or set MULTITASK_API_KEY)"
+        )
+    config = load(RunConfig, {"device": device})
+    try:
+        import uvicorn
+
+        from multitask.serving.app import make_app
+        from multitask.serving.middleware import Limits, TimedProtocol
+    except ImportError as error:
+        raise InputError(
+            f"serving needs FastAPI, uvicorn and prometheus-client ({error.name} is missing): "
+            "pip install 'multitask[serve]'"
+        ) from None
+    from multitask.device import choose_device
+    from multitask.serving.engine import Engine
+    from multitask.serving.loading import load_served
+    from multitask.serving.predictions import task_arms
+
+    listening = _bound(host, port)
+    with listening:
+        served = load_served(names, str(choose_device(config.device)), listed(tasks_dirs), report)
+        tasks = task_arms(served, report)
+        engine = Engine(
+            {name: one.model for name, one in served.models.items()}, max_waiting_rows, max_rows, batch_tokens
+        )
+        app = make_app(
+            engine,
+            served,
+            tasks,
+            Limits(body_bytes=max_body_bytes, request_s=timeout_s),
+            api_key,
+            None if api_key is not None else {*_LOOPBACK, host},
+        )
+        settings = uvicorn.Config(
+            app,
+            http=TimedProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(timeout_s) + 1,
+        )
+        listening.listen(2048)  # who connects once the address is shown waits, and is not turned away
+        shown = f"[{host}]" if ":" in host else host
+        report(f"http://{shown}:{listening.getsockname()[1]}")
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, before models are loaded; raises InputError for one that cannot be used."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({error}); name another") from None
+    return found
