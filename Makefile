@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu format clean
+.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -16,6 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed  ## train all five tasks on the synthetic dataset and score the model (at most 5 minutes on two cores)
 	$(BIN)/python run.py train --out runs/demo --overwrite
+
+serve: $(VENV)/installed  ## the demo run in the browser, at http://127.0.0.1:8000 (after `make demo`)
+	$(BIN)/python run.py serve runs/demo
 
 test test-slow test-real test-gpu: export OMP_WAIT_POLICY ?= PASSIVE
 

@@ -8,7 +8,7 @@ decodes them in a batch with others and makes the answer, and `_answered` waits 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +64,7 @@ def make_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     hosts: Collection[str] | None = None,
+    routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
     """All routes.
 
@@ -74,6 +75,7 @@ def make_app(
         limits: of each request.
         api_key: what requests of data must send; None: nothing.
         hosts: names by which the server may be addressed; None: any.
+        routers: further routes, such as those of the run page.
     """
     limits = limits or Limits()
 
@@ -88,6 +90,8 @@ def make_app(
     _add_errors(app)
     app.include_router(_tasks_router(engine, tasks, limits))
     app.include_router(_openai_router(engine, served, limits))
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
