@@ -1,0 +1,137 @@
+"""Load of `multitask serve`: concurrent clients beside requests one after the other, errors, memory.
+
+`python benchmarks/serve.py runs/demo --clients 64 --minutes 10` starts the server and writes benchmarks/serve.md.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Load:
+    """What the clients measured."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows answered with 200."""
+        return self.statuses[200] / self.elapsed_s
+
+    def percentile(self, fraction: float) -> float:
+        """Milliseconds that this fraction of the requests took at most."""
+        return 1000 * sorted(self.seconds)[int(fraction * (len(self.seconds) - 1))]
+
+
+def rows_of(port: int) -> list[tuple[str, dict[str, Any]]]:
+    """Example rows of all tasks."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/v1/tasks")
+    tasks = json.loads(connection.getresponse().read())["tasks"]
+    connection.close()
+    return [(task["name"], row) for task in tasks for row in task["examples"]]
+
+
+def load(port: int, num_clients: int, duration_s: float) -> Load:
+    """Clients that send one row after the other, each on a connection of its own."""
+    rows, found, lock = rows_of(port), Load(), threading.Lock()
+    ends = time.perf_counter() + duration_s
+
+    def client(number: int) -> None:
+        connection, turn = http.client.HTTPConnection("127.0.0.1", port, timeout=120), number
+        while time.perf_counter() < ends:
+            task, row = rows[turn % len(rows)]
+            began, turn = time.perf_counter(), turn + 1
+            try:
+                body = json.dumps({"rows": [row]})
+                connection.request("POST", f"/v1/tasks/{task}/predict", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                answer.read()
+                status = answer.status
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                status = 0
+            with lock:
+                found.statuses[status] += 1
+                found.seconds.append(time.perf_counter() - began)
+        connection.close()
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found.elapsed_s = time.perf_counter() - began
+    return found
+
+
+def main() -> None:
+    """Measures and writes the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--alone-s", type=float, default=30.0)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "serve.md")
+    options = parser.parse_args()
+    command = [sys.executable, "run.py", "serve", options.run, "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        port = int(next(line for line in server.stdout if line.startswith("http://")).rpartition(":")[2])
+        load(port, options.clients, 10.0)  # warm-up
+        process = psutil.Process(server.pid)
+        alone = load(port, 1, options.alone_s)
+        memory, parts = [process.memory_info().rss], []
+        for _ in range(10):
+            parts.append(load(port, options.clients, options.minutes * 6))
+            memory.append(process.memory_info().rss)
+    finally:
+        server.terminate()
+        server.wait()
+    together = Load(sum((part.statuses for part in parts), Counter()), [s for part in parts for s in part.seconds])
+    together.elapsed_s = sum(part.elapsed_s for part in parts)
+    lines = [
+        "# Serving under load",
+        "",
+        f"`python benchmarks/serve.py {Path(options.run).name}`: example rows of all tasks, one row in a request, on "
+        f"loopback; clients and server share {os.cpu_count()} CPU cores.",
+        "",
+        "| clients | rows/s | median ms | 99 % ms | requests | other than 200 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for number, one in ((1, alone), (options.clients, together)):
+        bad = sum(one.statuses.values()) - one.statuses[200]
+        lines.append(
+            f"| {number} | {one.rows_per_s:.1f} | {one.percentile(0.5):.0f} | {one.percentile(0.99):.0f} | "
+            f"{sum(one.statuses.values()):,} | {bad} |"
+        )
+    shown = ", ".join(f"{size / 2**20:.0f}" for size in memory)
+    ratio = together.rows_per_s / alone.rows_per_s
+    lines += [
+        "",
+        f"Throughput {ratio:.1f} times. Memory of the server in MiB, at the start and after each tenth: {shown}.",
+    ]
+    options.out.write_text("\n".join(lines) + "\n", "utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
