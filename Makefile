@@ -11,7 +11,7 @@ help:  ## this list
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,ko]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,ko,serve]'
 	touch $@
 
 demo: $(VENV)/installed  ## train all five tasks on the synthetic dataset and score the model (at most 5 minutes on two cores)
