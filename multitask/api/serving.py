@@ -23,6 +23,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    runs: str | Path = "runs",
     tasks_dirs: str | Path | Iterable[str | Path] = (),
     device: str = "auto",
     max_rows: int = 64,
@@ -39,6 +40,7 @@ def serve(
         host: address to listen on; one that other machines reach needs a key.
         port: 0: a free one.
         api_key: what requests must send as `Authorization: Bearer KEY`; None: nothing.
+        runs: folder whose runs the run page shows.
         tasks_dirs: folders with further task plugins.
         device: auto, cpu, cuda or mps.
         max_rows: most rows of a model that decode together.
@@ -77,6 +79,7 @@ def serve(
     from multitask.serving.engine import Engine
     from multitask.serving.loading import load_served
     from multitask.serving.predictions import task_arms
+    from multitask.serving.runs import make_router
 
     listening = _bound(host, port)
     with listening:
@@ -92,6 +95,7 @@ def serve(
             Limits(body_bytes=max_body_bytes, request_s=timeout_s),
             api_key,
             None if api_key is not None else {*_LOOPBACK, host},
+            [make_router(Path(runs))],
         )
         settings = uvicorn.Config(
             app,

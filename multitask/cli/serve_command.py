@@ -34,6 +34,7 @@ import click
     show_default=True,
     help="Seconds of a request.",
 )
+@click.option("--runs", default="runs", show_default=True, help="Folder whose runs the page /runs shows.")
 @click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute.")
 def serve(models: tuple[str, ...], **options: Any) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
@@ -126,6 +127,13 @@ def test_health_metrics_and_the_openapi_page(server: Server) -> None:
     assert "multitask_rows_running 0.0" in text
     assert {COMPLETE, "/v1/tasks", "/v1/models"} <= set(server.get("/openapi.json")["paths"])
     assert "swagger" in server.get("/docs")
+
+
+def test_the_pages_are_served(server: Server) -> None:
+    for path in ("/", "/runs", "/page/page.js", "/page/page.css"):
+        assert server.request("GET", path)[0] == 200
+    assert server.request("GET", "/page/..%2Fapp.py")[0] == 404
+    assert server.request("GET", "/page/../app.py")[0] == 404
 
 
 def raw_answer(port: int, parts: list[bytes], pause: float) -> str:
@@ -305,6 +313,8 @@ def test_sigterm_finishes_what_is_running() -> None:
         connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
         body = {**TEXT, "max_tokens": 300, "temperature": 9, "seed": 1, "stream": True}
         connection.request("POST", COMPLETE, json.dumps(body), {"Content-Type": "application/json"})
+        with urlopen(f"{address}/v1/runs") as page:
+            assert "runs" in json.load(page)
         answer = connection.getresponse()
         assert answer.readline().startswith(b"data: ")
         process.send_signal(signal.SIGTERM)
