@@ -92,3 +92,9 @@ def test_only_the_command_line_prints(path: Path) -> None:
 @pytest.mark.parametrize("path", [*PACKAGE, *PLUGINS], ids=name_of)
 def test_every_module_says_why_it_exists(path: Path) -> None:
     assert ast.get_docstring(tree(path))
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports them by name alone; the second one would be an error."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -84,6 +84,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_too_long_says_so() -> None:
     done = torchrun(_SLOW, MULTITASK_TIMEOUT_S="2")
     assert done.returncode != 0

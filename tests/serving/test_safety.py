@@ -303,6 +303,7 @@ def test_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
     assert "pip install 'multitask[serve]'" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGTERM cannot be handled there")
 def test_sigterm_finishes_what_is_running() -> None:
     command = [sys.executable, "run.py", "serve", str(tuned_run()), "--port", "0", "--device", "cpu"]

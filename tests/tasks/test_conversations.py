@@ -240,4 +240,4 @@ def test_init_finds_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         text, _ = init("talk.jsonl", overwrite=True, tasks_dirs=ROOT / "examples" / "tasks")
         assert "tasks: [chat]" in text
         assert "tasks_dirs: [" in text
-        preview("talk.yaml")
+    preview("talk.yaml")
