@@ -207,7 +207,7 @@ def set_at_end(event: threading.Event) -> Iterator[None]:
         event.set()
 
 
-def until(is_true: Callable[[], bool]) -> None:
+def until(is_true: Callable[[], object]) -> None:
     ends = time.monotonic() + 30
     while not is_true():
         assert time.monotonic() < ends
@@ -236,6 +236,7 @@ def test_a_client_that_leaves_frees_its_rows(held: threading.Event, is_stream: b
         body = json.dumps({**TEXT, "max_tokens": 400, "temperature": 9, "n": 8, "stream": is_stream})
         connection.request("POST", COMPLETE, body, {"Content-Type": "application/json"})
         until(lambda: server.engine.num_waiting == 8)
+        until(lambda: [*server.engine._queue, *server.engine._active])  # not between the two
         (job,) = [*server.engine._queue, *server.engine._active]
         connection.close()
         until(job.result.cancelled)
