@@ -111,5 +111,10 @@ def test_the_lowest_versions_train_score_prompt_generate_and_report(tmp_path: Pa
         tmp_path / "text",
     )
     # Losses, attention, decoding and readers against their references, with the lowest versions.
-    files = ("models/test_loss.py", "models/test_attention.py", "inference/test_kv_cache.py", "data/test_rows.py")
+    files = (
+        "models/test_loss.py",
+        "models/layers/test_attention.py",
+        "inference/test_kv_cache.py",
+        "data/test_rows.py",
+    )
     run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files))
