@@ -49,7 +49,7 @@ class LoopConfig(Settings):
     """auto: bf16 where it is fast (measured), else fp16 on a GPU, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder blocks (`torch.compile`); auto: on a GPU in half precision, without dropout, in runs of at
-    least 1,000 forward passes. It takes half a minute at the start. on: an error where it cannot be done."""
+    least 1,000 forward passes. It takes 10 to 20 s at the start of a run. on: an error where it cannot be done."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every_steps: int = Field(20, ge=1)

@@ -14,21 +14,17 @@ from multitask.errors import InputError
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
-_CONTEXT = 200  # characters at both sides of a seam
-
-
-_MAX_SEAMS = 50  # tried per piece, before more is read
-
-
-_SEAM = re.compile(r"(?<=\S)\s")
+_CONTEXT = 200  # characters at both sides of a split point
+_MAX_SPLITS = 50  # tried per piece, before more is read
+_SPLIT = re.compile(r"(?<=\S)\s")
 
 
 def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
     """A text in pieces of about `size` characters whose ids, one after another, are those of the whole.
 
-    A seam lies before white space, and only where the text around it has the same ids in one and in two. Where there is
-    none such (a text without white space, say), the piece continues. Raises InputError where the tokenizer has no token
-    for what it does not know, and says so.
+    A split point lies before white space, and only where the text around it has the same ids in one and in two. Where
+    there is none (a text without white space, say), the piece continues. Raises InputError where the tokenizer has no
+    token for what it does not know, and says so.
     """
 
     def ids(text: str) -> list[int]:
@@ -44,7 +40,7 @@ def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
             held += part[start : start + size]
             if len(held) < size:
                 continue
-            for at in islice(_seams(held, len(held) - size, len(held) - _CONTEXT), _MAX_SEAMS):
+            for at in islice(_split_points(held, len(held) - size, len(held) - _CONTEXT), _MAX_SPLITS):
                 left, right = held[max(0, at - _CONTEXT) : at], held[at : at + _CONTEXT]
                 if ids(left) + ids(right) == ids(left + right):
                     yield held[:at]
@@ -54,11 +50,11 @@ def pieces(parts: Iterable[str], plain: Tokenizer, size: int) -> Iterator[str]:
         yield held
 
 
-def _seams(text: str, start: int, end: int) -> Iterator[int]:
+def _split_points(text: str, start: int, end: int) -> Iterator[int]:
     """Where white space begins, the last place first; the text is searched only as far back as is asked for."""
     while end > start:
         begin = max(start, end - _CONTEXT)
-        yield from reversed([found.start() for found in _SEAM.finditer(text, begin, end)])
+        yield from reversed([found.start() for found in _SPLIT.finditer(text, begin, end)])
         end = begin
 
 

@@ -43,7 +43,7 @@ class CharacterSurvey:
         is_space = kinds <= _KEPT_SPACE
         begins = np.cumsum([len(text) for text in normal[:-1]], dtype=np.intp)
         num_words = np.count_nonzero(is_space[:-1] > is_space[1:]) + int(not is_space[0])
-        num_words += np.count_nonzero(~(is_space[begins - 1] | is_space[begins]))  # a seam ends a word
+        num_words += np.count_nonzero(~(is_space[begins - 1] | is_space[begins]))  # a split point ends a word
         lost = kinds & 1 == 1
         values, counts = np.unique(codes[lost] if lost.any() else codes[:0], return_counts=True)
         return TextCounts(Counter(dict(zip(map(chr, values.tolist()), counts.tolist(), strict=True))), int(num_words))

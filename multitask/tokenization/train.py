@@ -178,14 +178,14 @@ def tokenizer(
 
 
 def _stretches(parts: Iterable[tuple[str, bool]]) -> Iterator[str]:
-    """The text in stretches of some thousand characters. A seam lies before a space, where words end in all kinds."""
+    """The text in spans of some thousand characters, split before a space, where words end in all kinds."""
     held = ""
     for part, is_last in parts:
         held += part
         start = 0
         while len(held) - start > _STRETCH:
-            seam = held.rfind(" ", start + 1, start + _STRETCH)
-            end = seam if seam > 0 else start + _STRETCH
+            space = held.rfind(" ", start + 1, start + _STRETCH)
+            end = space if space > 0 else start + _STRETCH
             yield held[start:end]
             start = end
         held = held[start:]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_demonstrations_are_turns() -> None:
         return_dict=False,
     )
     assert prompt.target == tokenizer("4")["input_ids"], "the answer follows the header without a space"
+
+
+def test_repetitions_of_a_segment_are_turns_too() -> None:
+    task = Task("talk", "(<|ask|>{asked}<|is|>{sum}<|end|>)+", "sum", prompts={"en": Prompt("{asked}")},
+                metrics=("f1",), max_new_tokens=4)  # fmt: skip
+    tokenizer, shown = chatting(CHATML), replace(row("1+1", "2"), earlier=({"asked": "0+1", "sum": "1"},))
+    asked = replace(row("4+4", "8"), earlier=({"asked": "2+2", "sum": "4"}, {"asked": "3+3", "sum": "6"}))
+    (prompt,) = made(tokenizer, task).encode([asked], [[shown]], 1)
+    assert prompt is not None
+    turns = [("0+1", "1"), ("1+1", "2"), ("2+2", "4"), ("3+3", "6")]
+    whole = "".join(f"{Q.format(question)}{A}{answer}<|im_end|>\n" for question, answer in turns)
+    assert prompt.text == whole + Q.format("4+4") + A
+    assert prompt.ids == tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+    small = made(tokenizer, task)
+    small.window = len(tokenizer(Q.format("3+3") + A + "6<|im_end|>\n" + Q.format("4+4") + A)["input_ids"]) + 4
+    (prompt,) = small.encode([asked], [[shown]], 1)
+    assert prompt is not None
+    assert (prompt.demonstrations, prompt.is_truncated) == ((), True)
+    assert prompt.text == Q.format("3+3") + A + "6<|im_end|>\n" + Q.format("4+4") + A, "the first turn is left out"
 
 
 def test_an_answer_begins_and_ends_as_the_template_has_it() -> None:

@@ -87,6 +87,16 @@ class FusedLoraLinear(Linear):
             and (torch.is_autocast_enabled(x.device.type) or down.weight.dtype == base.weight.dtype)
         )
 
+    @property
+    def _has_more(self) -> bool:
+        """Whether the layer computes something else than its matrix and plain updates."""
+        return bool(
+            self.disable_adapters
+            or self.merged
+            or self.lora_variant
+            or any(self.lora_B[name].bias is not None for name in self.active_adapters if name in self.lora_B)
+        )
+
     def _traced(self, x: Tensor) -> Tensor:
         """The same for a compiler, which fuses by itself: no copy in float32, the update added by the product."""
         out: Tensor = self.base_layer(x)
@@ -100,7 +110,7 @@ class FusedLoraLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
         """(..., I) -> (..., O)."""
-        if torch.compiler.is_compiling() and not (args or named or self.disable_adapters or self.merged):
+        if torch.compiler.is_compiling() and not (args or named or self._has_more):
             return self._traced(x)
         if args or named or not self._is_plain(x):
             found: Tensor = super().forward(x, *args, **named)
