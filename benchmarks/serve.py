@@ -7,6 +7,7 @@ import argparse
 import http.client
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from common import commit, processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +88,7 @@ def load(port: int, num_clients: int, duration_s: float) -> Load:
 def main() -> None:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("run")
+    parser.add_argument("run", help="folder of a run, for instance runs/demo")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--alone-s", type=float, default=30.0)
@@ -96,6 +99,7 @@ def main() -> None:
     try:
         assert server.stdout is not None
         port = int(next(line for line in server.stdout if line.startswith("http://")).rpartition(":")[2])
+        num_rows = len(rows_of(port))
         load(port, options.clients, 10.0)  # warm-up
         process = psutil.Process(server.pid)
         alone = load(port, 1, options.alone_s)
@@ -108,11 +112,11 @@ def main() -> None:
         server.wait()
     together = Load(sum((part.statuses for part in parts), Counter()), [s for part in parts for s in part.seconds])
     together.elapsed_s = sum(part.elapsed_s for part in parts)
+    ratio = together.rows_per_s / alone.rows_per_s
     lines = [
         "# Serving under load",
         "",
-        f"`python benchmarks/serve.py {Path(options.run).name}`: example rows of all tasks, one row in a request, on "
-        f"loopback; clients and server share {os.cpu_count()} CPU cores.",
+        f"Throughput with {options.clients} clients: **{ratio:.1f} times** that of one.",
         "",
         "| clients | rows/s | median ms | 99 % ms | requests | other than 200 |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -124,10 +128,19 @@ def main() -> None:
             f"{sum(one.statuses.values()):,} | {bad} |"
         )
     shown = ", ".join(f"{size / 2**20:.0f}" for size in memory)
-    ratio = together.rows_per_s / alone.rows_per_s
+    cost = json.loads((Path(options.run) / "results.json").read_text("utf-8"))["cost"]
     lines += [
         "",
-        f"Throughput {ratio:.1f} times. Memory of the server in MiB, at the start and after each tenth: {shown}.",
+        f"- Memory of the server in MiB, at the start and after each tenth: {shown}.",
+        f"- One row in a request, a request after the other on one connection for each client: the {num_rows} example "
+        f"rows of all tasks in turn, greedy. {options.alone_s:g} s with one client, then {options.minutes:g} minutes "
+        f"with {options.clients}; 10 s before them are not counted.",
+        f"- Model: the run `{Path(options.run).name}`, {cost['total_parameters']:,} parameters. On loopback; clients "
+        "and server share the machine.",
+        f"- Hardware: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}. "
+        f"Python {platform.python_version()}, torch {torch.__version__}{commit()}.",
+        f"- Command: `python benchmarks/serve.py {Path(options.run)} --clients {options.clients} "
+        f"--minutes {options.minutes:g}`",
     ]
     options.out.write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
