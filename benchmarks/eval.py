@@ -24,7 +24,7 @@ import click
 import numpy as np
 from common import Clock, commit, processor, read_lines, run_arm, write_lines
 
-SOURCES = {"nli": ["nli_ko_klue"], "qa": ["qa_ko_korquad"], "summ": ["summ_ko_sae4k"]}
+SOURCES = {"nli": ["nli_ko_klue"], "qa": ["qa_ko_korquad"], "summ": ["summ_ko_sae4k", "summ_en_scitldr"]}
 WRITTEN = ("qa", "summ")  # tasks whose answers are written; those of nli are chosen
 NUM_SHOTS = 8
 BATCH = 16  # rows, of every arm that counts rows
@@ -41,7 +41,7 @@ TRAIN = {
     "prompt_weight": 0.3,  # learns words sooner
     "mixture_weights": {"summ": 9, "qa": 1},  # examples; a row of qa has thirty times the tokens
 }
-NUM_STEPS = 240
+NUM_STEPS = 400
 MOST_NATS = 1e-4  # two log-likelihoods further apart than this are not the same
 MOST_TIE = 1e-5  # two logits further apart than this are no tie
 CHOOSING, WRITING = ("ours choosing", "harness"), ("ours generating", "padded generate")
@@ -456,7 +456,7 @@ def _table(title: str, results: dict[str, list[dict[str, Any]]], pair: tuple[str
 @click.command()
 @click.option("--rounds", "num_rounds", default=3, show_default=True, help="How often each arm runs.")
 @click.option("--rows", "num_rows", default=500, show_default=True, help="Rows to choose answers for.")
-@click.option("--texts", "num_texts", default=240, show_default=True, help="Prompts to write answers to.")
+@click.option("--texts", "num_texts", default=360, show_default=True, help="Prompts to write answers to.")
 @click.option("--data", "root", type=Path, help="Folder of the sets.  [default: MULTITASK_DATA, else ../shared/data]")
 @click.option("--out", type=Path, default=Path(__file__).with_suffix(".md"), help="Report.  [default: eval.md here]")
 @click.option("--note", "notes", multiple=True, help="A remark for the report; may be given several times.")
