@@ -38,6 +38,7 @@ class StepEvent(TypedDict):
 
     event: Literal["step"]
     step: int
+    max_steps: int
     tokens: int
     loss: dict[str, float]
     learning_rate: float

@@ -37,6 +37,11 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONPATH": str(ROOT),
 }
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template."""
 
 
 def varlen_on_cpu(
@@ -145,6 +150,24 @@ def learned() -> Path:
         out=out,
     )
     return out
+
+
+def messages(*texts: str) -> list[dict[str, str]]:
+    """Turns of user and assistant, the user first."""
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def conversations(folder: Path) -> dict[str, Any]:
+    """Settings of a tiny run on conversations whose second reply repeats the first user's word."""
+    rows = []
+    for number in range(60):
+        word, other = f"w{number % 7}", f"v{number % 5}"
+        rows.append({"id": str(number), "messages": messages(word, f"{word}!", f"again {other}", f"{word} {other}")})
+    name = write_rows(folder / "rows.jsonl", rows)
+    given = settings("chat", data={"root": str(folder)}, train={"max_steps": 3}, model={"n_positions": 256})
+    split = {"validation": 0.2, "test": 0.2}
+    given["data"]["sources"] = {"chat": [{"files": {"all": name}, "split_by": split}]}
+    return given
 
 
 def untrained(folder: Path, *tasks: str, **shape: Any) -> Path:

@@ -98,10 +98,11 @@ def running(
     limits: Limits | None = None,
     api_key: str | None = None,
     hosts: Sequence[str] | None = None,
+    tasks_dirs: Sequence[Path] = (),
     **engine: int,
 ) -> Iterator[Server]:
     """Loads models and serves them in a thread."""
-    served = load_served([str(folder) for folder in folders], "cpu", report=lambda line: None)
+    served = load_served([str(folder) for folder in folders], "cpu", tasks_dirs, lambda line: None)
     tasks = task_arms(served, lambda line: None)
     worker = Engine({name: one.model for name, one in served.models.items()}, **engine)
     app = make_app(worker, served, tasks, limits, api_key, hosts)

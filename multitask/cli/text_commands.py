@@ -42,7 +42,7 @@ _MARKER = "<|"  # a prompt with special tokens is that of a task already
     is_flag=True,
     help="Show the candidates of each step, before and after sampling options.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates shown of a step.")
+@click.option("--top", type=click.IntRange(min=1), help="With --explain: candidates shown of a step; default: 5.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the steps of one text (PNG).")
 @click.option("--stream/--no-stream", default=None, help="Show parts of a text at once; default: on a terminal.")
 @click.option("--tasks-dir", "tasks_dirs", multiple=True, help="Folder of further task plugins; repeatable.")
@@ -56,7 +56,7 @@ def generate(
     encoding: str,
     interactive: bool,
     explain: bool,
-    top: int,
+    top: int | None,
     stream: bool | None,
     out: Path | None,
     picture: Path | None,
@@ -78,6 +78,10 @@ def generate(
     from multitask.inference.trained_run import task_of_model, trained_run
     from multitask.models.names import model_folder
 
+    if top is not None and not explain:
+        raise InputError("--top says how many candidates --explain shows; add --explain")
+    if options["force"] and task is None:
+        raise InputError("--force uses the prompt of a task that the model was not trained on; name it with --task")
     model_folder(model)
     chosen = task_of_model(model, task, options["tasks_dirs"]) if task is not None else None
     given = {"PROMPT": prompt is not None, "--file": file is not None, "--field": bool(flags)}
@@ -88,7 +92,7 @@ def generate(
             f"found {found}, expected one of PROMPT (- for standard input), --file, --task with --field, --interactive"
         )
     named: Json = {name: value for name, value in options.items() if value is not None}
-    console = GenerationConsole(chosen, top if explain else 0, stream)
+    console = GenerationConsole(chosen, (top or 5) if explain else 0, stream)
     if interactive:
         if out is not None or picture is not None:
             raise InputError("--interactive writes to the terminal; --out and --picture take prompts given at once")

@@ -16,9 +16,11 @@ from multitask.config.data import LANGUAGE
 from multitask.config.evaluation import FewshotConfig, SamplingConfig
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
+from multitask.evaluation.prompting.chat import Chat
 from multitask.evaluation.prompting.demonstrations import draw
 from multitask.evaluation.prompting.formats import EncodedPrompt as PlainPrompt
 from multitask.evaluation.prompting.formats import Stopped
+from multitask.evaluation.prompting.templates import Style
 from multitask.evaluation.prompts import PlainFormat
 from multitask.inference.explanation import token_piece
 from multitask.inference.generator import EncodedPrompt, Generator
@@ -163,12 +165,19 @@ class TunedArm(Arm):
 
 
 class PromptedArm(Arm):
-    """Any model, prompted in plain text with demonstrations from the training rows."""
+    """Any model, prompted with demonstrations from the training rows: as plain text, or as turns of a chat."""
 
     kind: Kind = "prompted"
 
-    def __init__(self, model: ServedModel, served: ServedTask, shots: int, drawn: Mapping[str, Sequence[Row]]) -> None:
-        super().__init__(f"{model.id} {shots}-shot", model, served.task)
+    def __init__(
+        self,
+        model: ServedModel,
+        served: ServedTask,
+        shots: int,
+        drawn: Mapping[str, Sequence[Row]],
+        chat: Chat | None = None,
+    ) -> None:
+        super().__init__(f"{model.id} {shots}-shot{' chat' if chat else ''}", model, served.task)
         self.shots, self.drawn = shots, drawn
         self.columns = served.trained.columns(served.task) if served.trained is not None else ()
         self.choices = choices_of(served, drawn)
@@ -178,7 +187,10 @@ class PromptedArm(Arm):
         @lru_cache(maxsize=16)
         def plain(max_new_tokens: int) -> PlainFormat:
             task = replace(served.task, max_new_tokens=max_new_tokens)
-            return PlainFormat(task, model.tokenizer, model.window, {i for i in ends if i is not None}, FewshotConfig())
+            ids = {i for i in ends if i is not None}
+            style = PlainFormat(task, model.tokenizer, model.window, ids, FewshotConfig(), chat)
+            languages = {LANGUAGE, *self.choices, *drawn, *task.prompts} if chat is not None else ()
+            return style.with_styles({one: Style(task.templates(one)[0], is_chat=True) for one in languages})
 
         self._format = plain
         plain(self.task.max_new_tokens)
@@ -232,8 +244,10 @@ class TaskArms:
 def task_arms(served: Served, report: Any) -> dict[str, TaskArms]:
     """The arms of every task: models trained on it, then all models, prompted without and with demonstrations.
 
-    report: called with a line where a task has no training rows to show.
+    A model whose tokenizer has a chat template is prompted both as plain text and as a chat. report: called with a line
+    where a task has no training rows to show, or a chat template cannot be used.
     """
+    chats = _chats(served, report)
     found = {}
     for name, one in served.tasks.items():
         drawn = dict[str, list[Row]]()
@@ -247,9 +261,23 @@ def task_arms(served: Served, report: Any) -> dict[str, TaskArms]:
         is_prompted = bool(one.task.prompts) and (not one.task.is_closed or bool(choices_of(one, drawn)))
         for model in served.models.values() if is_prompted else ():
             if model.kind != "lora" and one.task.max_new_tokens < model.window:  # its base is prompted
-                arms += [PromptedArm(model, one, shots, drawn) for shots in ((0, SHOTS) if drawn else (0,))]
+                ways = (None, chats[model.id]) if model.id in chats else (None,)
+                num_shots = (0, SHOTS) if drawn else (0,)
+                arms += [PromptedArm(model, one, shots, drawn, way) for way in ways for shots in num_shots]
         found[name] = TaskArms(_info(one, drawn, arms), {arm.name: arm for arm in arms})
     return {name: one for name, one in found.items() if one.arms}
+
+
+def _chats(served: Served, report: Any) -> dict[str, Chat]:
+    """The chat templates of the models that have one, by model id."""
+    found = {}
+    for model in served.models.values():
+        if model.tokenizer.chat_template and model.kind != "lora":
+            try:
+                found[model.id] = Chat(model.tokenizer, model.id)
+            except InputError as error:
+                report(str(error).replace("; prompt it as plain text: --chat off", "; it is prompted as plain text"))
+    return found
 
 
 def _info(served: ServedTask, drawn: Mapping[str, Sequence[Row]], arms: Sequence[Arm]) -> TaskInfo:
@@ -259,11 +287,7 @@ def _info(served: ServedTask, drawn: Mapping[str, Sequence[Row]], arms: Sequence
         FieldInfo(name=name, is_optional=name in task.optional, is_list=name in repeated)
         for name in prompt_fields(task)
     ]
-    examples: list[dict[str, str | list[str]]] = [
-        {name: text for name, text in row.fields.items() if name != task.target}
-        for rows in drawn.values()
-        for row in rows[-3:]  # the last ones are no demonstrations
-    ]
+    examples = [_example(task, row) for rows in drawn.values() for row in rows[-3:]]  # they are no demonstrations
     choices = {language: list(words) for language, words in choices_of(served, drawn).items()}
     return TaskInfo(
         name=task.name,
@@ -276,6 +300,16 @@ def _info(served: ServedTask, drawn: Mapping[str, Sequence[Row]], arms: Sequence
         examples=examples,
         arms=[arm.info for arm in arms],
     )
+
+
+def _example(task: Task, row: Row) -> dict[str, str | list[str]]:
+    """The fields of a row as a request gives them: without the last target, those of repetitions as lists."""
+    found: dict[str, str | list[str]] = {name: text for name, text in row.fields.items() if name != task.target}
+    if row.earlier:
+        for name in fields(segments(task.stream)[1]):
+            last = [] if name == task.target else [row.fields[name]]
+            found[name] = [*(one[name] for one in row.earlier), *last]
+    return found
 
 
 def choices_of(served: ServedTask, drawn: Mapping[str, Sequence[Row]]) -> dict[str, tuple[str, ...]]:
@@ -300,6 +334,8 @@ def language_of(given: Given, known: Sequence[str]) -> str:
 def check_fields(task: Task, given: Given, number: int, columns: Sequence[Mapping[str, str]]) -> None:
     """Raises InputError for fields that the task does not have, and for a list where one text is expected."""
     own = prompt_fields(task)
+    if task.target in fields(segments(task.stream)[1]):  # of the repetitions before the last one
+        own.append(task.target)
     known = {*own, *(column for names in columns for field, column in names.items() if field in own), "language"}
     unknown = [name for name in given if name not in known]
     if unknown:

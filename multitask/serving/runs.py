@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
@@ -36,7 +35,7 @@ class RunSummary(BaseModel):
     tasks: list[str]
     step: int
     max_steps: int | None
-    """None: the settings give epochs, and the run is not finished."""
+    """None: an unfinished run whose lines do not say it."""
     is_done: bool
     has_report: bool
     idle_s: float
@@ -153,10 +152,10 @@ def summary(name: str, folder: Path, root: Path) -> RunSummary:
     """How far a run is."""
     metrics = folder / "metrics.jsonl"
     changed = _changed(metrics)
-    last = next((line for line in reversed(_tail(metrics, changed)) if "step" in line), {})
+    lines = _tail(metrics, changed)
+    last = next((line for line in reversed(lines) if "step" in line), {})
     step, is_done = _whole(last.get("step")) or 0, (folder / "results.json").is_file()
-    settings = folder / "config.yaml"
-    limit = _max_steps(settings, _changed(settings)) if _owned(settings, root) else None
+    limit = next((_whole(line["max_steps"]) for line in reversed(lines) if "max_steps" in line), None)
     return RunSummary(
         name=name,
         tasks=list(_losses(last)),
@@ -243,16 +242,6 @@ def _tail(path: Path, changed: float) -> tuple[Json, ...]:
     except OSError:
         return ()
     return tuple(found for line in lines if (found := _object(line)) is not None)
-
-
-@lru_cache(maxsize=1024)
-def _max_steps(path: Path, changed: float) -> int | None:
-    """`train.max_steps` of the settings that a run was started with; None: its length is in epochs."""
-    try:
-        read = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    return _whole(_mapping(_mapping(read).get("train")).get("max_steps"))
 
 
 def _changed(path: Path) -> float:

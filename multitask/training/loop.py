@@ -213,6 +213,7 @@ class Loop:
         record: StepEvent = {
             "event": "step",
             "step": self.step,
+            "max_steps": self.max_steps,
             "tokens": self.num_tokens,
             "loss": loss,
             "learning_rate": rate,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import TASKS, WORDS, tokenizer_of
-from helpers import files, settings
+from helpers import CHATML, files, settings
 from test_templates import lines, rows, source
 from transformers import PreTrainedTokenizerFast
 
@@ -23,10 +23,6 @@ from multitask.evaluation.prompting.templates import Style
 from multitask.evaluation.prompts import PlainFormat
 from multitask.task import Prompt, Task
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
     "{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"

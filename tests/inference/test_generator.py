@@ -413,6 +413,8 @@ def test_characters_that_the_tokenizer_drops_are_named() -> None:
         (("--task", "sum"), "unknown task 'sum'; did you mean 'summ'?"),
         (("--task", "qa"), "PROMPT: found text, expected the fields of task 'qa': context, question; give them as"),
         (("--out", "."), ".: is a folder"),
+        (("--top", 3), "--top says how many candidates --explain shows; add --explain"),
+        (("--force",), "--force uses the prompt of a task that the model was not trained on; name it with --task"),
     ],
 )
 def test_invalid_options(options: tuple[object, ...], message: str) -> None:

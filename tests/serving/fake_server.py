@@ -257,6 +257,7 @@ def write_run(folder: Path, num_lines: int = 40, *, is_done: bool = True, max_st
             {
                 "event": "step",
                 "step": step,
+                **({} if max_steps is None else {"max_steps": max_steps}),
                 "tokens": 4096 * step,
                 "loss": loss,
                 "learning_rate": 0.003 * min(1, number / 5) * (1 - number / (num_lines + 1)),
@@ -277,9 +278,6 @@ def write_run(folder: Path, num_lines: int = 40, *, is_done: bool = True, max_st
                 }
             )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    limit = "null" if max_steps is None else str(max_steps)
-    settings = f"data:\n  root: {HOME}/data\ntrain:\n  max_steps: {limit}\n"
-    (folder / "config.yaml").write_text(settings, "utf-8")
     if not is_done:
         return
     metrics = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import byte_level
-from helpers import ROOT, settings, write_rows
+from helpers import ROOT, conversations, messages, write_rows
 from torch import nn
 
 from multitask.api import evaluate, generate, init, preview, train
@@ -25,10 +25,6 @@ from multitask.tokenization.row_encoder import Encoded, RowEncoder, target_spans
 
 CHAT = load_tasks([ROOT / "examples" / "tasks"])["chat"]
 TOKENIZER = byte_level([], markers({"chat": CHAT}))
-
-
-def messages(*texts: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
 def read(folder: Path, *rows: dict[str, Any], **source: Any) -> list[Row]:
@@ -192,19 +188,6 @@ def test_plain_prompts_hold_all_turns(tmp_path: Path) -> None:
 def test_what_a_repeated_segment_cannot_be(change: dict[str, Any], error: str) -> None:
     with pytest.raises(InputError, match=error.replace("(", r"\(")):
         check(replace(CHAT, **change), "chat", "here")
-
-
-def conversations(folder: Path) -> dict[str, Any]:
-    """Settings of a tiny run on conversations whose second reply repeats the first user's word."""
-    rows = []
-    for number in range(60):
-        word, other = f"w{number % 7}", f"v{number % 5}"
-        rows.append({"id": str(number), "messages": messages(word, f"{word}!", f"again {other}", f"{word} {other}")})
-    name = write_rows(folder / "rows.jsonl", rows)
-    given = settings("chat", data={"root": str(folder)}, train={"max_steps": 3}, model={"n_positions": 256})
-    split = {"validation": 0.2, "test": 0.2}
-    given["data"]["sources"] = {"chat": [{"files": {"all": name}, "split_by": split}]}
-    return given
 
 
 def test_from_conversations_to_a_score_and_a_reply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
