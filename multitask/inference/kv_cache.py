@@ -89,7 +89,7 @@ def _partial(
     mask: added to the scores, -1e9 where a query must not attend; one that attends to nothing gets a log-sum-exp
     so low that `_merged` leaves its part out.
     """
-    is_fused = rule.softcap is None and query.shape[-2] > 1
+    is_fused = rule.softcap is None
     if _FUSED is not None and is_fused and query.device.type == "cpu" and query.dtype == torch.float32:
         four = (part.view(-1, *part.shape[-3:]) for part in (query, key, value))
         four_mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
