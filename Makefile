@@ -67,8 +67,9 @@ bench-pretrain: $(VENV)/installed  ## tokens/s of pretraining beside a plain loo
 bench-scale: $(VENV)/installed  ## 100,000 and 1,000,000 short rows: rate of encoding, seconds to the first step, memory; writes benchmarks/scale.md
 	$(BIN)/python benchmarks/scale.py
 
-bench-gpu: $(VENV)/installed  ## tokens/s and share of the peak on a GPU; writes benchmarks/gpu.md
+bench-gpu: $(VENV)/installed .venv-eval/installed  ## training, generation and few-shot scoring on a GPU, beside others; writes benchmarks/gpu.md, gpu_eval.md
 	$(BIN)/python benchmarks/gpu.py
+	.venv-eval/bin/python benchmarks/gpu_eval.py
 
 test-tensorflow: export OMP_WAIT_POLICY ?= PASSIVE
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: what they ran on, and the memory of a process."""
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,20 @@ def write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
 
-def matrix_flops(is_bf16: bool, size: int = 2048) -> float:
-    """FLOP/s of a product of random square matrices on this CPU, median of ten."""
+def matrix_flops(is_bf16: bool, size: int = 2048, device: str = "cpu") -> float:
+    """FLOP/s of a product of random square matrices, median of ten."""
     import torch
 
-    left, right = (torch.randn(size, size).to(torch.bfloat16 if is_bf16 else torch.float32) for _ in range(2))
+    from multitask.device import synchronize
+
+    on = torch.device(device)
+    left, right = (torch.randn(size, size, device=on).to(torch.bfloat16 if is_bf16 else torch.float32) for _ in "12")
     times = []
     for _ in range(13):
+        synchronize(on)
         start = time.perf_counter()
         _ = left @ right
+        synchronize(on)
         times.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(times[3:])
 
@@ -127,3 +133,80 @@ def flops(model: Any, batch: Any, is_lora: bool) -> float:
     attended = 4 * pairs * width * config.num_hidden_layers * 3
     products = matrices * batch.num_tokens + head * len(batch.targets)
     return float((4 if is_lora else 6) * products + 6 * adapters * batch.num_tokens + attended)
+
+
+def word_tokenizer(vocab_size: int) -> Any:
+    """A tokenizer of transformers for the words `w1 w2 w3`, ids 1 to `vocab_size - 1`, and `<eos>`, id 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<eos>": 0, **{f"w{number}": number for number in range(1, vocab_size)}}
+    made = Tokenizer(models.WordLevel(words, "<eos>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
+
+
+def padded_texts(
+    model: Any, prompts: Sequence[Sequence[int]], end_ids: Set[int], batch_rows: int, max_new_tokens: int
+) -> list[list[int]]:
+    """New ids of each prompt, greedily, by transformers' `generate`: sorted by length, padded on the left."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    written: list[list[int]] = [[]] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    for start in range(0, len(order), batch_rows):
+        numbers = order[start : start + batch_rows]
+        rows = [torch.tensor(prompts[n]) for n in numbers]
+        masks = [torch.ones_like(row) for row in rows]
+        ids, mask = (
+            pad_sequence(part, batch_first=True, padding_side="left").to(model.device) for part in (rows, masks)
+        )
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(end_ids),
+            pad_token_id=0,
+        )
+        for number, new in zip(numbers, output[:, ids.shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(new) if token in end_ids), None)
+            written[number] = new[:end]
+    return written
+
+
+def logit_gap(model: Any, prompt: Sequence[int], one: Sequence[int], other: Sequence[int], end_ids: Set[int]) -> float:
+    """The difference of two texts' logits at the first id that differs, of the model alone without padding.
+
+    A text that ended there counts with its most likely end token.
+    """
+    import torch
+
+    at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    with torch.no_grad():
+        scores = model(torch.tensor([[*prompt, *one[:at]]], device=model.device)).logits[0, -1]
+    picked = [scores[text[at]] if at < len(text) else scores[sorted(end_ids)].max() for text in (one, other)]
+    return abs(float(picked[0] - picked[1]))
+
+
+def machine(device: str) -> str:
+    """The GPU or CPU, versions and commit."""
+    from multitask.device import gpu_name
+
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
+    return f"{gpu_name(device) or processor()}, {versions}, Python {platform.python_version()}{commit()}"
+
+
+class Lines:
+    """Lines of a report, printed and written as they come: a benchmark that is stopped keeps what it measured."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.out, self.lines = out, list[str]()
+
+    def add(self, *lines: str) -> None:
+        """Adds lines; `out` None: only prints them."""
+        print(*lines, sep="\n", flush=True)
+        self.lines += lines
+        if self.out is not None:
+            write_lines(self.out, self.lines)

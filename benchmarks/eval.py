@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Clock, commit, processor, read_lines, run_arm, write_lines
+from common import Clock, commit, logit_gap, padded_texts, processor, read_lines, run_arm, write_lines
 
 SOURCES = {"nli": ["nli_ko_klue"], "qa": ["qa_ko_korquad"], "summ": ["summ_ko_sae4k", "summ_en_scitldr"]}
 WRITTEN = ("qa", "summ")  # tasks whose answers are written; those of nli are chosen
@@ -254,20 +254,11 @@ def padded_generate(work: Path, file: str) -> tuple[dict[str, Any], list[list[in
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(work / "run" / "model", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(work / "run" / "model", padding_side="left")
-    end = tokenizer.eos_token_id
+    tokenizer = AutoTokenizer.from_pretrained(work / "run" / "model")
 
     def write(prompts: list[str]) -> list[list[int]]:
         ids = tokenizer(prompts)["input_ids"]
-        written: list[list[int]] = [[]] * len(ids)
-        order = sorted(range(len(ids)), key=lambda n: -len(ids[n]))
-        for start in range(0, len(order), BATCH):
-            numbers = order[start : start + BATCH]
-            batch = tokenizer.pad({"input_ids": [ids[n] for n in numbers]}, return_tensors="pt")
-            output = model.generate(**batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-            for number, new in zip(numbers, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                written[number] = new[: new.index(end)] if end in new else new
-        return written
+        return padded_texts(model, ids, {tokenizer.eos_token_id}, BATCH, MAX_NEW_TOKENS)
 
     return _by_set(work, file, write)
 
@@ -308,8 +299,6 @@ def same_texts(work: Path) -> dict[str, Any]:
     Raises AssertionError for a row that differs without a tie: at the first id that differs, the model alone, asked
     without padding, must find the two ids' logits within `MOST_TIE`.
     """
-    import torch
-
     from multitask.models.io import load_trained
 
     ours, theirs = (json.loads((work / f"{arm}.json").read_text("utf-8")) for arm in WRITING)
@@ -322,11 +311,7 @@ def same_texts(work: Path) -> dict[str, Any]:
         lengths[row["set"]].append(len(one))
         if one == other:
             continue
-        one, other = [*one, end], [*other, end]
-        at = next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-        with torch.no_grad():
-            scores = model(torch.tensor([tokenizer.encode(row["prompt"]) + one[:at]])).logits[0, -1]
-        apart = abs(float(scores[one[at]] - scores[other[at]]))
+        apart = logit_gap(model, tokenizer.encode(row["prompt"]), one, other, {end})
         assert apart <= MOST_TIE, f"{row['prompt']!r}: {one} and {other} differ, by a logit of {apart}"
         num_ties += 1
     return {

@@ -1,4 +1,4 @@
-"""Training speed on a GPU: packed rows of tasks, how examples are kept apart, compiled blocks, and TRL's SFTTrainer.
+"""Training speed on a GPU: packed rows of tasks and full blocks of plain text, beside TRL and a plain loop.
 
 `python benchmarks/gpu.py` trains models of real shapes and random weights on rows made on the spot, a pass a step, in
 bf16; it prints the measured peak of a matrix product, and for each arm tokens/s, milliseconds, memory, and model FLOPs
@@ -6,13 +6,14 @@ utilisation (MFU): the FLOPs that the model needs, over seconds and measured pea
 
 | model | tokens a pass | arm | tokens/s | ms a step | MFU | peak memory |
 
-`make bench-gpu` makes the environment. Arms of TRL, each in a process of its own, run where `trl` is installed; its
-packing keeps examples apart by FlexAttention, as FlashAttention's package is built for few versions of torch.
+Plain text is beside a plain loop: the same steps with transformers' own attention and loss, as it is and compiled.
+Arms of TRL, each in a process of its own, run where `trl` is installed; its packing keeps examples apart by
+FlexAttention, as FlashAttention's package is built for few versions of torch. `make bench-gpu` makes the environment.
+`--device cpu --tiny` shows whether all arms but TRL's run.
 """
 
 import importlib.util
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,19 +22,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
-import transformers
-from common import commit, flops
-from torch import nn
+from common import Lines, flops, machine, matrix_flops, word_tokenizer
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from multitask.batching.collate import Batch, collate
 from multitask.config.model import AdapterConfig
 from multitask.config.train import TrainConfig
+from multitask.device import peak_memory_bytes, reset_peak, synchronize
 from multitask.models.layers import attention
 from multitask.models.layers.compiled import CompiledBlocks
 from multitask.models.lora import add_lora
@@ -63,46 +64,61 @@ _GEMMA = {
     "sliding_window": 512,
 }
 _GPT2 = {"n_positions": 1024, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+PLAIN_TEXT = "GPT-2 124M, plain text"
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "GPT-2 124M, full": ("gpt2", _GPT2, False),
+    PLAIN_TEXT: ("gpt2", _GPT2, False),
     "SmolLM2-135M shape, LoRA 16": ("llama", _LLAMA, True),
     "Gemma 3 270M shape, LoRA 16": ("gemma3_text", _GEMMA, True),
 }
+OURS = ("groups", "varlen", "varlen, compiled")
+PLAIN = ("plain loop", "plain loop, compiled")
 LONGEST = 512
 
 
-def peak_flops(device: torch.device) -> float:
-    """FLOP/s of a bf16 product of random matrices, 8192 x 8192, median of ten."""
-    left, right = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
-    times = []
-    for _ in range(13):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        _ = left @ right
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * 8192**3 / statistics.median(times[3:])
+class Size(NamedTuple):
+    """Tokens of the longest example and of a block, ids that are drawn, width of the peak's product, other shapes."""
+
+    longest: int = LONGEST
+    block: int = 1024
+    num_ids: int = 30000
+    product: int = 8192
+    shape: dict[str, Any] = {}  # noqa: RUF012
 
 
-def rows(num_tokens: int, num: int, vocab_size: int) -> list[list[tuple[Any, int]]]:
-    """Rows of so many passes as tasks have them, ids and length of the prompt: median 90 tokens, at most `LONGEST`."""
+_NARROW = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "initializer_range": 0.2,  # losses of smaller weights are those of a uniform distribution, whatever is computed
+}
+TINY = Size(24, 32, 300, 64, {"vocab_size": 300, "num_hidden_layers": 2, "layer_types": None, **_NARROW})
+
+
+def rows(num_tokens: int, num: int, size: Size) -> list[list[tuple[Any, int]]]:
+    """Rows of so many passes as tasks have them, ids and length of the prompt: median 90 tokens, at most `longest`."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(num):
         examples, total = [], 0
         while True:
-            length = int(np.clip(rng.lognormal(4.5, 0.7), 12, LONGEST))
+            length = int(np.clip(rng.lognormal(4.5, 0.7), 12, size.longest))
             if total + length - 1 > num_tokens:
                 break
-            examples.append((rng.integers(0, vocab_size, length), max(1, int(0.8 * length))))
+            examples.append((rng.integers(0, size.num_ids, length), max(1, int(0.8 * length))))
             total += length - 1
         found.append(examples)
     return found
 
 
-def passes(num_tokens: int, num: int, vocab_size: int) -> list[Batch]:
-    """The same, packed."""
-    return [collate(examples) for examples in rows(num_tokens, num, vocab_size)]
+def passes(num_tokens: int, num: int, size: Size, is_text: bool) -> list[Batch]:
+    """The same, packed; or full blocks of plain text, of which each token is predicted."""
+    if not is_text:
+        return [collate(examples) for examples in rows(num_tokens, num, size)]
+    drawn = np.random.default_rng(0).integers(0, size.num_ids, (num, max(1, num_tokens // size.block), size.block + 1))
+    return [collate([(ids, 1) for ids in one]) for one in drawn]
 
 
 @contextmanager
@@ -117,30 +133,63 @@ def arm_of(name: str) -> Iterator[None]:
         attention.has_varlen = before
 
 
-def measure(model: Any, batches: list[Batch], num_steps: int, compiles: bool) -> tuple[float, int, float]:
-    """Median seconds of a step, peak bytes, and the last loss."""
-    device = next(model.parameters()).device
+def loss_of(model: Any, arm: str, size: Size) -> Callable[[Batch], Tensor]:
+    """The mean loss of a batch, as an arm computes it. Without a GPU what is compiled is traced and runs as it is."""
+    backend = "inductor" if model.device.type == "cuda" else "eager"
+    if arm in OURS:
+        prepare_attention(model, size.longest, "packed")
+        forward = TokenNLL(model, CompiledBlocks(model, backend) if "compiled" in arm else None)
+        return lambda batch: forward(batch, 1 / len(batch.targets))[0]
+    own = torch.compile(model, backend=backend) if "compiled" in arm else model
+
+    def plain(batch: Batch) -> Tensor:
+        ids, following = (part.view(-1, size.block) for part in (batch.input_ids, batch.targets))
+        # The id after a block is a label too, hence `shift_labels`; without `labels` there is no loss.
+        loss: Tensor = own(input_ids=ids, labels=following, shift_labels=following, use_cache=False).loss
+        return loss
+
+    return plain
+
+
+class Measured(NamedTuple):
+    """Median seconds of a step, peak bytes, the last loss, and the FLOPs that a step needs."""
+
+    seconds: float
+    peak_bytes: int
+    loss: float
+    flops: float
+
+
+def measure(name: str, arm: str, batches: list[Batch], num_steps: int, device: torch.device, size: Size) -> Measured:
+    """Trains a new model."""
+    kind, shape, is_lora = MODELS[name]
+    torch.compiler.reset()  # else the same code, compiled for many models, runs as it is from the ninth time on
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**shape, **size.shape})
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device)
+    if is_lora:
+        model = add_lora(model, AdapterConfig(kind="lora", rank=16, alpha=32), [1, 2, 3, 4]).to(device)
     model.train()
-    prepare_attention(model, LONGEST, "packed")
-    forward = TokenNLL(model, CompiledBlocks(model) if compiles else None)
+    get_loss = loss_of(model, arm, size)
     optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-4), device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    torch.cuda.reset_peak_memory_stats()
+    reset_peak(device)
     times, last = [], 0.0
     for step in range(num_steps + 3):
-        torch.cuda.synchronize()
+        synchronize(device)
         start = time.perf_counter()
         batch = batches[step % len(batches)].to(device)
-        with torch.autocast("cuda", torch.bfloat16):
-            loss, _ = forward(batch, 1 / len(batch.targets))
-        loss.backward()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = get_loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
+        synchronize(device)
         times.append(time.perf_counter() - start)
         last = loss.item()
-    return statistics.median(times[3:]), torch.cuda.max_memory_allocated(), last
+    needed = statistics.fmean(flops(model, batch, is_lora) for batch in batches)
+    return Measured(statistics.median(times[3:]), peak_memory_bytes(device), last, needed)
 
 
 TRL: dict[str, dict[str, Any]] = {
@@ -160,12 +209,12 @@ def run_trl(name: str, arm: str, num_tokens: int, num_steps: int) -> dict[str, f
     """Median seconds of a step of TRL's SFTTrainer, tokens of examples in it, and peak bytes."""
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     kind, shape, is_lora = MODELS[name]
     settings: dict[str, Any] = dict(TRL[arm])
-    drawn = [row for batch in rows(num_tokens, num_steps + 6, 30000) for row in batch]
+    drawn = [row for batch in rows(num_tokens, num_steps + 6, Size()) for row in batch]
     mean = statistics.fmean(len(ids) for ids, _ in drawn)
     is_packed = settings.get("packing", False)
     window = 2 * LONGEST
@@ -215,7 +264,7 @@ def run_trl(name: str, arm: str, num_tokens: int, num_steps: int) -> dict[str, f
                     for ids, num in drawn
                 ]
             ),
-            processing_class=_any_tokenizer(PreTrainedTokenizerFast),
+            processing_class=word_tokenizer(2),  # rows are ids already
             callbacks=[Timing()],
             peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
             if is_lora
@@ -225,14 +274,6 @@ def run_trl(name: str, arm: str, num_tokens: int, num_steps: int) -> dict[str, f
         trainer.train()
     seconds = statistics.median(t / n for t, n in zip(times[3:], sizes[3:], strict=True))
     return {"s_per_token": seconds, "tokens": statistics.fmean(sizes[3:]), "peak": torch.cuda.max_memory_allocated()}
-
-
-def _any_tokenizer(kind: Any) -> Any:
-    """A tokenizer, which the trainer asks for and rows of ids do not need."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    return kind(tokenizer_object=Tokenizer(WordLevel({"<eos>": 0}, "<eos>")), eos_token="<eos>", pad_token="<eos>")
 
 
 def trl_lines(name: str, num_tokens: int, num_steps: int, peak: float, per_token: float) -> Iterator[str]:
@@ -257,60 +298,57 @@ def trl_lines(name: str, num_tokens: int, num_steps: int, peak: float, per_token
 @click.option("--tokens", default="8192,32768", show_default=True, help="Tokens of a pass.")
 @click.option("--models", default=";".join(MODELS), show_default=True, help="Models, with semicolons between.")
 @click.option("--only", help="One arm of TRL, as JSON; for the process of its own.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).with_suffix(".md"), show_default=True)
-def main(steps: int, tokens: str, models: str, only: str | None, out: Path) -> None:
+@click.option("--device", default="cuda", show_default=True)
+@click.option("--tiny", is_flag=True, help="Tiny shapes and no report, unless --out names one: do all arms run?")
+@click.option("--out", type=click.Path(path_type=Path), help="Report.  [default: gpu.md here]")
+def main(steps: int, tokens: str, models: str, only: str | None, device: str, tiny: bool, out: Path | None) -> None:
     """Measures all models and arms."""
     if only is not None:
         click.echo(json.dumps(run_trl(*json.loads(only))))
         return
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         click.echo("no GPU: nothing was measured")
         return
-    device = torch.device("cuda")
-    peak = peak_flops(device)
-    lines = [
+    size = TINY if tiny else Size()
+    peak = matrix_flops(True, size.product, device)
+    report = Lines(out or (None if tiny else Path(__file__).with_suffix(".md")))
+    report.add(
         "# Training speed on a GPU",
         "",
-        f"{torch.cuda.get_device_name()}, {peak / 1e12:.0f} TFLOP/s measured in bf16; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}{commit()}. "
+        f"{machine(device)}; {peak / 1e12:.3g} TFLOP/s measured in bf16. "
         f"`python benchmarks/gpu.py --steps {steps} --tokens {tokens}`",
         "",
         "| model | tokens a pass | arm | tokens/s | ms a step | MFU | peak memory | loss |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    click.echo("\n".join(lines))
-
-    def add(line: str) -> None:
-        click.echo(line)
-        lines.append(line)
-        out.write_text("\n".join(lines) + "\n", "utf-8")
-
+    )
     for name in models.split(";"):
-        kind, shape, is_lora = MODELS[name]
         for num_tokens in map(int, tokens.split(",")):
-            batches = passes(num_tokens, 4, 30000)
-            for arm in ("groups", "varlen", "varlen, compiled"):
-                torch.manual_seed(0)
-                model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).to(device)
-                if is_lora:
-                    model = add_lora(model, AdapterConfig(kind="lora", rank=16, alpha=32), [1, 2, 3, 4])
-                    model.to(device)
+            batches = passes(num_tokens, 4, size, name == PLAIN_TEXT)
+            done = statistics.fmean(batch.num_tokens for batch in batches)
+            per_token = 0.0
+            for arm in (*OURS, *PLAIN) if name == PLAIN_TEXT else OURS:
                 started = time.perf_counter()
-                with arm_of(arm):
-                    seconds, memory, loss = measure(model, batches, steps, "compiled" in arm)
-                started = time.perf_counter() - started
-                needed = statistics.fmean(flops(model, batch, is_lora) for batch in batches)
-                done = statistics.fmean(batch.num_tokens for batch in batches)
-                add(
-                    f"| {name} | {num_tokens:,} | {arm} | {done / seconds:,.0f} | {seconds * 1e3:.1f} | "
-                    f"{needed / seconds / peak:.3f} | {memory / 2**30:.1f} GiB | {loss:.3f} |"
+                try:
+                    with arm_of(arm):
+                        found = measure(name, arm, batches, steps, torch.device(device), size)
+                except Exception as error:  # out of memory, a compiler: the other arms still run
+                    why = (str(error).strip().splitlines() or [""])[0]
+                    report.add(
+                        f"| {name} | {num_tokens:,} | {arm} | failed: {type(error).__name__}: {why[:120]} | | | | |"
+                    )
+                    continue
+                finally:
+                    torch.cuda.empty_cache()
+                per_token = found.flops / done
+                report.add(
+                    f"| {name} | {num_tokens:,} | {arm} | {done / found.seconds:,.0f} | {found.seconds * 1e3:.1f} | "
+                    f"{found.flops / found.seconds / peak:.3f} | {found.peak_bytes / 2**30:.1f} GiB | "
+                    f"{found.loss:.3f} |"
                 )
-                click.echo(f"({started:.0f} s in all)", err=True)
-                del model
-                torch.cuda.empty_cache()
-            if importlib.util.find_spec("trl") is not None:
-                for line in trl_lines(name, num_tokens, steps, peak, needed / done):
-                    add(line)
+                click.echo(f"({time.perf_counter() - started:.0f} s in all)", err=True)
+            if name != PLAIN_TEXT and not tiny and importlib.util.find_spec("trl") is not None:
+                for line in trl_lines(name, num_tokens, steps, peak, per_token):
+                    report.add(line)
 
 
 if __name__ == "__main__":
