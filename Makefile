@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu format clean
+.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu notebooks format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -69,6 +69,9 @@ bench-scale: $(VENV)/installed  ## 100,000 and 1,000,000 short rows: rate of enc
 
 bench-gpu: $(VENV)/installed  ## tokens/s and share of the peak on a GPU; writes benchmarks/gpu.md
 	$(BIN)/python benchmarks/gpu.py
+
+notebooks: $(VENV)/installed  ## run the notebooks of examples/notebooks and keep their outputs (minutes)
+	$(BIN)/python examples/notebooks/execute.py
 
 test-tensorflow: export OMP_WAIT_POLICY ?= PASSIVE
 
