@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu format clean
+.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu notebooks format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -70,6 +70,9 @@ bench-scale: $(VENV)/installed  ## 100,000 and 1,000,000 short rows: rate of enc
 bench-gpu: $(VENV)/installed .venv-eval/installed  ## training, generation and few-shot scoring on a GPU, beside others; writes benchmarks/gpu.md, gpu_eval.md
 	$(BIN)/python benchmarks/gpu.py
 	.venv-eval/bin/python benchmarks/gpu_eval.py
+
+notebooks: $(VENV)/installed  ## run the notebooks of examples/notebooks and keep their outputs (minutes)
+	$(BIN)/python examples/notebooks/execute.py
 
 test-tensorflow: export OMP_WAIT_POLICY ?= PASSIVE
 

@@ -57,7 +57,7 @@ class ShownPreview(Preview):
 
     def text(self, num_rows: int = 3, width: int = 100) -> str:
         """What `multitask preview` prints: so many rows of each task, the table, the estimate."""
-        console = Console(file=StringIO(), width=width)
+        console = Console(file=StringIO(), width=width, force_jupyter=False)
         show(self, num_rows, console)
         written: str = console.file.getvalue()  # type: ignore[attr-defined]
         return written

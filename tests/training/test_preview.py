@@ -49,6 +49,14 @@ def shown(found: Any, width: int = 80) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_preview_has_its_text_in_a_notebook_too(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = preview(settings)
+    text = found.text()
+    assert "별로에요" in text
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there, rich displays what it is to write
+    assert found.text() == text
+
+
 def test_other_splits_and_rows_that_are_in_train(settings: dict[str, Any]) -> None:
     found = preview(settings)
     assert found.num_in_train == {"validation": {"cls": 1}, "test": {"cls": 3}}
