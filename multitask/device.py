@@ -4,7 +4,9 @@
 faster than in fp32; "fp32" on one without, where it is slower. A few milliseconds of measurement decide.
 """
 
+import ctypes
 import gc
+import os
 import sys
 import time
 from contextlib import suppress
@@ -18,11 +20,19 @@ from multitask.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_NUM_KERNELS = "128"
+_TRIM_EVERY_S = 10.0
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device; `auto`: the accelerator if there is one. Raises InputError when it is not available."""
+    """The named device; `auto`: the accelerator if there is one. Raises InputError when it is not available.
+
+    Of a CPU, oneDNN is told, before its first product, to keep 128 compiled products in place of 1,024: each takes
+    about 0.6 MB, and packed rows bring new shapes in every pass.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _NUM_KERNELS)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
@@ -71,6 +81,24 @@ def synchronize(device: torch.device) -> None:
     """Waits until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class HeapTrimmer:
+    """Gives the system what a process has freed of its heap (glibc), at most every ten seconds; nothing on a GPU.
+
+    Packed rows make tensors of other sizes in every pass. These leave gaps, and without it the heap grows: from 1.3 to
+    2.7 GB in 47 steps of a 17.7 M parameter GPT-2. It costs 0.1 s of those ten.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._trim = _TRIM if device.type == "cpu" else None
+        self._next_s = 0.0
+
+    def __call__(self) -> None:
+        """To be called after a step, when the tensors of its passes are freed."""
+        if self._trim is not None and time.monotonic() >= self._next_s:
+            self._trim(0)
+            self._next_s = time.monotonic() + _TRIM_EVERY_S
 
 
 def reset_peak(device: torch.device) -> None:
@@ -128,6 +156,11 @@ def logit_rows(vocab_size: int, device: torch.device) -> int:
     Fewer rows make slow products.
     """
     return max(64, (1 << 27 if device.type == "cuda" else 1 << 23) // vocab_size)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 wherever it exists."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def to_double(values: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -147,3 +148,47 @@ def test_tokens_of_a_training_pass_follow_the_free_memory_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gib << 30, gib << 30))
     assert training_tokens(model, torch.device("cuda"), batch_tokens, checkpoints) == tokens
     assert training_tokens(model, torch.device("cpu"), batch_tokens) == 4096
+
+
+_GAPS = """
+import ctypes, psutil, sys, torch
+from multitask import device
+
+trim = device.HeapTrimmer(torch.device(sys.argv[1]))
+allocate, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+allocate.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+parts = [allocate(100_000) for _ in range(2000)]
+for part in parts:
+    ctypes.memset(part, 1, 100_000)
+for part in parts[:-1]:  # the last one is in use, so that the end of the heap does not move
+    free(part)
+before = psutil.Process().memory_info().rss
+trim()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(device._TRIM is None, reason="the C library has no malloc_trim (it is glibc's)")
+@pytest.mark.parametrize(("kind", "least", "most"), [("cpu", 190_000_000, 210_000_000), ("cuda", 0, 5_000_000)])
+def test_freed_parts_of_the_heap_are_given_back(kind: str, least: int, most: int) -> None:
+    done = subprocess.run([sys.executable, "-c", _GAPS, kind], capture_output=True, text=True, check=True)
+    assert least <= int(done.stdout) <= most
+
+
+def test_the_heap_is_given_back_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, clock = list[float](), [0.0]
+    monkeypatch.setattr(device, "_TRIM", lambda _: calls.append(clock[0]))
+    monkeypatch.setattr(device.time, "monotonic", lambda: clock[0])
+    trim = device.HeapTrimmer(torch.device("cpu"))
+    for clock[0] in (100.0, 101.0, 109.9, 110.0, 119.0, 131.0):
+        trim()
+    assert calls == [100.0, 110.0, 131.0]
+
+
+def test_few_compiled_products_are_kept_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    device.choose_device("cpu")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    device.choose_device("cpu")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"

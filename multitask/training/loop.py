@@ -21,7 +21,7 @@ from torch import Tensor
 from multitask.batching.collate import Batch, Example, collate
 from multitask.batching.packing import SampledExample, Stream, idle_warning, micro_steps
 from multitask.config.train import LoopConfig
-from multitask.device import peak_memory_bytes, synchronize
+from multitask.device import HeapTrimmer, peak_memory_bytes, synchronize, widest_float
 from multitask.errors import InputError, Interrupted
 from multitask.evaluation.schema import Cost
 from multitask.events import Json, Report, StepEvent, ValidationEvent, ValidationScores
@@ -82,24 +82,20 @@ class Loop:
         parts = model, accelerator.device, config.batch_tokens, config.gradient_checkpointing
         self.pass_tokens = config.micro_batch_tokens or training_tokens(*parts)
         self.has_dropout = use_fast_dropout(model)
+        self.trim_heap = HeapTrimmer(accelerator.device)
         self.forward, self.optimizer = accelerator.prepare(
             TokenNLL(model, self._compiled()), make_optimizer(model, config, accelerator.device)
         )
         self.parameters = list(self.forward.parameters())
         self.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)  # merged, LoRA has none
-        self.step = self.num_tokens = 0
+        self.step = self.num_tokens = self.num_worse = 0
         self.elapsed_s = 0.0
         self.best: checkpoint.Best | None = None
-        self.num_worse = 0
         self.overfitting, self.train_loss = Overfitting(), math.inf
         # Of each name since the last log line: nats, on the device, and target tokens; the last nats are of prompts.
-        self.nats = torch.zeros(len(inputs.names) + 1, dtype=self._float, device=accelerator.device)
+        kind = widest_float(accelerator.device)
+        self.nats = torch.zeros(len(inputs.names) + 1, dtype=kind, device=accelerator.device)
         self.num_targets = np.zeros(len(inputs.names))
-
-    @property
-    def _float(self) -> torch.dtype:
-        """float64 wherever it exists."""
-        return torch.float32 if self.accelerator.device.type == "mps" else torch.float64
 
     def _compiled(self) -> CompiledBlocks | None:
         """The blocks of the model, where they are to be compiled."""
@@ -122,6 +118,7 @@ class Loop:
             while self.step < self.max_steps and not self._is_out_of_patience:
                 began_s = time.perf_counter()
                 rate = self.optimize()
+                self.trim_heap()
                 self.step += 1
                 is_last = self.step == self.max_steps
                 pauses = is_last or self.step % self.config.log_every_steps == 0 or self.step % every == 0
@@ -190,11 +187,11 @@ class Loop:
         self.num_targets += np.bincount(task, minlength=num_tasks + 1)[:num_tasks]
         place = torch.from_numpy(task)
         place = place.pin_memory() if nll.is_cuda else place
-        self.nats.index_add_(0, place.to(nll.device, non_blocking=True), nll.to(self._float))
+        self.nats.index_add_(0, place.to(nll.device, non_blocking=True), nll.to(self.nats.dtype))
 
     def _summed(self) -> Tensor:
         """Nats and target tokens of all processes since the last log line, (tasks, 2) float64."""
-        counted = torch.tensor(self.num_targets, dtype=self._float, device=self.accelerator.device)
+        counted = torch.tensor(self.num_targets, dtype=self.nats.dtype, device=self.accelerator.device)
         total: Tensor = self.accelerator.reduce(torch.stack([self.nats[:-1], counted], 1), "sum")
         return total.cpu().double()
 
@@ -354,7 +351,7 @@ class Loop:
         self.best, self.num_worse = state["best"], state["num_worse"]
         self.stream.cursor = tuple(state["cursor"])
         if self.accelerator.is_main_process:
-            sums = torch.tensor(state["sums"], dtype=self._float)
+            sums = torch.tensor(state["sums"], dtype=self.nats.dtype)
             self.nats[:-1] += sums[:, 0].to(self.accelerator.device)
             self.num_targets += sums[:, 1].numpy()
             checkpoint.drop_lines_after(self.out / "metrics.jsonl", self.step)
