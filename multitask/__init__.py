@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from multitask.api import preview as preview
     from multitask.api import push as push
     from multitask.api import report as report
+    from multitask.api import serve as serve
     from multitask.api import tokenizer as tokenizer
     from multitask.api import train as train
     from multitask.errors import InputError as InputError
@@ -45,6 +46,7 @@ __all__ = [
     "preview",
     "push",
     "report",
+    "serve",
     "tokenizer",
     "train",
 ]

@@ -6,7 +6,9 @@ its answers (metrics, files, messages) is done by the main process.
 """
 
 import atexit
+import gc
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +26,7 @@ Found = TypeVar("Found")
 
 TIMEOUT = "MULTITASK_TIMEOUT_S"
 """Of the environment: how many seconds a process waits for others."""
+_LEAVE_S = 0.1
 _TIMEOUT_S = 12 * 3600.0  # one process encodes for all
 
 
@@ -78,8 +81,11 @@ def _lost(error: RuntimeError) -> str | None:
 
 
 def _leave() -> None:
+    """Ends the connection. Its threads end with the last reference to it, and must not meet Python's own end."""
     if _is_connected():
+        gc.collect()
         distributed.destroy_process_group()
+        time.sleep(_LEAVE_S)  # a thread that waits for the interpreter's lock gets it
 
 
 def _is_connected() -> bool:

@@ -24,9 +24,8 @@ def report(monkeypatch: pytest.MonkeyPatch, name: str, out: Path, *options: str)
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:]]
 
 
-@pytest.mark.parametrize(
-    "model", ["GPT-2 124M, plain text", pytest.param("SmolLM2-135M shape, LoRA 16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["GPT-2 124M, plain text", "SmolLM2-135M shape, LoRA 16"])
 def test_all_arms_of_training_have_the_same_loss(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, varlen: list[int], model: str
 ) -> None:
@@ -41,6 +40,7 @@ def test_all_arms_of_training_have_the_same_loss(
     assert max(varlen) == (32 if is_text else 23)  # a block, or an example without its last id
 
 
+@pytest.mark.slow
 def test_texts_and_log_likelihoods_are_those_of_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = report(monkeypatch, "gpu_eval.py", tmp_path / "gpu_eval.md", "--rounds", "1")
     has_harness = importlib.util.find_spec("lm_eval") is not None

@@ -72,7 +72,7 @@ def serve(
         from multitask.serving.middleware import Limits, TimedProtocol
     except ImportError as error:
         raise InputError(
-            f"serving needs FastAPI, uvicorn and prometheus-client ({error.name} is missing): "
+            f"serving needs FastAPI, fastapi-offline, uvicorn and prometheus-client ({error.name} is missing): "
             "pip install 'multitask[serve]'"
         ) from None
     from multitask.device import choose_device

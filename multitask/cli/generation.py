@@ -60,6 +60,9 @@ class GenerationConsole:
                 err=True,
             )
         open_texts = [record for record in records if "probabilities" not in record]
+        if num_empty := sum(not record["completion"].strip() for record in open_texts):
+            which = f"{num_empty} of {len(records)} texts are" if len(records) > 1 else "the text is"
+            click.echo(f"note: {which} empty", err=True)
         unfinished = [record["num_tokens"] for record in open_texts if not record["is_finished"]]
         if unfinished:
             which = f"{len(unfinished)} of {len(records)} texts are" if len(records) > 1 else "the text is"

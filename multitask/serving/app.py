@@ -17,6 +17,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -84,7 +85,8 @@ def make_app(
         yield
         await asyncio.to_thread(engine.close)
 
-    app = FastAPI(title="multitask", lifespan=lifespan, responses={400: {"model": ErrorAnswer}})
+    # The OpenAPI page without a content delivery network.
+    app = FastAPIOffline(title="multitask", redoc_url=None, lifespan=lifespan, responses={400: {"model": ErrorAnswer}})
     metrics = Metrics(engine)
     app.add_middleware(Guard, limits=limits, metrics=metrics, api_key=api_key, hosts=hosts)
     _add_errors(app)

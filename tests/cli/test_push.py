@@ -127,6 +127,7 @@ def test_a_finished_run_is_uploaded_with_its_card(hub: str, tmp_path: Path) -> N
     assert torch.equal(loaded(downloaded(tmp_path / "down")), loaded(folder))
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_into_its_base(hub: str, tmp_path: Path) -> None:
     source = files(tmp_path / "rows", train=FACTS, validation=FACTS, test=FACTS)
     base = tmp_path / "plain"
@@ -153,6 +154,7 @@ def test_an_adapter_is_merged_into_its_base(hub: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_train_uploads_what_it_has_finished(hub: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings("qa", train={"max_steps": 2})))
     named = ("train", "--config", tmp_path / "a.yaml", "--out", tmp_path / "run", "--push-to-hub", "me/demo")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from multitask import api
 from multitask.cli import main as cli_main
+from multitask.cli.generation import GenerationConsole
 from multitask.config.evaluation import SamplingConfig
 from multitask.errors import InputError
 from multitask.inference import prompt_input
@@ -339,6 +340,14 @@ def test_free_text_is_never_truncated_and_gets_100_tokens_or_what_fits(monkeypat
     assert "max_new_tokens is 128 and the window has 128 tokens: none are left for a prompt" in error_of(
         folder(), "a", "--max-new-tokens", 128
     )
+
+
+def test_an_empty_text_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"where": "PROMPT", "sample": 0, "prompt": "", "completion": " \n", "is_finished": True, "num_tokens": 0}
+    GenerationConsole(None, 0, False).show([record])
+    assert capsys.readouterr().err == "note: the text is empty\n"
+    GenerationConsole(None, 0, False).show([record, {**record, "completion": "a"}])
+    assert capsys.readouterr().err == "note: 1 of 2 texts are empty\n"
 
 
 def test_an_unfinished_text_is_reported() -> None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -126,7 +127,11 @@ def test_health_metrics_and_the_openapi_page(server: Server) -> None:
     assert 'multitask_requests_total{method="POST",route="/v1/tasks/{task}/predict",status="200"}' in text
     assert "multitask_rows_running 0.0" in text
     assert {COMPLETE, "/v1/tasks", "/v1/models"} <= set(server.get("/openapi.json")["paths"])
-    assert "swagger" in server.get("/docs")
+    page = server.get("/docs")
+    addresses = re.findall(r"(?:src|href)=\"([^\"]+)", page)
+    assert len(addresses) == 3, "script, style, icon"
+    assert all(server.request("GET", address)[0] == 200 for address in addresses if not address.endswith(".png"))
+    assert "//" not in "".join(addresses), "they are on this server"
 
 
 def test_the_pages_are_served(server: Server) -> None:

@@ -318,7 +318,7 @@ def draw_figures(
             for arm in content["arms"]
             if arm["name"] in scores and arm["cost"] and not arm["cost_is_shared"]
         ]
-        if points:
+        if len(points) > 1:  # one alone is compared with nothing
             drawn[f"cost-{task.name}"] = prices(task.metric, points, {key: said[key] for key in COSTS}, width)
     return drawn
 

@@ -28,8 +28,8 @@ export const filled = (text, ...values) => text.replace(/\{(\d)\}/g, (_, place) 
 
 export const percent = (probability) => {
   const value = 100 * probability;
-  if (value > 0 && value < 0.05) return "< 0.1 %";
-  if (value < 100 && value > 99.95) return "> 99.9 %";
+  if (value < 0.05) return "< 0.1 %"; // the server rounds: 0 is not known to be 0
+  if (value > 99.95) return "> 99.9 %";
   return `${value.toFixed(1)} %`;
 };
 

@@ -20,6 +20,7 @@ export class Fields {
     this.place = place;
     this.task = null;
     this.values = {};
+    this.answered = null; // {row: the last one that was answered, as JSON, text: its answer}
   }
 
   use(task, values) {
@@ -73,11 +74,13 @@ export class Fields {
     this.place.replaceChildren(...parts);
   }
 
-  // Adds or removes the last turn, and puts the cursor where one writes next.
+  // Adds or removes the last turn, and puts the cursor where one writes next. The answer to a turn becomes part of the
+  // conversation when another turn is added to it.
   change(num) {
+    const known = this.answered?.row === JSON.stringify(this.row()) ? this.answered.text : "";
     const names = this.turnFields().map(({ name }) => name);
     for (const name of names) this.values[name] = Array.from({ length: num }, (_, place) => this.values[name][place] ?? "");
-    this.values[this.task.target] = Array.from({ length: num - 1 }, (_, place) => this.values[this.task.target][place] ?? "");
+    this.values[this.task.target] = Array.from({ length: num - 1 }, (_, place) => this.values[this.task.target][place] ?? known);
     this.draw();
     const turns = this.place.querySelectorAll("fieldset");
     turns[turns.length - 1].querySelector("textarea").focus();

@@ -3,7 +3,7 @@
 import { hasKey, predict, read, setKey } from "./client.js";
 import { byId, element, filled, forSession } from "./dom.js";
 import { drawPattern, Fields, Options } from "./form.js";
-import { armWords, Result } from "./result.js";
+import { Result } from "./result.js";
 import { errorWords, t, useWords } from "./words.js";
 
 const HISTORY = "multitask.history";
@@ -44,7 +44,7 @@ function useTask(name, { arm, against, values } = {}) {
 }
 
 function drawArms(arm, against) {
-  const names = task.arms.map((one) => [one.name, `${one.name} (${armWords(one)})`]);
+  const names = task.arms.map((one) => [one.name, `${one.name} (${t(`kind_${one.kind}`)})`]);
   choose(byId("arm"), names, arm);
   choose(byId("against"), [["", t("nothing")], ...names.filter(([name]) => name !== byId("arm").value)], against);
 }
@@ -138,6 +138,7 @@ function finish(asked, states) {
   const done = states.filter((state) => state.status === "done");
   agree();
   if (done.length) {
+    fields.answered = { row: JSON.stringify(asked.row), text: done[0].prediction.prediction };
     if (shownEntry) entries = entries.filter((entry) => entry !== shownEntry);
     shownEntry = { ...asked, time: Date.now(), states: structuredClone(done) };
     entries = [shownEntry, ...entries].slice(0, MOST_ENTRIES);

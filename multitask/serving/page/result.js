@@ -8,7 +8,7 @@ const band = (probability) => BANDS.findIndex(([least]) => probability >= least)
 const LONG = 80; // tokens beyond which the candidates stay in view
 const shown = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 
-// "fine-tuned", "prompted, 4 demonstrations"
+// "fine-tuned", "prompted, up to 4 demonstrations"
 export function armWords(arm) {
   if (!arm) return "";
   const kind = t(`kind_${arm.kind}`);
@@ -76,13 +76,17 @@ export class Result {
     const parts = [];
     if (prediction.is_truncated) parts.push(element("p", { class: "note" }, t("truncated")));
     if (prediction.finish_reason === "length") parts.push(element("p", { class: "note" }, t("length")));
-    if (prediction.classes) parts.push(bars(ordered(prediction.classes, this.state.choices)));
+    const isWritten = prediction.completion.trim() === prediction.prediction.trim();
+    if (prediction.classes) {
+      parts.push(bars(ordered(prediction.classes, this.state.choices)));
+      if (!isWritten) parts.push(element("p", { class: "help" }, t("classes_help")));
+    }
     const tokens = prediction.tokens ?? this.state.tokens;
     if (tokens.length) parts.push(...this.tokenPart(tokens));
-    if (prediction.completion.trim() !== prediction.prediction.trim()) parts.push(folded(t("raw"), [prediction.completion]));
+    if (!isWritten) parts.push(folded(t("raw"), [prediction.completion]));
     if (prediction.demonstrations?.length) {
       parts.push(folded(filled(t("demonstrations"), prediction.demonstrations.length), prediction.demonstrations));
-    }
+    } else if (this.state.arm.shots) parts.push(element("p", { class: "help" }, t("no_demonstrations_fit")));
     if (prediction.prompt) parts.push(folded(t("prompt"), [prediction.prompt]));
     return parts;
   }

@@ -5,7 +5,7 @@ import { Chart, short } from "./charts.js";
 import { byId, element, filled } from "./dom.js";
 import { errorWords, t, useWords } from "./words.js";
 
-const SOON = 3000, LATER = 15000; // milliseconds between requests: of a run that is under way, of others
+const SOON = 3000, LATER = 6000; // milliseconds between requests: of a run that is under way, of others
 const IDLE = 180; // seconds without a new line after which a run no longer counts as running
 
 let runs = [];
@@ -27,7 +27,8 @@ function duration(seconds) {
 
 function state(run) {
   if (run.is_done) return ["done", t("is_done")];
-  return isRunning(run) ? ["running", t("is_running")] : ["idle", filled(t("is_idle"), duration(run.idle_s))];
+  const isTrained = run.max_steps && run.step >= run.max_steps;
+  return isRunning(run) ? ["running", t(isTrained ? "is_scoring" : "is_running")] : ["idle", filled(t("is_idle"), duration(run.idle_s))];
 }
 
 function drawList() {

@@ -115,9 +115,10 @@ def learned(forward: TokenNLL, given: list[Any]) -> tuple[list[float], dict[str,
 @pytest.mark.parametrize(
     ("kind", "is_lora", "checkpoints", "num"),
     [
-        ("gpt2", False, False, 50),
+        ("gpt2", False, False, 8),
         *(pytest.param(*given, marks=pytest.mark.slow) for given in [
             ("llama", True, False, 8),
+            ("gpt2", False, False, 50),
             ("gpt2", True, False, 50),
             ("gpt2", True, True, 8),
             ("llama", False, False, 50),
