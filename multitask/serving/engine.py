@@ -126,7 +126,6 @@ class Engine:
                 self._queue.clear()
                 self._num_starting = sum(job.num_rows for job in accepted)
             started = [job for job in accepted if self._encode(job)]
-            self._num_starting = 0
             self._score_choices(started)
             self._active += [job for job in started if not job.result.done()]
             self._step()
@@ -139,6 +138,8 @@ class Engine:
         except Exception as error:
             _fail(job, error)
             return False
+        finally:
+            self._num_starting -= job.num_rows
         for row in job.rows:
             row.is_cancelled = job.result.cancelled
         self._batches[job.model].waiting.extend(job.rows)
