@@ -43,12 +43,63 @@ def raw_answer(port: int, *parts: bytes, pause: float = 0.0) -> tuple[str, bytes
     return head.partition(b"\r\n")[0].decode(), body
 
 
+def test_a_request_cannot_add_methods_to_the_metrics(server: Server) -> None:
+    for number in range(3):
+        assert server.request(f"METHOD{number}", "/healthz")[0] == 405
+    text = server.get("/metrics")
+    assert "METHOD" not in text
+    assert 'method="other",route="/healthz",status="405"' in text
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"BLAH\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_is_answered_in_the_same_shape(server: Server, request_bytes: bytes) -> None:
+    status, body = raw_answer(server.port, request_bytes)
+    assert status == "HTTP/1.1 400 Bad Request"
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_slow_headers_of_a_second_request_are_408(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "HEADER_S", 0.4)
+    first = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    status, body = raw_answer(server.port, first, first[:5], pause=0.2)
+    assert status == "HTTP/1.1 408 Request Timeout"
+    assert json.loads(body)["error"]["code"] == "header_timeout"
+
+
 def test_rows_that_nobody_waits_for_leave_the_queue(server: Server) -> None:
     batch = ContinuousBatch(server.served.models["served"].model, 1, 64)
     batch.waiting.append(DecodingRow([1], 5, frozenset()))
     batch.waiting.extend(DecodingRow([1], 5, frozenset(), is_cancelled=lambda: True) for _ in range(3))
     batch.step()
     assert (len(batch.rows), len(batch.waiting)) == (1, 0)
+
+
+def test_a_client_that_does_not_receive_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "SEND_S", 0.02)
+    config = uvicorn.Config(lambda *_: None, log_level="critical")
+    config.load()
+
+    async def aborts(is_resumed: bool) -> int:
+        protocol, transport = TimedProtocol(config, ServerState(), {}), Mock(asyncio.Transport)
+        transport.get_extra_info.return_value = None
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        if is_resumed:
+            protocol.resume_writing()
+        await asyncio.sleep(0.1)
+        protocol.connection_lost(None)
+        return transport.abort.call_count
+
+    assert asyncio.run(aborts(False)) == 1
+    assert asyncio.run(aborts(True)) == 0
 
 
 def test_a_row_that_is_being_encoded_is_counted_once(server: Server) -> None:
