@@ -43,6 +43,41 @@ def raw_answer(port: int, *parts: bytes, pause: float = 0.0) -> tuple[str, bytes
     return head.partition(b"\r\n")[0].decode(), body
 
 
+def test_a_repetition_penalty_that_overflows_is_an_error_of_its_own_request(server: Server) -> None:
+    for penalty in (1e-300, 1e-40, 0.001):
+        found = server.predict("cls", {"text": "A"}, repetition_penalty=penalty, status=400)
+        assert found["error"]["param"] == "repetition_penalty"
+
+
+@pytest.mark.parametrize("body", [{"rows": [{"k" * 100_000: 5}]}, {"rows": [{"text": "A"}], "z" * 100_000: 1}])
+def test_an_error_does_not_repeat_a_long_name(server: Server, body: object) -> None:
+    assert len(json.dumps(server.post(PREDICT, body, 400))) < 2000
+
+
+def test_an_error_of_the_json_names_no_parameter(server: Server) -> None:
+    status, answer, _ = server.request("POST", COMPLETE, b'{"model": }')
+    assert (status, answer["error"]["param"]) == (400, None)
+
+
+def test_too_many_repetitions_are_an_error(server: Server) -> None:
+    found = server.predict("cls", {"text": ["a"] * 129}, status=400)
+    assert "at most 128" in found["error"]["message"]
+
+
+def test_a_language_is_a_text_in_any_spelling_or_an_error(server: Server) -> None:
+    for arm in ("served", "served 0-shot"):
+        for wrong in ("xx", "no language", ["ko"]):
+            found = server.predict("cls", {"text": "A", "language": wrong}, arm=arm, status=400)
+            assert "language" in found["error"]["message"]
+        plain, *others = (
+            server.predict("cls", {"text": "A", "language": name}, arm=arm)["predictions"][0]
+            for name in ("ko", "korean", "ko-KR")
+        )
+        for other in others:
+            assert (other["prompt"], other["classes"]) == (plain["prompt"], plain["classes"])
+        assert server.predict("cls", {"text": "A", "language": ""}, arm=arm)["predictions"]
+
+
 def test_a_request_cannot_add_methods_to_the_metrics(server: Server) -> None:
     for number in range(3):
         assert server.request(f"METHOD{number}", "/healthz")[0] == 405
@@ -117,3 +152,13 @@ def test_a_row_that_is_being_encoded_is_counted_once(server: Server) -> None:
         engine._condition.notify()
     assert [job.result.result(30) for job in jobs] == [1, 0]
     assert seen == [2]
+
+
+def test_the_openapi_page_shows_the_errors_that_there_are(server: Server) -> None:
+    schema = server.get("/openapi.json")
+    for path in (COMPLETE, "/v1/tasks/{task}/predict"):
+        responses = schema["paths"][path]["post"]["responses"]
+        assert "422" not in responses
+        assert responses["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+        assert "text/event-stream" in responses["200"]["content"]
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
