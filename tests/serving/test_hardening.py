@@ -162,3 +162,34 @@ def test_the_openapi_page_shows_the_errors_that_there_are(server: Server) -> Non
         assert responses["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
         assert "text/event-stream" in responses["200"]["content"]
     assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan"])
+def test_a_time_without_end_is_an_error(tmp_path: Path, seconds: str) -> None:
+    folder = untrained(tmp_path / "model", "cls")
+    result = CliRunner().invoke(main, ["serve", str(folder), "--port", "0", "--timeout", seconds])
+    assert result.exit_code == 2
+    assert "timeout" in result.stderr
+
+
+def test_a_second_server_on_a_port_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are bound before one of them listens, while models are loaded."""
+    from multitask.serving import predictions
+
+    other = socket.socket()
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    other.bind(("127.0.0.1", 0))
+    monkeypatch.setattr(predictions, "task_arms", lambda *_: other.listen() or {})
+    folder = untrained(tmp_path / "model", "cls")
+    with other:
+        result = CliRunner().invoke(main, ["serve", str(folder), "--port", str(other.getsockname()[1])])
+    assert result.exit_code == 2
+    assert "cannot listen there" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["0123456789abcdef ", " 0123456789abcdef", "0123456789abcdef\n"])
+def test_a_key_that_no_header_can_hold_is_an_error(tmp_path: Path, key: str) -> None:
+    folder = untrained(tmp_path / "model", "cls")
+    result = CliRunner().invoke(main, ["serve", str(folder), "--port", "0", "--api-key", key, "--timeout", "inf"])
+    assert result.exit_code == 2
+    assert "API key" in result.stderr
