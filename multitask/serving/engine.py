@@ -119,7 +119,7 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._queue or self._active or self._is_closed)
+                self._condition.wait_for(self._has_work)
                 if self._is_closed and not self._queue and not self._active:
                     return
                 accepted = [job for job in self._queue if not job.result.cancelled()]
@@ -130,6 +130,11 @@ class Engine:
             self._active += [job for job in started if not job.result.done()]
             self._step()
             self._answer()
+
+    def _has_work(self) -> bool:
+        """Whether there is something to do; a step frees the rows of jobs that were cancelled."""
+        has_rows = any(batch.rows or batch.waiting for batch in self._batches.values())
+        return bool(self._queue or self._active or has_rows or self._is_closed)
 
     def _encode(self, job: Job[Any]) -> bool:
         """Whether the job's rows could be made; they wait then."""

@@ -137,6 +137,24 @@ def test_a_client_that_does_not_receive_is_disconnected(monkeypatch: pytest.Monk
     assert asyncio.run(aborts(True)) == 0
 
 
+def test_rows_are_freed_when_nobody_waits_and_nothing_else_runs() -> None:
+    with running([tuned_run()], max_waiting_rows=4, max_rows=1) as server:
+        engine = server.engine
+
+        def encode() -> list[DecodingRow]:
+            rows = [DecodingRow([1], 400, frozenset()) for _ in range(4)]
+            rows[0].on_token = lambda _: job.result.cancel()
+            return rows
+
+        job: Job[int] = Job("served", encode, len, 4)
+        engine.submit(job)
+        ends = time.monotonic() + 10
+        while engine.num_waiting + engine.num_running and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert (engine.num_waiting, engine.num_running) == (0, 0)
+        assert server.predict("cls", *[{"text": "A"}] * 4)["predictions"], "the queue is not full for ever"
+
+
 def test_a_row_that_is_being_encoded_is_counted_once(server: Server) -> None:
     seen: list[int] = []
     engine: Engine = server.engine
