@@ -62,6 +62,8 @@ def test_an_error_of_the_json_names_no_parameter(server: Server) -> None:
 def test_too_many_repetitions_are_an_error(server: Server) -> None:
     found = server.predict("cls", {"text": ["a"] * 129}, status=400)
     assert "at most 128" in found["error"]["message"]
+    found = server.predict("cls", *[{"text": ["a"] * 33}] * 64, status=400)
+    assert "2,048" in found["error"]["message"]
 
 
 def test_a_language_is_a_text_in_any_spelling_or_an_error(server: Server) -> None:
