@@ -3,6 +3,7 @@
 `serve(["runs/demo"], port=8000)` answers at http://127.0.0.1:8000.
 """
 
+import math
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -58,8 +59,13 @@ def serve(
         raise InputError("there is no model to serve; name a run, a model folder or a hub name")
     for name in names:
         model_folder(name)
-    if api_key is not None and (len(api_key) < _MIN_KEY or not api_key.isascii()):
-        raise InputError(f"the API key has {len(api_key)} characters, expected at least {_MIN_KEY}, all of them ASCII")
+    if api_key is not None and (len(api_key) < _MIN_KEY or not _fits_a_header(api_key)):
+        raise InputError(
+            f"the API key has {len(api_key)} characters, expected at least {_MIN_KEY}, all of them printable ASCII "
+            "without spaces around them"
+        )
+    if not math.isfinite(timeout_s):
+        raise InputError(f"timeout_s is {timeout_s}, expected a number of seconds; give another --timeout")
     if host not in _LOOPBACK and api_key is None:
         raise InputError(
             f"--host {host} can be reached from other machines; give an --api-key (or set MULTITASK_API_KEY)"
@@ -106,7 +112,10 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=round(timeout_s) + 1,
         )
-        listening.listen(2048)  # who connects once the address is shown waits, and is not turned away
+        try:
+            listening.listen(2048)  # who connects once the address is shown waits, and is not turned away
+        except OSError as error:  # two servers may be bound to a port as long as neither of them listens
+            raise _unusable(host, port, error) from None
         shown = f"[{host}]" if ":" in host else host
         report(f"http://{shown}:{listening.getsockname()[1]}")
         uvicorn.Server(settings).run(sockets=[listening])
@@ -120,5 +129,13 @@ def _bound(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except (OSError, OverflowError) as error:
-        raise InputError(f"--host {host} --port {port}: cannot listen there ({error}); name another") from None
+        raise _unusable(host, port, error) from None
     return found
+
+
+def _unusable(host: str, port: int, error: Exception) -> InputError:
+    return InputError(f"--host {host} --port {port}: cannot listen there ({error}); name another")
+
+
+def _fits_a_header(key: str) -> bool:
+    return key.isascii() and key.isprintable() and key == key.strip()

@@ -48,6 +48,10 @@ from multitask.serving.schema import (
 Answer = TypeVar("Answer")
 _PAGE = Path(__file__).parent / "page"
 _CLIENT_GONE = 499
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text} for status, text in (("4XX", "Bad input"), ("5XX", "Defect"))
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
 class ApiError(Exception):
@@ -86,7 +90,7 @@ def make_app(
         await asyncio.to_thread(engine.close)
 
     # The OpenAPI page without a content delivery network.
-    app = FastAPIOffline(title="multitask", redoc_url=None, lifespan=lifespan, responses={400: {"model": ErrorAnswer}})
+    app = FastAPIOffline(title="multitask", redoc_url=None, lifespan=lifespan, responses=_ERRORS)
     metrics = Metrics(engine)
     app.add_middleware(Guard, limits=limits, metrics=metrics, api_key=api_key, hosts=hosts)
     _add_errors(app)
@@ -130,7 +134,7 @@ def _tasks_router(engine: Engine, tasks: dict[str, TaskArms], limits: Limits) ->
         """The tasks, their fields, rows to try, and the arms that answer them."""
         return Tasks(tasks=[one.info for one in tasks.values()])
 
-    @router.post("/v1/tasks/{task}/predict", response_model=Predictions)
+    @router.post("/v1/tasks/{task}/predict", response_model=Predictions, responses=_EVENTS)
     async def predict(task: str, body: PredictRequest, request: Request) -> Any:
         """Answers rows of a task: prediction, class probabilities, tokens with log-probabilities."""
         arm = _arm(tasks, task, body.arm)
@@ -224,7 +228,7 @@ def _openai_router(engine: Engine, served: Served, limits: Limits) -> APIRouter:
         _check_model(served, name)
         return ModelInfo(id=name, created=served.models[name].created)
 
-    @router.post("/v1/completions", response_model=Completion, response_model_exclude_unset=False)
+    @router.post("/v1/completions", response_model=Completion, responses=_EVENTS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """Continues texts."""
         _check_model(served, body.model)
@@ -368,12 +372,13 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()]
+        problems = [(".".join(map(str, one["loc"][1:]))[:80], one["msg"][:200]) for one in error.errors()]
         with suppress(IndexError):
             param, text = problems[0]
             shown = "; ".join(f"{name}: {found}" if name else found for name, found in problems[:5])
-            is_json = error.errors()[0]["type"] != "json_invalid"
-            return respond(ApiError(400, shown if is_json else f"the body is not valid JSON: {text}", param or None))
+            if error.errors()[0]["type"] == "json_invalid":
+                return respond(ApiError(400, f"the body is not valid JSON: {text}"))
+            return respond(ApiError(400, shown, param or None))
         return respond(ApiError(400, "the request is not valid"))
 
     @app.exception_handler(HTTPException)

@@ -96,6 +96,7 @@ class ContinuousBatch:
     def step(self) -> None:
         """One forward pass: a token for every row, new rows included."""
         self._drop(lambda row: row.is_cancelled())
+        self.waiting = deque(row for row in self.waiting if not row.is_cancelled())
         entering = self._entering()
         if not self.rows and not entering:
             return

@@ -119,18 +119,22 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._queue or self._active or self._is_closed)
+                self._condition.wait_for(self._has_work)
                 if self._is_closed and not self._queue and not self._active:
                     return
                 accepted = [job for job in self._queue if not job.result.cancelled()]
                 self._queue.clear()
                 self._num_starting = sum(job.num_rows for job in accepted)
             started = [job for job in accepted if self._encode(job)]
-            self._num_starting = 0
             self._score_choices(started)
             self._active += [job for job in started if not job.result.done()]
             self._step()
             self._answer()
+
+    def _has_work(self) -> bool:
+        """Whether there is something to do; a step frees the rows of jobs that were cancelled."""
+        has_rows = any(batch.rows or batch.waiting for batch in self._batches.values())
+        return bool(self._queue or self._active or has_rows or self._is_closed)
 
     def _encode(self, job: Job[Any]) -> bool:
         """Whether the job's rows could be made; they wait then."""
@@ -139,6 +143,8 @@ class Engine:
         except Exception as error:
             _fail(job, error)
             return False
+        finally:
+            self._num_starting -= job.num_rows
         for row in job.rows:
             row.is_cancelled = job.result.cancelled
         self._batches[job.model].waiting.extend(job.rows)

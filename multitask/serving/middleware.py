@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import h11
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,9 +21,12 @@ from multitask.serving.schema import ErrorAnswer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _GUARDED = ("/v1/", "/metrics")
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")
 _MAX_DRAINED = 64 << 20
 HEADER_S = 10.0
-"""Time for the first request line and headers of a connection."""
+"""Time for the request line and headers, of a connection and after each answer."""
+SEND_S = 30.0
+"""Time in which a client must receive something of an answer that it does not receive as fast as it is sent."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Guard:
             await self._answer(scope, receive, counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # not the address itself, of which there are too many
-            self.metrics.requests.labels(scope["method"], route, str(status)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,17 +165,56 @@ def _error(status: int, message: str, code: str, headers: dict[str, str] | None 
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's HTTP with a limit on the time of the first headers, which it does not have."""
+    """uvicorn's HTTP with limits on the time of headers and of a client that does not receive; errors in JSON."""
+
+    _headers: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock."""
         super().connection_made(transport)
-        self.loop.call_later(HEADER_S, self._check_headers)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the clocks."""
+        super().connection_lost(exc)
+        for timer in filter(None, (self._headers, self._sending)):
+            timer.cancel()
+
+    def on_response_complete(self) -> None:
+        """Starts the clock of the next request."""
+        super().on_response_complete()
+        self._expect_headers()
+
+    def pause_writing(self) -> None:
+        """The client receives more slowly than is sent."""
+        super().pause_writing()
+        self._sending = self.loop.call_later(SEND_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has received most of it."""
+        super().resume_writing()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP, unless an answer has begun."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._end("400 Bad Request", _error(400, "the request is not valid HTTP", "invalid_http"))
+        else:
+            self.transport.close()
+
+    def _expect_headers(self) -> None:
+        if self._headers is not None:
+            self._headers.cancel()
+        self._headers = self.loop.call_later(HEADER_S, self._check_headers)
 
     def _check_headers(self) -> None:
-        if self.cycle is not None or self.transport.is_closing():
-            return
-        answer = _error(408, f"the headers were not complete after {HEADER_S:g} s", "header_timeout")
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            message = f"the headers were not complete after {HEADER_S:g} s"
+            self._end("408 Request Timeout", _error(408, message, "header_timeout"))
+
+    def _end(self, status: str, answer: JSONResponse) -> None:
         head = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in answer.raw_headers)
-        self.transport.write(f"HTTP/1.1 408 Request Timeout\r\n{head}\r\n".encode() + bytes(answer.body))
+        self.transport.write(f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + bytes(answer.body))
         self.transport.close()

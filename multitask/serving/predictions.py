@@ -14,6 +14,7 @@ from typing import Any
 
 from multitask.config.data import LANGUAGE
 from multitask.config.evaluation import FewshotConfig, SamplingConfig
+from multitask.config.languages import language_code
 from multitask.data.rows import Counts, Row, read
 from multitask.errors import InputError
 from multitask.evaluation.prompting.chat import Chat
@@ -39,6 +40,7 @@ MAX_TRAINING_ROWS = 2000
 """Training rows that demonstrations and examples are drawn from."""
 NUM_TOP = 5
 _SEED = 7
+_MAX_LANGUAGE = 40  # characters
 _HANGUL = re.compile("[가-힣]")
 Given = Mapping[str, str | list[str]]
 
@@ -323,16 +325,16 @@ def choices_of(served: ServedTask, drawn: Mapping[str, Sequence[Row]]) -> dict[s
 
 def language_of(given: Given, known: Sequence[str]) -> str:
     """The language that a row names, or else Korean where it has Hangul, or else the first other one."""
-    named = given.get("language")
-    if isinstance(named, str) and named in known:
-        return named
+    named = str(given.get("language") or "")
+    if named and (code := named if named in known else language_code(named)) in known:
+        return code
     has_hangul = any(_HANGUL.search(str(text)) for text in given.values())
     fitting = [language for language in known if (language == "ko") == has_hangul]
     return next(iter([*fitting, *known]), LANGUAGE)
 
 
 def check_fields(task: Task, given: Given, number: int, columns: Sequence[Mapping[str, str]]) -> None:
-    """Raises InputError for fields that the task does not have, and for a list where one text is expected."""
+    """Raises InputError for fields that the task does not have, and for a language that there is not."""
     own = prompt_fields(task)
     if task.target in fields(segments(task.stream)[1]):  # of the repetitions before the last one
         own.append(task.target)
@@ -343,6 +345,11 @@ def check_fields(task: Task, given: Given, number: int, columns: Sequence[Mappin
             f"rows.{number}: unknown field '{unknown[0][:100]}'; the prompt of task '{task.name}' has the fields "
             f"{', '.join(own) or 'none'}"
         )
+    if "language" not in own and (named := given.get("language")):
+        try:
+            language_code(str(named)[:_MAX_LANGUAGE])
+        except ValueError as error:
+            raise InputError(f"rows.{number}: field 'language': {error}") from None
 
 
 def reason_of(row: DecodingRow) -> Reason:

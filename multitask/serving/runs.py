@@ -6,6 +6,7 @@ names a key of that mapping; no path is ever made of what a request says.
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -21,6 +22,7 @@ from multitask.events import Json
 
 _MAX_DEPTH = 3  # runs/SUITE/ARM/SEED
 _MAX_BYTES = 64 << 20
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_LINES = 1000
 """Step lines in an answer: more are thinned out evenly, since a chart has about as many pixels."""
 _ROWS_PER_TASK = 3
@@ -103,7 +105,7 @@ def _not_found(message: str) -> JSONResponse:
 def find_runs(root: Path) -> dict[str, Path]:
     """Folders with a `metrics.jsonl` below a folder, by their names joined with colons.
 
-    Hidden folders, and links that lead out of the folder, are left out.
+    Hidden folders, links that lead out of the folder, and names that are not UTF-8 are left out.
     """
     found: dict[str, Path] = {}
     inside = root.resolve()
@@ -124,9 +126,13 @@ def find_runs(root: Path) -> dict[str, Path]:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(child for child in folder.iterdir() if child.is_dir())
+        return sorted(child for child in folder.iterdir() if child.is_dir() and _is_unicode(child.name))
     except OSError:
         return []
+
+
+def _is_unicode(name: str) -> bool:
+    return name.encode(errors="replace").decode() == name
 
 
 def _owned(path: Path, root: Path) -> bool:
@@ -257,6 +263,8 @@ def _object(text: str) -> Json | None:
         read = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
+    if _SURROGATE.search(text):  # halves of pairs, which no answer can hold, become question marks
+        read = json.loads(json.dumps(read, ensure_ascii=False).encode(errors="replace"))
     return read if isinstance(read, dict) else None
 
 

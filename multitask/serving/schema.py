@@ -13,9 +13,15 @@ MAX_ROWS = 64
 """Rows of one request: rows of a task, or prompts times `n`."""
 MAX_TEXT = 200_000
 """Characters of a text."""
+MAX_REPETITIONS = 128
+"""Texts of a list field; the time that a prompt takes to encode grows with their square."""
+MAX_LIST_TEXTS = 2048
+"""Texts of all list fields of a request."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 MIN_TEMPERATURE = 0.001
+MIN_PENALTY = 0.01
+"""Of repetition: a smaller one makes scores infinite, an error that ends all rows of a batch."""
 
 
 def _warm(value: float) -> float:
@@ -28,6 +34,13 @@ Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(_warm)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
+def _few_texts(rows: "list[dict[str, str | list[str]]]") -> "list[dict[str, str | list[str]]]":
+    number = sum(len(given) for row in rows for given in row.values() if isinstance(given, list))
+    if number > MAX_LIST_TEXTS:
+        raise ValueError(f"the list fields have {number:,} texts, expected at most {MAX_LIST_TEXTS:,}; send fewer rows")
+    return rows
+
+
 class Request(BaseModel):
     """A request; names that it does not have are an error."""
 
@@ -37,13 +50,15 @@ class Request(BaseModel):
 class PredictRequest(Request):
     """Rows of a task to answer. Without a temperature, or with 0, the most likely token is taken (greedy)."""
 
-    rows: list[dict[str, Text | list[Text]]] = Field(min_length=1, max_length=MAX_ROWS)
+    rows: Annotated[
+        list[dict[str, Text | Annotated[list[Text], Field(max_length=MAX_REPETITIONS)]]], AfterValidator(_few_texts)
+    ] = Field(min_length=1, max_length=MAX_ROWS)
     arm: str | None = None
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
     temperature: Temperature | None = None
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=MIN_PENALTY, le=10)
     seed: Seed = 0
     tokens: bool = False
     stream: bool = False

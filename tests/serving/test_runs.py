@@ -162,3 +162,18 @@ def test_texts_of_pretraining_come_newest_first(root: Path, client: TestClient) 
     assert [(sample["step"], sample["text"]) for sample in found] == [
         (step, f"text {step}") for step in (8, 7, 6, 5, 4)
     ]
+
+
+def test_texts_that_are_not_unicode_do_not_break_the_list_of_runs(tmp_path: Path) -> None:
+    for name in ("good", os.fsdecode(b"bad\xff")):
+        try:
+            (tmp_path / name).mkdir()
+        except OSError:
+            pytest.skip("this file system has UTF-8 names only")
+        line = '{"event": "sample", "step": 2, "sample": "a\\ud800b", "loss": {"\\udc00": 1, "\\ud83d\\ude00": 2}}\n'
+        (tmp_path / name / "metrics.jsonl").write_text(line, "ascii")
+    assert list(runs.find_runs(tmp_path)) == ["good"]
+    found = runs.details("good", tmp_path / "good", tmp_path)
+    assert found.samples[0].text == "a?b"
+    assert found.tasks == ["?", "\N{GRINNING FACE}"]
+    assert found.model_dump_json()
