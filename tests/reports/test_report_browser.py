@@ -302,5 +302,5 @@ def test_figures_of_one_task_have_the_whole_width(browser: Any, folder: Path, tm
           .map((part) => part.getBoundingClientRect().width);
         """
     )
-    assert len(widths) == 3, "scores, few-shot, cost: one form of each"
+    assert len(widths) == 2, "scores, few-shot: one form of each"
     assert min(widths) > 0.85 * width
