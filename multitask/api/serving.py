@@ -76,11 +76,17 @@ def serve(
 
         from multitask.serving.app import make_app
         from multitask.serving.middleware import Limits, TimedProtocol
+        from multitask.serving.schema import MAX_ROWS
     except ImportError as error:
         raise InputError(
             f"serving needs FastAPI, fastapi-offline, uvicorn and prometheus-client ({error.name} is missing): "
             "pip install 'multitask[serve]'"
         ) from None
+    if max_waiting_rows < MAX_ROWS:
+        raise InputError(
+            f"max_waiting_rows is {max_waiting_rows}, expected at least {MAX_ROWS}, which one request may have; give "
+            "another --max-waiting-rows"
+        )
     from multitask.device import choose_device
     from multitask.serving.engine import Engine
     from multitask.serving.loading import load_served

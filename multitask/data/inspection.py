@@ -79,7 +79,8 @@ class Inspection:
     """What was found.
 
     files: names by split, below `root`. format: None where the extension tells it. columns: our field -> the file's.
-    classes: of the label, with counts, the most frequent first. num_unanswered: rows without an answer. repeated: the
+    num_without_hangul: of the num_sampled first rows of a Korean set, where none has a language of its own. classes: of
+    the label, with counts, the most frequent first. num_unanswered: rows without an answer. repeated: the
     column of the task's `truncate` field where rows share its texts, of which there are num_texts.
     """
 
@@ -90,6 +91,8 @@ class Inspection:
     format: str | None = None
     encoding: list[str] = field(default_factory=lambda: ["utf-8"])
     language: str = "en"
+    num_without_hangul: int = 0
+    num_sampled: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     num_unanswered: int = 0
@@ -126,7 +129,11 @@ def inspect(
     _check_alike(names, chosen, mapped)
     result = Inspection(root, _splits(paths), chosen, mapped, kind, encoding, num_rows=num_rows)
     texts = [[value for name, value in mapped.items() if name != chosen.label] or row for row in sample]
-    result.language = _language([row.get(column) for row, each in zip(sample, texts, strict=True) for column in each])
+    of_rows = [[row.get(column) for column in each] for row, each in zip(sample, texts, strict=True)]
+    result.language = _language(of_rows)
+    if result.language == "ko" and "language" not in found:
+        result.num_without_hangul = sum(not _num_hangul(_text(values)) for values in of_rows)
+        result.num_sampled = len(sample)
     text = found.get(mapped.get(chosen.truncate or "", chosen.truncate or ""))
     if text is not None and text.num_texts + text.num_empty == num_rows and text.num_texts > len(text.distinct):
         result.repeated, result.num_texts = mapped.get(chosen.truncate or "", chosen.truncate), len(text.distinct)
@@ -344,10 +351,18 @@ def _mapped(task: Task, found: Mapping[str, Column], given: Mapping[str, str]) -
 
 
 def _language(values: list[Any]) -> str:
-    """Code `ko` where most letters of the texts are Hangul."""
-    text = normalize("NFC", "".join(_texts(values)))
+    """Code `ko` where a tenth of the letters or more are Hangul: what is Korean counts the words of both languages."""
+    text = _text(values)
     num_letters = sum(character.isalpha() for character in text)
-    return "ko" if 2 * sum("가" <= character <= "힣" for character in text) > num_letters else "en"
+    return "ko" if num_letters and 10 * _num_hangul(text) >= num_letters else "en"
+
+
+def _text(values: list[Any]) -> str:
+    return normalize("NFC", "".join(_texts(values)))
+
+
+def _num_hangul(text: str) -> int:
+    return sum("가" <= character <= "힣" for character in text)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -44,7 +44,13 @@ def settings_text(found: Inspection, share: float, tasks_dirs: Sequence[str] = (
     if source.encoding != ["utf-8"]:
         several = len(source.encoding) > 1
         body.append(f"encoding: {'[' + ', '.join(source.encoding) + ']' if several else source.encoding[0]}")
-    body.append(f"language: {source.language}")
+    both = ""
+    if 10 * source.num_without_hangul >= source.num_sampled > 0:
+        both = (
+            f"  # {source.num_without_hangul} of the first {source.num_sampled} rows have no Hangul; a column "
+            "`language` (ko, en) names that of each row"
+        )
+    body.append(f"language: {source.language}{both}")
     renamed = {name: column for name, column in source.columns.items() if name != column}
     if renamed:
         pairs = ", ".join(f"{written_word(name)}: {written_word(column)}" for name, column in renamed.items())

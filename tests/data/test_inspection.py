@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import write_rows
 
 from multitask.api import init
 from multitask.config.loading import load, read_yaml
@@ -439,6 +440,19 @@ def test_settings_work_from_any_folder(tmp_path: Path, monkeypatch: pytest.Monke
     for folder in (".", "data", "other"):
         monkeypatch.chdir(tmp_path / folder)
         assert len(rows(load(RunConfig, read_yaml(path)))) == 60
+
+
+def test_rows_in_two_languages_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = [("The goat eats honey at home.", "A goat eats."), ("염소는 집에서 꿀을 먹는다.", "염소가 먹는다.")]
+    rows = [{"document": d, "summary": s} for _ in range(20) for d, s in both]
+    write_rows(tmp_path / "both.jsonl", rows)
+    text, _ = init("both.jsonl")
+    assert "language: ko  # 20 of the first 40 rows have no Hangul; a column `language` (ko, en) names" in text
+    write_rows(tmp_path / "named.jsonl", [{**row, "language": ("en", "ko")[n % 2]} for n, row in enumerate(rows)])
+    write_rows(tmp_path / "korean.jsonl", rows[1::2])
+    for name in ("named", "korean"):
+        assert "language: ko\n" in init(f"{name}.jsonl")[0]
 
 
 def test_comments_are_in_the_language_of_the_rows() -> None:

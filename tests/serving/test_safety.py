@@ -289,6 +289,7 @@ def test_an_error_of_the_model_is_500_without_detail(monkeypatch: pytest.MonkeyP
     [
         (["--host", "0.0.0.0"], "--api-key"),
         (["--api-key", "short"], "at least 16"),
+        (["--max-waiting-rows", "63"], "max_waiting_rows is 63, expected at least 64"),
         (["--host", "no such host", "--api-key", "0123456789abcdef"], "cannot listen there"),
         (["--host", "192.0.2.1", "--api-key", "0123456789abcdef"], "cannot listen there"),
     ],
