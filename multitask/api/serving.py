@@ -5,6 +5,7 @@
 
 import math
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from multitask.models.names import model_folder
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_KEY = 16
+_SWITCH_S = 0.0005
+"""The event loop and the engine's thread take turns at the interpreter; by default each waits 5 ms for the other."""
 
 
 def serve(
@@ -93,6 +96,7 @@ def serve(
     from multitask.serving.predictions import task_arms
     from multitask.serving.runs import make_router
 
+    sys.setswitchinterval(_SWITCH_S)
     listening = _bound(host, port)
     with listening:
         served = load_served(names, str(choose_device(config.device)), listed(tasks_dirs), report)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from multitask.config.evaluation import SamplingConfig
@@ -275,7 +275,7 @@ class Generator:
         """The prompt of a task, encoded and truncated as for scoring."""
         values, earlier = prompt_values(task, prompt, self.columns)
         max_new_tokens = self.max_new_tokens or task.max_new_tokens
-        row = Row("", {**values, task.target: self._any_target()}, (), "", (), (), None, prompt.where, earlier=earlier)
+        row = Row("", {**values, task.target: self._any_target}, (), "", (), (), None, prompt.where, earlier=earlier)
         self._warn_of_lost([text for one in (*earlier, values) for text in one.values()], prompt.where)
         (encoded,) = self.encoder.encode([row])
         pieces = render(task, values, with_target=False, earlier=earlier)
@@ -376,12 +376,15 @@ class Generator:
             "from; give at least a word"
         )
 
+    @cached_property
     def _any_target(self) -> str:
         """A text of at least one token, as the target of a prompt that has none."""
         vocabulary: dict[str, int] = self.tokenizer.get_vocab()
         return next(token for token in vocabulary if self.plain.encode(token, add_special_tokens=False).ids)
 
     def _warn_of_lost(self, texts: Iterable[str], where: str) -> None:
+        if self.report is ignore:
+            return
         given = list(texts)
         lost = lost_characters(given, self.tokenizer, self.plain) if given else None
         if lost:

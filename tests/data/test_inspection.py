@@ -445,7 +445,7 @@ def test_settings_work_from_any_folder(tmp_path: Path, monkeypatch: pytest.Monke
 def test_rows_in_two_languages_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     both = [("The goat eats honey at home.", "A goat eats."), ("염소는 집에서 꿀을 먹는다.", "염소가 먹는다.")]
-    rows = [{"document": d, "summary": s} for _ in range(20) for d, s in both]
+    rows = [{"document": f"{d} {n}", "summary": f"{s} {n}"} for n in range(20) for d, s in both]
     write_rows(tmp_path / "both.jsonl", rows)
     text, _ = init("both.jsonl")
     assert "language: ko  # 20 of the first 40 rows have no Hangul; a column `language` (ko, en) names" in text
