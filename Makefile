@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-gpu notebooks format clean
+.PHONY: help demo serve test test-slow test-real test-gpu test-tensorflow bench-train bench-train-real bench-eval bench-eval-real bench-pretrain bench-scale bench-serve bench-gpu notebooks format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -66,6 +66,9 @@ bench-pretrain: $(VENV)/installed  ## tokens/s of pretraining beside a plain loo
 
 bench-scale: $(VENV)/installed  ## 100,000 and 1,000,000 short rows: rate of encoding, seconds to the first step, memory; writes benchmarks/scale.md
 	$(BIN)/python benchmarks/scale.py
+
+bench-serve: $(VENV)/installed  ## 64 clients for ten minutes on the demo run (after `make demo`); writes benchmarks/serve.md
+	$(BIN)/python benchmarks/serve.py runs/demo
 
 bench-gpu: $(VENV)/installed .venv-eval/installed  ## training, generation and few-shot scoring on a GPU, beside others; writes benchmarks/gpu.md, gpu_eval.md
 	$(BIN)/python benchmarks/gpu.py

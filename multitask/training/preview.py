@@ -46,6 +46,7 @@ from multitask.training.finetune import tokenizer_texts
 from multitask.training.run_dir import check_folder, estimate_file
 
 _FIRST_PASS = 256  # tokens
+_TIMED_PASSES = 4
 _MARGIN = 1.2  # for what grows faster than the number of tokens
 _MICRO = "train.micro_batch_tokens"
 
@@ -251,7 +252,7 @@ class _Passes:
     def measure(self, whole: int, all_rows: int, moments: int) -> _Measured:
         """whole: tokens of a pass of training; all_rows: tokens of all rows; moments: bytes of AdamW's."""
         self.wrapped = TokenNLL(self.model).to(self.device).train()
-        self.drawn = [d for block in self.stream.next_blocks(max(1, whole // self.stream.block_size)) for d in block]
+        self._draw(whole)
         held = used_memory_bytes(self.device)
         free = held + free_memory_bytes(self.device)
         gradients = moments // 2
@@ -273,11 +274,21 @@ class _Passes:
             if size >= most or fixed + _MARGIN * per_token * following > free:
                 break
             size = following
-        if size >= most:
-            times += [one.elapsed_s / one.num_tokens for one in (self._run(size) for _ in range(2))]
+        s_per_token = min(times)
+        if size >= most:  # rows of other lengths in each pass, as in training: sizes that were not computed before
+            again = []
+            for _ in range(_TIMED_PASSES):
+                self._draw(whole)
+                again.append(self._run(size))
+            s_per_token = sum(one.elapsed_s for one in again) / sum(one.num_tokens for one in again)
         fits = int((free - moments - fixed) / per_token) if per_token else whole
         peak_bytes = max(before.peak_bytes, int(fixed + per_token * whole)) + moments
-        return _Measured(min(times), peak_bytes, free, whole if peak_bytes <= free else max(16, fits))
+        return _Measured(s_per_token, peak_bytes, free, whole if peak_bytes <= free else max(16, fits))
+
+    def _draw(self, whole: int) -> None:
+        """Draws the next examples of a pass of training."""
+        blocks = self.stream.next_blocks(max(1, whole // self.stream.block_size))
+        self.drawn = [d for block in blocks for d in block]
 
     def _check_free(self, wanted: int, free: int, moments: int) -> None:
         if wanted > free:
