@@ -29,8 +29,8 @@ _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.c
 def choose_device(name: str) -> torch.device:
     """The named device; `auto`: the accelerator if there is one. Raises InputError when it is not available.
 
-    Of a CPU, oneDNN is told, before its first product, to keep 128 compiled products in place of 1,024: each takes
-    about 0.6 MB, and packed rows bring new shapes in every pass.
+    oneDNN, which computes products on a CPU, is told before its first one to keep 128 compiled products in place of
+    1,024: each takes about 0.6 MB, and packed rows bring new shapes in every pass.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _NUM_KERNELS)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
